@@ -1,0 +1,262 @@
+"""Every setting of Penstock, typed and documented, in one place.
+
+A configuration is a frozen tree of sections. It is read from TOML (`load.py`), changed with dotted
+`--set section.key=value`, checked here, and written back resolved into the run's folder, where it alone
+reproduces the run. A field is read somewhere or it does not exist. Values of "auto" are settled once, when
+the run starts (`engine/resolve.py`), and the settled value is what the run's `config.toml` holds.
+
+Field descriptions are the user's documentation (`penstock config --explain section.key`): units, allowed
+range, and when to change it. Checks that involve two fields live in `Config.check_pairs` and name both.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, unknown keys refused, no silent type conversion of strings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True, allow_inf_nan=False)
+
+
+class RunSection(Section):
+    """Identity of the run and the machine it may use."""
+
+    seed: Count = Field(1234, description="Seed of weights, data order and samples. Same seed, same run, on any number of ranks.")
+    name: str = Field("", pattern=r"^[A-Za-z0-9._-]*$", description="Name of the run's folder; empty: made from the date, time and preset.")
+    dir: str = Field("runs", min_length=1, description="Folder that holds the runs.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute; auto: CUDA where there is a GPU, else the CPU.")
+    threads: Count = Field(0, description="CPU threads a rank computes with; 0: the host's cores divided by its ranks.")
+
+
+class DataSection(Section):
+    """Which text, how it becomes tokens, and what is held out."""
+
+    path: str = Field(
+        "stdlib",
+        min_length=1,
+        description="File, folder or glob of text, Markdown, source code, .jsonl or .parquet; 'hf:NAME' for a Hugging Face dataset; "
+        "'stdlib' for the Python standard library's own source.",
+    )
+    text_field: str = Field("text", min_length=1, description="Field of a JSONL object or Parquet column that holds the text.")
+    tokenizer: str = Field(
+        "bpe",
+        min_length=1,
+        description="'bpe' (byte-level BPE trained on the corpus), 'bytes', 'chars', or the path of a tokenizer.json.",
+    )
+    vocab: Annotated[int, Field(ge=260, le=1_000_000)] = Field(8192, description="Vocabulary size of a trained BPE; not used by other tokenizers.")
+    validation: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.05, description="Share of the corpus held out for validation.")
+    split: Literal["auto", "document", "tail"] = Field(
+        "auto",
+        description="How to hold out: 'document' draws whole documents by hash, 'tail' takes the last share of the text; "
+        "auto: by document, or by tail where the corpus is a single document.",
+    )
+    document_mask: bool = Field(False, description="Attend only within a document when several are packed into one sequence.")
+    max_bytes: Count = Field(0, description="Use at most so many bytes of the corpus; 0: all of it.")
+    cache_dir: str = Field("", description="Folder for prepared token shards; empty: ~/.cache/penstock/tokens.")
+    workers: Count = Field(0, description="Processes that prepare data; 0: one for each core, at most 16.")
+
+
+class MoESection(Section):
+    """Mixture of experts in DeepSeek-V3's shape (arXiv 2412.19437, section 2.1.2); off while `experts` is 0."""
+
+    experts: Count = Field(0, description="Routed experts per layer; 0: every layer is dense.")
+    active: Positive = Field(2, description="Routed experts each token goes to.")
+    shared: Count = Field(1, description="Shared experts that every token goes through.")
+    dim: Count = Field(0, description="Hidden width of one expert; 0: ffn_dim divided by (active + shared).")
+    first_dense: Count = Field(0, description="Leading layers that stay dense.")
+    scoring: Literal["sigmoid", "softmax"] = Field("sigmoid", description="Router's score: sigmoid as DeepSeek-V3, softmax as Qwen3-MoE.")
+    normalise: bool = Field(True, description="Scale the chosen experts' weights to sum to one.")
+    scale: Annotated[float, Field(gt=0.0)] = Field(1.0, description="Factor on the routed experts' output (DeepSeek-V3: 2.5).")
+    groups: Positive = Field(1, description="Expert groups; tokens choose groups first (device-limited routing).")
+    active_groups: Positive = Field(1, description="Groups a token may choose its experts from.")
+    bias_rate: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.001, description="Step of the auxiliary-loss-free balancing bias per optimizer step (arXiv 2408.15664); 0: no balancing."
+    )
+
+
+class RopeScaling(Section):
+    """Llama 3's frequency scaling of the rotary embedding for contexts beyond the original; off while `factor` is 1."""
+
+    factor: Annotated[float, Field(ge=1.0)] = Field(1.0, description="Stretch of the low frequencies; 1: none.")
+    low: Annotated[float, Field(gt=0.0)] = Field(1.0, description="Low-frequency factor.")
+    high: Annotated[float, Field(gt=0.0)] = Field(4.0, description="High-frequency factor.")
+    original_context: Positive = Field(8192, description="Context the frequencies were first trained for, in tokens.")
+
+
+class ModelSection(Section):
+    """The decoder: RMSNorm, rotary embedding, grouped-query attention, SwiGLU or a mixture of experts."""
+
+    layers: Positive = Field(4, description="Number of decoder blocks.")
+    dim: Positive = Field(128, description="Width of the residual stream.")
+    heads: Positive = Field(4, description="Query heads.")
+    kv_heads: Count = Field(0, description="Key and value heads (grouped-query attention); 0: as many as heads.")
+    head_dim: Count = Field(0, description="Width of one head; 0: dim divided by heads.")
+    ffn_dim: Count = Field(0, description="Hidden width of SwiGLU; 0: 8/3 of dim, rounded up to a multiple of 32.")
+    vocab: Count = Field(0, description="Rows of the embedding; 0: the tokenizer's size (rounded up to a multiple of 64 from 4096 on).")
+    context: Annotated[int, Field(ge=2)] = Field(256, description="Sequence length in tokens.")
+    norm_eps: Annotated[float, Field(gt=0.0, le=0.1)] = Field(1e-5, description="Epsilon of RMSNorm.")
+    rope_theta: Annotated[float, Field(gt=1.0)] = Field(10000.0, description="Base of the rotary embedding.")
+    rope_scaling: RopeScaling = Field(RopeScaling(), description="Scaling of the rotary frequencies (Llama 3.1).")  # type: ignore[call-arg]
+    qk_norm: bool = Field(False, description="RMSNorm on queries and keys per head (Qwen3).")
+    tie_embeddings: bool = Field(False, description="Use the embedding as output head too.")
+    sliding_window: Count = Field(0, description="Tokens a query sees back, itself included; 0: the whole context.")
+    init_std: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.02, description="Standard deviation of the initial weights.")
+    moe: MoESection = Field(MoESection(), description="Mixture of experts.")  # type: ignore[call-arg]
+
+
+class BatchSection(Section):
+    """Sequences per optimizer step, and how many at a time."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    global_: Positive = Field(16, alias="global", description="Sequences per optimizer step, over all ranks.")
+    micro: Positive = Field(16, description="Sequences a rank computes at a time; the rest is gradient accumulation.")
+
+
+class TrainSection(Section):
+    """How long to train."""
+
+    steps: Positive = Field(200, description="Optimizer steps.")
+    loss_chunk: Count = Field(
+        0, description="Tokens whose logits are held at once in the cross-entropy; 0: as many as keep them under 64 MiB (CPU) or 512 MiB (GPU)."
+    )
+
+
+class OptimSection(Section):
+    """Optimizer, learning-rate schedule and clipping."""
+
+    kind: Literal["adamw", "muon"] = Field("adamw", description="AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest.")
+    lr: Annotated[float, Field(gt=0.0, le=10.0)] = Field(1e-3, description="Peak learning rate of AdamW.")
+    muon_lr: Annotated[float, Field(gt=0.0, le=10.0)] = Field(0.02, description="Peak learning rate of Muon.")
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="Decay of AdamW's first moment.")
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.95, description="Decay of AdamW's second moment.")
+    eps: Annotated[float, Field(gt=0.0)] = Field(1e-8, description="Epsilon of AdamW.")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.95, description="Momentum of Muon (Nesterov).")
+    weight_decay: Annotated[float, Field(ge=0.0, le=10.0)] = Field(0.1, description="Decoupled weight decay of matrices; norms and biases have none.")
+    schedule: Literal["cosine", "wsd", "constant"] = Field(
+        "cosine", description="After the linear warm-up: cosine to the end, stable then linear decay (WSD), or constant."
+    )
+    warmup: Count = Field(10, description="Steps of linear warm-up.")
+    decay: Fraction = Field(0.2, description="Share of the steps that WSD spends decaying.")
+    min_lr: Fraction = Field(0.1, description="Learning rate at the end, as a share of the peak.")
+    clip: Annotated[float, Field(ge=0.0)] = Field(1.0, description="Largest global gradient norm; 0: no clipping.")
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="Decay of an exponential average of the weights that evaluation, samples and export use; 0: none."
+    )
+
+
+class PrecisionSection(Section):
+    """Number formats. Master weights, moments and gradient sums are float32 always."""
+
+    compute: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Format of activations and matrix products; auto: bfloat16 on CUDA, float32 on the CPU.")
+
+
+class CompileSection(Section):
+    """torch.compile of the model's blocks and loss."""
+
+    enabled: Literal["auto", "on", "off"] = Field(
+        "auto", description="auto: on where it pays (CUDA, or a CPU run long enough to earn back the compile time), after a gradient check."
+    )
+
+
+class LayoutSection(Section):
+    """Which axes the ranks form."""
+
+    replicate: Count = Field(0, description="Data-parallel replicas; 0: all ranks.")
+    bucket_mb: Annotated[float, Field(gt=0.0, le=4096.0)] = Field(25.0, description="Size of a gradient bucket that is summed over ranks while backward goes on, MiB.")
+    timeout_s: Annotated[float, Field(ge=1.0, le=86400.0)] = Field(600.0, description="Deadline of every wait between ranks, in seconds.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="TCP port of the rendezvous that --nproc starts; 0: any free one.")
+
+
+class EvalSection(Section):
+    """Validation loss and samples while training."""
+
+    every: Count = Field(50, description="Steps between evaluations; the last step is always evaluated; 0: only the last.")
+    sequences: Count = Field(0, description="Validation sequences used, evenly spread; 0: all.")
+    prompt: str = Field("", description="Prompt of the samples; empty: start of a document.")
+    sample_tokens: Count = Field(160, description="Tokens of the sample after an evaluation; 0: no samples.")
+    temperature: Annotated[float, Field(ge=0.0, le=10.0)] = Field(0.8, description="Temperature of samples; 0: the likeliest token.")
+    top_k: Count = Field(50, description="Sample among the k likeliest tokens; 0: all.")
+
+
+class SnapshotSection(Section):
+    """When the state is written to disk."""
+
+    every: Count = Field(100, description="Steps between snapshots; the last step is always written; 0: only the last.")
+    keep: Count = Field(2, description="Newest snapshots kept; 0: all.")
+
+
+class MetricsSection(Section):
+    """What is recorded of the run."""
+
+    every: Positive = Field(1, description="Steps between rows in the metrics store.")
+    tensorboard: bool = Field(True, description="Write TensorBoard event files too.")
+    peak_tflops: Annotated[float, Field(ge=0.0)] = Field(0.0, description="Hardware peak that utilisation is a share of, TFLOP/s a rank; 0: measure it at the start.")
+
+
+class Config(Section):
+    """The whole configuration of a run."""
+
+    run: RunSection = Field(default_factory=RunSection)  # type: ignore[arg-type]
+    data: DataSection = Field(default_factory=DataSection)  # type: ignore[arg-type]
+    model: ModelSection = Field(default_factory=ModelSection)  # type: ignore[arg-type]
+    batch: BatchSection = Field(default_factory=BatchSection)  # type: ignore[arg-type]
+    train: TrainSection = Field(default_factory=TrainSection)  # type: ignore[arg-type]
+    optim: OptimSection = Field(default_factory=OptimSection)  # type: ignore[arg-type]
+    precision: PrecisionSection = Field(default_factory=PrecisionSection)  # type: ignore[arg-type]
+    compile: CompileSection = Field(default_factory=CompileSection)  # type: ignore[arg-type]
+    layout: LayoutSection = Field(default_factory=LayoutSection)  # type: ignore[arg-type]
+    eval: EvalSection = Field(default_factory=EvalSection)  # type: ignore[arg-type]
+    snapshot: SnapshotSection = Field(default_factory=SnapshotSection)  # type: ignore[arg-type]
+    metrics: MetricsSection = Field(default_factory=MetricsSection)  # type: ignore[arg-type]
+
+    @model_validator(mode="after")
+    def check_pairs(self) -> Config:
+        """Refuse combinations that cannot work, naming both fields."""
+        for broken, sentence in self._impossible():
+            if broken:
+                raise ValueError(sentence)
+        return self
+
+    def _impossible(self) -> list[tuple[bool, str]]:
+        m, moe, o = self.model, self.model.moe, self.optim
+        kv = m.kv_heads or m.heads
+        return [
+            (m.head_dim == 0 and m.dim % m.heads != 0,
+             f"model.dim = {m.dim} is not divisible by model.heads = {m.heads}; change one or set model.head_dim"),
+            (m.head_dim == 0 and m.dim % m.heads == 0 and (m.dim // m.heads) % 2 != 0,
+             f"model.dim = {m.dim} over model.heads = {m.heads} gives an odd head width, which a rotary embedding cannot split"),
+            (m.head_dim % 2 != 0, f"model.head_dim = {m.head_dim} is odd; a rotary embedding needs an even width"),
+            (m.heads % kv != 0, f"model.heads = {m.heads} is not a multiple of model.kv_heads = {kv}; queries share keys in equal groups"),
+            (self.batch.global_ % self.batch.micro != 0,
+             f"batch.global = {self.batch.global_} is not a multiple of batch.micro = {self.batch.micro}"),
+            (moe.experts > 0 and moe.active > moe.experts,
+             f"model.moe.active = {moe.active} is more than model.moe.experts = {moe.experts}"),
+            (moe.experts > 0 and moe.experts % moe.groups != 0,
+             f"model.moe.experts = {moe.experts} is not a multiple of model.moe.groups = {moe.groups}"),
+            (moe.active_groups > moe.groups,
+             f"model.moe.active_groups = {moe.active_groups} is more than model.moe.groups = {moe.groups}"),
+            (moe.experts > 0 and moe.experts % moe.groups == 0 and moe.active > moe.active_groups * (moe.experts // moe.groups),
+             f"model.moe.active = {moe.active} does not fit into model.moe.active_groups = {moe.active_groups} groups of {moe.experts // moe.groups} experts"),
+            (moe.experts > 0 and moe.groups > 1 and moe.experts // moe.groups < 2,
+             f"model.moe.groups = {moe.groups} leaves fewer than two of model.moe.experts = {moe.experts} in a group"),
+            (moe.experts > 0 and moe.first_dense >= m.layers,
+             f"model.moe.first_dense = {moe.first_dense} leaves none of model.layers = {m.layers} for experts"),
+            (m.rope_scaling.high <= m.rope_scaling.low,
+             f"model.rope_scaling.high = {m.rope_scaling.high} must be above model.rope_scaling.low = {m.rope_scaling.low}"),
+            (o.warmup > self.train.steps, f"optim.warmup = {o.warmup} is more than train.steps = {self.train.steps}"),
+            (o.schedule == "wsd" and o.warmup + o.decay * self.train.steps > self.train.steps,
+             f"optim.warmup = {o.warmup} and optim.decay = {o.decay} overlap within train.steps = {self.train.steps}"),
+        ]
+
+    def tree(self) -> dict[str, Any]:
+        """The configuration as nested plain values, with the names users write (`batch.global`)."""
+        return self.model_dump(by_alias=True)
