@@ -1,0 +1,104 @@
+"""This process among the others: rank, size, device, and the few small agreements the engine needs.
+
+Every collective of Penstock is called through this room, so that its bytes are counted (`meter.py`) and its
+wait has a deadline (`layout.timeout_s`): a rank that waits longer raises, and the launcher ends the job with
+the rank's name instead of hanging.
+
+A world of one rank has no process group and every agreement is the identity, so a laptop run pays nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from penstock.comm.meter import ByteMeter
+from penstock.config import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank and size of this process, the device it computes on, and the meter of its traffic."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    device: torch.device = torch.device("cpu")
+    meter: ByteMeter = field(default_factory=ByteMeter)
+
+    @property
+    def is_lead(self) -> bool:
+        """Whether this rank writes what is written once: metrics, live line, report."""
+        return self.rank == 0
+
+    def sum_(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        """Sum `tensor` over all ranks in place and return it."""
+        if self.size > 1:
+            self.meter.count(name, tensor.numel() * tensor.element_size())
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather_numbers(self, value: float, name: str) -> list[float]:
+        """One number from every rank, in rank order."""
+        if self.size == 1:
+            return [value]
+        row = torch.zeros(self.size, dtype=torch.float64, device=self.device)
+        row[self.rank] = value
+        return self.sum_(row, name).tolist()
+
+    def any(self, flag: bool, name: str) -> bool:
+        """Whether the flag is set on any rank."""
+        return any(self.gather_numbers(float(flag), name))
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.gather_numbers(0.0, "barrier")
+
+
+def under_launcher() -> bool:
+    """Whether torchrun (or Penstock's own `--nproc`) started this process as one rank of several."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of `run.device`; raises `UserError` where CUDA is asked for and absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("run.device = 'cuda', but torch finds no CUDA device here; use --set run.device=cpu or install a CUDA build of torch")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(f"local rank {local_rank} has no GPU: the host has {torch.cuda.device_count()}; start at most that many ranks on it")
+    return torch.device("cuda", local_rank)
+
+
+def join_world(device_name: str, timeout_s: float) -> World:
+    """Join the process group described by the launcher's environment, or form a world of one."""
+    if not under_launcher():
+        return World(device=choose_device(device_name))
+    rank, size, local_rank = (int(os.environ.get(key, "0")) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    device = choose_device(device_name, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if size > 1:
+        _init_group(device, timeout_s)
+    return World(rank=rank, size=size, local_rank=local_rank, device=device)
+
+
+def leave_world(world: World) -> None:
+    """Leave the process group; harmless where there is none."""
+    if world.size > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _init_group(device: torch.device, timeout_s: float) -> None:
+    where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=device if backend == "nccl" else None)
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the ranks could not meet at {where}: {reason}; is the port in use or another rank missing? Choose another with layout.port") from None

@@ -1,0 +1,145 @@
+"""A run is a folder: created once, found by name or path, listed, and traceable to what made it.
+
+    config.toml    the resolved configuration, which alone reproduces the run
+    run.json       identity, code version, environment, corpus
+    tokenizer/     the tokenizer, so that a run can speak without its corpus
+    metrics/       rows of numbers;  events/  TensorBoard;  snapshots/  the state
+    summary.json   how it ended;     report.html  the page to look at
+
+Files are replaced atomically (written beside, flushed to the disk, renamed), so a reader or a crash never sees
+half of one.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penstock.config import Config, UserError, load_config, nearest, to_toml
+
+
+@dataclass(frozen=True)
+class Run:
+    """Handle of a run's folder."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name: its folder's."""
+        return self.path.name
+
+    @property
+    def snapshots(self) -> Path:
+        """Folder of the snapshots."""
+        return self.path / "snapshots"
+
+    def config(self) -> Config:
+        """The resolved configuration the run was made with; raises `UserError` if damaged."""
+        return load_config(self.path / "config.toml")
+
+    def read(self, file: str) -> dict[str, Any]:
+        """A JSON file of the run, or an empty dictionary where it is missing; raises `UserError` if damaged."""
+        path = self.path / file
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is damaged ({error}); restore it or start a new run") from None
+
+    def write(self, file: str, content: dict[str, Any]) -> None:
+        """Replace a JSON file of the run atomically; raises `UserError` when the disk is full."""
+        write_text(self.path / file, json.dumps(content, indent=2, default=str) + "\n")
+
+    def update(self, file: str, **values: Any) -> None:
+        """Replace some keys of a JSON file of the run."""
+        self.write(file, self.read(file) | values)
+
+
+def create_run(config: Config, folder: Path, identity: dict[str, Any]) -> Run:
+    """Make the run's folder with `config.toml` and `run.json`; refuse one that already holds a run."""
+    if (folder / "run.json").exists():
+        raise UserError(f"{folder} already holds a run; go on with `penstock resume {folder}`, or choose another --run-dir or run.name")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not an empty folder; choose another --run-dir")
+    with disk_errors(folder, "creating the run"):
+        (folder / "snapshots").mkdir(parents=True)
+        write_text(folder / "config.toml", to_toml(config))
+        run = Run(folder)
+        run.write("run.json", {"run": folder.name, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | identity)
+    return run
+
+
+def save_config(run: Run, config: Config) -> None:
+    """Replace the run's resolved configuration."""
+    write_text(run.path / "config.toml", to_toml(config))
+
+
+def new_run_folder(config: Config, label: str) -> Path:
+    """A fresh folder below `run.dir`: `run.name`, or the label with date, time and a counter."""
+    parent = Path(config.run.dir)
+    if config.run.name:
+        return parent / config.run.name
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", label) + time.strftime("-%Y%m%d-%H%M%S")
+    candidates = [stem] + [f"{stem}-{i}" for i in range(2, 1000)]
+    return next(parent / name for name in candidates if not (parent / name).exists())
+
+
+def find_run(name: str | Path, runs_dir: str | Path = "runs") -> Run:
+    """The run at a folder's path, or of a name below `runs_dir`; 'last' is the newest. Raises `UserError`."""
+    for folder in (Path(name), Path(runs_dir) / name):
+        if (folder / "run.json").is_file():
+            return Run(folder)
+    runs = list_runs(runs_dir)
+    if str(name) == "last" and runs:
+        return runs[-1]
+    known = [run.name for run in runs]
+    raise UserError(f"no run '{name}' here or below {runs_dir}/{nearest(str(name), known)}; `penstock runs` lists them")
+
+
+def list_runs(runs_dir: str | Path = "runs") -> list[Run]:
+    """All runs below a folder, oldest first."""
+    found = [Run(file.parent) for file in Path(runs_dir).glob("*/run.json")]
+    return sorted(found, key=lambda run: (run.path / "run.json").stat().st_mtime)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file atomically; raises `UserError` when the disk is full or refuses."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with disk_errors(path.parent, f"writing {path.name}"), open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(folder: Path, doing: str) -> Iterator[None]:
+    """Turn an operating system's refusal to write into a `UserError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(f"the disk of {folder} is full while {doing} ({_free_bytes(folder)} bytes free); free some space or move the run") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise UserError(f"cannot write to {folder} while {doing}: {error.strerror}; choose a folder you may write to") from error
+        raise
+
+
+def _free_bytes(folder: Path) -> int:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
