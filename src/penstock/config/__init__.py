@@ -1,6 +1,6 @@
 """Floor 1: every setting, typed and documented, in one place; errors that name the mend."""
 
-from penstock.config.errors import ConfigError, UserError, nearest
+from penstock.config.errors import ConfigError, RankFailed, UserError, nearest
 from penstock.config.explain import explain
 from penstock.config.load import load_config, parse_config, preset_dir, preset_names, to_toml, walk_settings, with_values
 from penstock.config.schema import (
@@ -16,6 +16,6 @@ from penstock.config.schema import (
 
 __all__ = [
     "BatchSection", "Config", "ConfigError", "DataSection", "EvalSection", "ModelSection", "MoESection", "OptimSection",
-    "RopeScaling", "UserError", "explain", "load_config", "nearest", "parse_config", "preset_dir", "preset_names",
+    "RankFailed", "RopeScaling", "UserError", "explain", "load_config", "nearest", "parse_config", "preset_dir", "preset_names",
     "to_toml", "walk_settings", "with_values",
 ]

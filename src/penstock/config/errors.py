@@ -19,6 +19,10 @@ class ConfigError(UserError):
     """A setting that is unknown, out of range, or impossible beside another one."""
 
 
+class RankFailed(Exception):
+    """A rank ended in a way that is not the user's mistake (killed, crashed); the message names it. Exit code 1."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the closest valid name, or an empty string."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)

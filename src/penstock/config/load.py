@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Iterator
+from difflib import SequenceMatcher
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def with_values(config: Config, values: dict[str, Any]) -> Config:
     tree = config.tree()
     for key, value in values.items():
         _assign(tree, key, value)
-    return parse_config(tree, source="override")
+    return parse_config(tree, source="setting")
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -68,9 +69,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def preset_dir() -> Path:
-    """Folder of the presets: inside the installed package, or `configs/` of a source checkout."""
-    installed = Path(str(resources.files("penstock"))) / "presets"
-    return installed if installed.is_dir() else Path(__file__).parents[3] / "configs"
+    """Folder of the presets (in a source checkout a link to `configs/`)."""
+    return Path(str(resources.files("penstock"))) / "presets"
 
 
 def preset_names() -> list[str]:
@@ -84,6 +84,18 @@ def apply_set(tree: dict[str, Any], assignment: str) -> None:
     if not equals or not key.strip():
         raise ConfigError(f"--set {assignment!r} is not of the form section.key=value")
     _assign(tree, key.strip(), _toml_value(text.strip()))
+
+
+def parse_sets(sets: Iterable[str]) -> dict[str, Any]:
+    """`section.key=value` strings as a flat dictionary of dotted names; unknown names are refused."""
+    values: dict[str, Any] = {}
+    for assignment in sets:
+        tree: dict[str, Any] = {}
+        apply_set(tree, assignment)
+        refuse_unknown(tree, Config, "--set")
+        key, _, text = assignment.partition("=")
+        values[key.strip()] = _toml_value(text.strip())
+    return values
 
 
 def refuse_unknown(tree: dict[str, Any], model: type[BaseModel], source: str, prefix: str = "") -> None:
@@ -167,10 +179,16 @@ def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _suggest(dotted: str, key: str, fields: dict[str, Any], prefix: str) -> str:
-    local = nearest(key, fields)
-    if local:
-        return local.replace("'", f"'{prefix}", 1)
-    return nearest(dotted, [name for name, _ in walk_settings()])
+    """The nearest key of the same section, or of any section where its last word fits better."""
+    likeness = {prefix + name: _likeness(key, name) + 0.01 for name in fields}
+    for name, _ in walk_settings():
+        likeness.setdefault(name, max(_likeness(key, name.rpartition(".")[2]), _likeness(dotted, name)))
+    best = max(likeness, key=lambda name: likeness[name])
+    return f"; did you mean '{best}'?" if likeness[best] >= 0.6 else ""
+
+
+def _likeness(a: str, b: str) -> float:
+    return SequenceMatcher(None, a, b).ratio()
 
 
 def _sentence(error: Any, source: str) -> str:

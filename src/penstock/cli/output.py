@@ -1,0 +1,105 @@
+"""Printing results: JSON for programs, a few aligned lines for people; progress on stderr only."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from penstock.store import Run
+
+
+def show(result: dict[str, Any], as_json: bool, text: Callable[[dict[str, Any]], str]) -> None:
+    """Print a result on stdout, as one JSON object or as text."""
+    print(json.dumps(result, default=str) if as_json else text(result), flush=True)
+
+
+def summary_text(result: dict[str, Any]) -> str:
+    """The end of a training run, for people."""
+    loss = f"validation loss {result['val_loss']:.4f}" if result["val_loss"] is not None else "no evaluation yet"
+    lines = [
+        f"step {result['step']}, {result['tokens']:,} tokens, {loss}",
+        f"{result['tokens_per_s']:,.0f} tokens/s, {result['mfu']:.0%} of this machine's measured peak, {result['wall_s']:.0f} s",
+        f"weights {result['weights_digest'][:16]}",
+        f"report  {result['run']}/report.html",
+        f"sample  penstock generate {result['run']} --prompt \"…\"",
+    ]
+    return "\n".join(lines)
+
+
+def score_line(result: dict[str, Any]) -> str:
+    """The result of `penstock eval`, for people."""
+    return (
+        f"loss {result['loss']:.4f} nats a token, perplexity {result['perplexity']:.2f}, {result['bits_per_byte']:.3f} bits a byte "
+        f"({result['tokens']:,} tokens of {result['data']}, step {result['step']})"
+    )
+
+
+def run_row(run: Run) -> dict[str, Any]:
+    """What `penstock runs` says of one run."""
+    from penstock.store import list_snapshots
+
+    identity, summary, saved = run.read("run.json"), run.read("summary.json"), list_snapshots(run.snapshots)
+    return {
+        "run": str(run.path),
+        "created": identity.get("created", ""),
+        "state": summary.get("state", "unfinished"),
+        "step": summary.get("step", saved[-1].step if saved else 0),
+        "snapshot": saved[-1].step if saved else None,
+        "val_loss": summary.get("val_loss"),
+    }
+
+
+def run_table(rows: list[dict[str, Any]], runs_dir: str) -> str:
+    """The table of `penstock runs`."""
+    if not rows:
+        return f"no runs below {runs_dir}/; start one with `penstock train tiny`"
+    cells = [["run", "created", "state", "step", "val loss"]]
+    cells += [
+        [r["run"], r["created"][:19], r["state"], str(r["step"]), f"{r['val_loss']:.4f}" if r["val_loss"] is not None else "–"] for r in rows
+    ]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[float, str], None]]:
+    """A callback(fraction, text) that draws a bar on stderr until it reaches one; plain lines where there is no terminal."""
+    if not sys.stderr.isatty():
+        yield _plain_progress(what)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %  {task.fields[note]}"), console=Console(stderr=True), transient=True)
+    task = bar.add_task(what, total=1.0, note="")
+    started = False
+
+    def update(fraction: float, text: str) -> None:
+        nonlocal started
+        if not started and fraction < 1:
+            bar.start()
+            started = True
+        bar.update(task, completed=fraction, note=text)
+        if fraction >= 1:
+            bar.stop()
+
+    try:
+        yield update
+    finally:
+        bar.stop()
+
+
+def _plain_progress(what: str) -> Callable[[float, str], None]:
+    last = -1.0
+
+    def update(fraction: float, text: str) -> None:
+        nonlocal last
+        if fraction - last >= 0.25 or (fraction >= 1 > last):
+            print(f"{what}: {fraction:.0%} {text}".rstrip(), file=sys.stderr, flush=True)
+            last = fraction
+
+    return update

@@ -1,0 +1,81 @@
+"""Validation loss, and samples of what the model writes.
+
+The validation loss is the mean cross-entropy in nats per token over fixed, non-overlapping windows of the held-out
+stream; every window is scored once, on whichever rank has it, and the sums are added over ranks. With averaged
+weights (`optim.ema`) it is theirs. A window of the last, incomplete batch is repeated with its targets masked, so every
+batch has the training shape and nothing compiles anew.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from penstock.data import Batch, BatchPlan, Tokenizer, validation_plan
+from penstock.models import Decoder, generate
+
+if TYPE_CHECKING:
+    from penstock.engine.build import Parts
+
+
+def averaged_weights(parts: Parts) -> AbstractContextManager[object]:
+    """Evaluate with the averaged weights where the run keeps them."""
+    return parts.average.swapped_in() if parts.average is not None else nullcontext()
+
+
+def validation_loss(parts: Parts) -> float:
+    """Mean cross-entropy over the validation windows, nats per token; every rank takes part."""
+    plan = validation_plan(parts.corpus.validation, parts.config.model.context, parts.config.eval.sequences, parts.config.data.document_mask)
+    ids = np.arange(plan.count)[parts.world.rank :: parts.world.size]
+    total, tokens = score_windows(parts, plan, ids)
+    loss_sum, n_tokens = parts.world.sum_(torch.tensor([total, tokens], dtype=torch.float64, device=parts.world.device), "eval").tolist()
+    return loss_sum / n_tokens
+
+
+@torch.no_grad()
+def score_windows(parts: Parts, plan: BatchPlan, ids: np.ndarray) -> tuple[float, int]:
+    """Summed cross-entropy and number of target tokens of the windows `ids`."""
+    total, tokens, size = 0.0, 0, parts.config.batch.micro
+    parts.decoder.eval()
+    for start in range(0, len(ids), size):
+        batch = padded(plan.fetch(ids[start : start + size]), size)
+        total += parts.loss(batch).item()
+        tokens += int((batch.targets_bt >= 0).sum())
+    parts.decoder.train()
+    return total, tokens
+
+
+def padded(batch: Batch, size: int) -> Batch:
+    """The batch grown to `size` sequences by repeating its first with all targets masked."""
+    missing = size - len(batch.tokens_bt)
+    if missing == 0:
+        return batch
+    rows = np.concatenate([np.arange(len(batch.tokens_bt)), np.zeros(missing, dtype=np.int64)])
+    targets = batch.targets_bt[rows]
+    targets[-missing:] = -100
+    return Batch(batch.tokens_bt[rows], targets, None if batch.documents_bt is None else batch.documents_bt[rows])
+
+
+def sample_text(parts: Parts, prompt: str, step: int) -> str:
+    """Text the model writes after `prompt`; a pure function of weights, seed and step."""
+    settings, tokenizer = parts.config.eval, parts.corpus.tokenizer
+    return continue_text(
+        parts.decoder, tokenizer, prompt, settings.sample_tokens, settings.temperature, settings.top_k, parts.config.run.seed + step, parts.dtype
+    )
+
+
+def continue_text(
+    decoder: Decoder, tokenizer: Tokenizer, prompt: str, max_new: int, temperature: float, top_k: int, seed: int, dtype: torch.dtype
+) -> str:
+    """Sample a continuation of `prompt` and return it as text; an empty prompt starts a document."""
+    start = list(tokenizer.encode(prompt)) or [tokenizer.end_id if tokenizer.end_id is not None else 0]
+    generator = torch.Generator().manual_seed(seed)
+    decoder.eval()
+    tokens = generate(
+        decoder, start, max_new=max_new, temperature=temperature, top_k=top_k, generator=generator, stop=tokenizer.end_id, dtype=dtype
+    )
+    decoder.train()
+    return tokenizer.decode(tokens)

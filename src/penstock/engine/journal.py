@@ -1,0 +1,147 @@
+"""Writing down what a run does: metrics store, TensorBoard, live line, and the summary at the end.
+
+The loop tells the journal what happened; only the lead rank's journal writes. Rows use plain units: seconds, bytes,
+tokens, nats, shares of one. Utilisation is training FLOPs by the stated formula (`models/flops.py`) over the matrix
+product speed *measured on this machine* (`plan.measure_peak`), so 100 % is what its own hardware was seen to do.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from penstock.comm import World
+from penstock.config import Config
+from penstock.engine.state import Progress
+from penstock.models import flops_per_token
+from penstock.monitor import LiveLine, MetricStore, TensorBoardWriter
+from penstock.store import Run
+
+if TYPE_CHECKING:
+    from penstock.engine.build import Parts
+    from penstock.engine.step import StepResult
+
+#: Steps after a start that the mean speed leaves out: they carry compilation and cold caches.
+WARM_UP_STEPS = 2
+
+
+class Journal:
+    """Record of one run; `peak_flops` is the measured ceiling of all ranks together, FLOP/s."""
+
+    def __init__(self, run: Run, config: Config, world: World, peak_flops: float, from_step: int) -> None:
+        self._config, self._world, self._peak = config, world, peak_flops
+        self._flops_per_token = flops_per_token(config.model)
+        self._extra: dict[str, float] = {}
+        self._steps, self._seconds, self._tokens = 0, 0.0, 0
+        self._store: MetricStore | None = None
+        self._board: TensorBoardWriter | None = None
+        self._live: LiveLine | None = None
+        if world.is_lead:
+            self._store = MetricStore(run.path / "metrics")
+            self._store.truncate_after(from_step)
+            self._board = TensorBoardWriter(run.path / "events", from_step) if config.metrics.tensorboard else None
+            self._live = LiveLine(config.train.steps)
+
+    def add(self, values: dict[str, float]) -> None:
+        """Put further values into the next step's row."""
+        self._extra |= values
+
+    def step(self, parts: Parts, result: StepResult, seconds: float) -> None:
+        """Record a finished step that took `seconds`."""
+        phases, traffic = parts.timer.take(), parts.world.meter.take()
+        self._steps += 1
+        if self._steps > WARM_UP_STEPS:
+            self._seconds, self._tokens = self._seconds + seconds, self._tokens + result.tokens
+        if self._store is None or self._live is None:
+            return
+        speed = result.tokens / seconds
+        row = {
+            "step": parts.progress.step,
+            "tokens": parts.progress.tokens,
+            "loss": result.loss,
+            "lr": self._config.optim.lr * result.lr_factor,
+            "grad_norm": result.grad_norm,
+            "tokens_per_s": speed,
+            "mfu": self.utilisation(speed),
+            "step_s": seconds,
+            "memory_bytes": memory_bytes(self._world.device),
+        }
+        row |= {f"{name}_s": value for name, value in phases.items()} | traffic | self._extra
+        self._extra = {}
+        self._live.update(row)
+        if parts.progress.step % self._config.metrics.every == 0:
+            self._write("train", row)
+
+    def evaluation(self, progress: Progress, loss: float, prompt: str, text: str, seconds: float) -> None:
+        """Record a validation loss (nats per token) and a sample."""
+        row = {"step": progress.step, "tokens": progress.tokens, "val_loss": loss, "seconds": seconds}
+        if self._live is not None:
+            self._write("eval", row)
+            self._live.update(row)
+            self._live.message(f"step {progress.step}: validation loss {loss:.4f}")
+        if self._store is not None and text:
+            self._store.append("sample", {"step": progress.step, "prompt": prompt, "text": text})
+
+    def event(self, step: int, what: str, text: str) -> None:
+        """Record something that happened, such as a snapshot or a failure."""
+        if self._store is not None:
+            self._store.append("event", {"step": step, "what": what, "text": text})
+
+    def warn(self, text: str) -> None:
+        """Tell the user and record it."""
+        if self._live is not None:
+            self._live.message(f"warning: {text}")
+        self.event(0, "warning", text)
+
+    def say(self, text: str) -> None:
+        """Print a line above the live line, on the lead rank."""
+        if self._live is not None:
+            self._live.message(text)
+
+    def utilisation(self, tokens_per_s: float) -> float:
+        """Share of the measured peak that training at this speed uses."""
+        return tokens_per_s * self._flops_per_token / self._peak if self._peak else 0.0
+
+    def speed(self) -> float:
+        """Mean tokens per second of this process's steps, evaluation and start-up left out."""
+        return self._tokens / self._seconds if self._seconds else 0.0
+
+    def close(self) -> None:
+        """Flush everything."""
+        for part in (self._live, self._store, self._board):
+            if part is not None:
+                part.close()
+
+    def _write(self, kind: str, row: dict[str, Any]) -> None:
+        assert self._store is not None
+        self._store.append(kind, row)
+        if self._board is not None:
+            self._board.write(row["step"], {f"{kind}/{name}": value for name, value in row.items() if name != "step"})
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Peak bytes on a GPU since the start, or this process's resident bytes on the CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+
+
+def summary(parts: Parts, digest: str, state: str) -> dict[str, Any]:
+    """The object that `train --json` prints and `summary.json` holds."""
+    progress, speed = parts.progress, parts.journal.speed()
+    return {
+        "run": str(parts.run.path),
+        "state": state,
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "parameters": sum(p.numel() for p in parts.parameters),
+        "val_loss": progress.evals[-1]["val_loss"] if progress.evals else None,
+        "evals": progress.evals,
+        "tokens_per_s": speed,
+        "mfu": parts.journal.utilisation(speed),
+        "wall_s": progress.wall_s,
+        "weights_digest": digest,
+        "recoveries": progress.recoveries,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }

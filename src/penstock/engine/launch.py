@@ -1,0 +1,108 @@
+"""`--nproc N`: N ranks on this host through torch's elastic launcher.
+
+The launcher gives each rank its environment and ends the others when one dies. This file adds what a person needs
+around it: Ctrl-C reaches every rank once, a rank's own complaint is shown instead of a stack of tables, and the exit
+code is the cause's. A rank killed from outside is named with its signal.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import psutil
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from penstock.config import RankFailed, UserError
+from penstock.store import Run
+
+
+def launch(run: Run, nproc: int, port: int) -> None:
+    """Train `run` on `nproc` ranks of this host; raises `UserError` or `RankFailed` when one fails."""
+    check_port(port)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    forget_failures(run)
+    with tempfile.TemporaryDirectory(prefix="penstock-logs-") as logs, forwarded_signals():
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=nproc,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint=f"localhost:{port}",
+            max_restarts=0,
+            local_addr="localhost",
+            signals_to_handle="SIGHUP",
+            shutdown_timeout=10,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", "penstock.engine.worker", str(run.path))
+        except ChildFailedError as error:
+            raise _cause(run, error) from None
+
+
+def check_port(port: int) -> None:
+    """Raise `UserError` if a port asked for is taken."""
+    if port == 0:
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("localhost", port))
+        except OSError as error:
+            raise UserError(f"layout.port = {port} cannot be used: {error.strerror}; choose another, or 0 for any free one") from None
+
+
+def forget_failures(run: Run) -> None:
+    """Remove the complaints of an earlier start."""
+    for file in run.path.glob("failure-rank-*.txt"):
+        file.unlink(missing_ok=True)
+
+
+@contextmanager
+def forwarded_signals() -> Iterator[None]:
+    """Send each rank one SIGTERM on SIGINT or SIGTERM here, and keep waiting for them; a second one kills them."""
+    count = 0
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal count
+        count += 1
+        ranks = [p for p in psutil.Process().children() if "penstock.engine.worker" in p.cmdline()]
+        for rank in ranks:
+            rank.send_signal(signal.SIGTERM if count == 1 else signal.SIGKILL)
+        if count == 1:
+            print("\nstopping after this step, then saving; press Ctrl-C again to stop at once without saving", file=sys.stderr, flush=True)
+
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _cause(run: Run, error: ChildFailedError) -> Exception:
+    complaints = {file.stem.removeprefix("failure-rank-"): file.read_text(encoding="utf-8") for file in sorted(run.path.glob("failure-rank-*.txt"))}
+    forget_failures(run)
+    if complaints:
+        messages: dict[str, list[str]] = {}
+        for rank, text in complaints.items():
+            messages.setdefault(text, []).append(rank)
+        everyone = len(messages) == 1 and len(complaints) > 1
+        return UserError("\n".join(text if everyone else f"rank {', '.join(ranks)}: {text}" for text, ranks in messages.items()))
+    rank, failure = error.get_first_failure()
+    code = failure.exitcode
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code} (its traceback is above)"
+    return RankFailed(f"rank {rank} {how}; the run is {run.path}, go on from its last snapshot with `penstock resume {run.path}`")

@@ -1,0 +1,85 @@
+"""Settling every "auto" once, when a run is made, so that the run's own config alone reproduces it.
+
+What depends on the corpus (vocabulary, split) and on the machine's kind (number format, compilation, chunk of the loss)
+is decided here, before ranks start, and written into `config.toml`. What only says *where* to run (device, threads,
+number of replicas) stays open, so a run made on one host resumes on another.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from penstock.comm import choose_device
+from penstock.config import Config, ConfigError, UserError, with_values
+from penstock.data import TokenCorpus, corpus_path
+from penstock.models import flops_per_token, resolve_model
+
+#: A CPU run compiles when it is expected to last longer than this eagerly; compiling takes 20 to 60 s there.
+WORTH_COMPILING_S = 180.0
+#: Sustained CPU speed assumed for that estimate, FLOP/s a core.
+CPU_FLOPS_PER_CORE = 2e10
+LOSS_CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
+
+
+def resolve(config: Config, corpus: TokenCorpus, cores: int) -> Config:
+    """Return `config` with the model's shape, format, compilation, loss chunk and corpus path settled.
+
+    Raises `UserError` where the vocabulary does not fit the tokenizer.
+    """
+    device = choose_device(config.run.device).type
+    model = resolve_model(config.model, corpus.tokenizer.vocab_size)
+    assert model.vocab > 0
+    values = {
+        "model": model.model_dump(by_alias=True),
+        "data.path": corpus_path(config.data),
+        "data.split": corpus.split,
+        "precision.compute": _compute_format(config, device),
+        "train.loss_chunk": config.train.loss_chunk or max(1, LOSS_CHUNK_BYTES[device] // (4 * model.vocab)),
+    }
+    if config.data.tokenizer not in ("bpe", "bytes", "chars"):
+        values["data.tokenizer"] = str(Path(config.data.tokenizer).resolve())
+    config = with_values(config, values)
+    return with_values(config, {"compile.enabled": _compile(config, device, cores)})
+
+
+def check_world(config: Config, ranks: int) -> None:
+    """Refuse a number of ranks that the layout or the batch does not divide into."""
+    if config.layout.replicate not in (0, ranks):
+        raise ConfigError(f"layout.replicate = {config.layout.replicate} does not match the {ranks} rank{'s' if ranks > 1 else ''} started; set it to 0 or {ranks}")
+    if config.batch.global_ % (ranks * config.batch.micro):
+        raise ConfigError(
+            f"batch.global = {config.batch.global_} does not divide into {ranks} ranks of batch.micro = {config.batch.micro} sequences; "
+            f"change one of them, such as batch.global = {_round_up(config.batch.global_, ranks * config.batch.micro)}"
+        )
+
+
+def check_ranks(nproc: int, device: str, cores: int) -> None:
+    """Refuse `--nproc` above what the host has: one rank a GPU, or four a CPU core (at least eight)."""
+    if nproc < 1:
+        raise UserError(f"--nproc {nproc}: start at least one rank")
+    gpus = torch.cuda.device_count()
+    if choose_device(device).type == "cuda" and nproc > gpus:
+        raise UserError(f"--nproc {nproc} is above the host's {gpus} GPUs; start at most {gpus}, or use --set run.device=cpu")
+    limit = max(8, 4 * cores)
+    if choose_device(device).type == "cpu" and nproc > limit:
+        raise UserError(f"--nproc {nproc} is above what this host's {cores} CPU cores carry; start at most {limit} ranks")
+
+
+def _compute_format(config: Config, device: str) -> str:
+    if config.precision.compute != "auto":
+        return config.precision.compute
+    return "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
+def _compile(config: Config, device: str, cores: int) -> str:
+    if config.compile.enabled != "auto":
+        return config.compile.enabled
+    tokens = config.train.steps * config.batch.global_ * config.model.context
+    seconds = tokens * flops_per_token(config.model) / (CPU_FLOPS_PER_CORE * cores)
+    return "on" if device == "cuda" or seconds > WORTH_COMPILING_S else "off"
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

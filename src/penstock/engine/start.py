@@ -1,0 +1,144 @@
+"""Starting and resuming runs: prepare the corpus, settle the config, make the folder, start the ranks.
+
+On one host Penstock starts the ranks itself (`--nproc`). Below torchrun every rank calls `start_run`; the lead prepares and
+tells the others through the process group's store where the run is, or that it failed, so nobody waits for a rank that
+has given up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from penstock.comm import World, join_world, leave_world, under_launcher
+from penstock.config import Config, ConfigError, UserError, walk_settings, with_values
+from penstock.data import prepare
+from penstock.engine.launch import launch
+from penstock.engine.resolve import check_ranks, check_world, resolve
+from penstock.engine.worker import run_rank
+from penstock.plan import describe_environment
+from penstock.store import Run, create_run, list_snapshots, new_run_folder, save_config
+
+Progress = Callable[[float, str], None]
+
+#: Sections a resumed run may change; everything else decides what the state means or what was already computed.
+CHANGEABLE = ("train.steps", "eval.", "snapshot.", "metrics.", "layout.", "run.device", "run.threads", "optim.lr", "optim.muon_lr",
+              "optim.weight_decay", "optim.clip", "optim.schedule", "optim.decay", "optim.min_lr", "optim.warmup", "batch.micro", "compile.")  # fmt: skip
+#: Longest wait for the lead rank to prepare a corpus below torchrun.
+PREPARE_DEADLINE = timedelta(hours=24)
+
+
+def start_run(config: Config, label: str, command: str, nproc: int, folder: Path | None, progress: Progress | None) -> dict[str, Any]:
+    """Make a new run from `config` and train it; return its summary (an empty one on ranks that do not lead)."""
+    if under_launcher():
+        return _as_rank(config, lambda: make_run(config, label, command, folder, progress))
+    check_ranks(nproc, config.run.device, cores())
+    check_world(config, nproc)
+    return train_here(make_run(config, label, command, folder, progress), nproc)
+
+
+def resume_run(run: Run, values: dict[str, Any], nproc: int, progress: Progress | None) -> dict[str, Any]:
+    """Go on with a run from its newest snapshot, with some settings changed; return its summary."""
+    config = changed(run.config(), values)
+    if not list_snapshots(run.snapshots):
+        raise UserError(f"{run.path} has no snapshot to go on from; start it anew with `penstock train {run.path}/config.toml`")
+
+    def accept() -> Run:
+        prepare(config.data, progress=progress)
+        save_config(run, config)
+        return run
+
+    if under_launcher():
+        return _as_rank(config, accept)
+    check_ranks(nproc, config.run.device, cores())
+    check_world(config, nproc)
+    return train_here(accept(), nproc)
+
+
+def make_run(config: Config, label: str, command: str, folder: Path | None, progress: Progress | None) -> Run:
+    """Prepare the corpus, resolve the config, and create the run's folder."""
+    corpus = prepare(config.data, progress=progress)
+    config = resolve(config, corpus, cores())
+    identity = {
+        "command": command,
+        "environment": describe_environment(),
+        "data": corpus.summary,
+        "data_digest": corpus.digest,
+        "source": label,
+    }
+    run = create_run(config, folder or new_run_folder(config, label), identity)
+    corpus.tokenizer.save(run.path / "tokenizer")
+    return run
+
+
+def train_here(run: Run, nproc: int) -> dict[str, Any]:
+    """Train on this host: one rank in this process, or several through the launcher."""
+    if nproc == 1:
+        return run_rank(run, World(device=join_world(run.config().run.device, 1).device))
+    launch(run, nproc, run.config().layout.port)
+    return run.read("summary.json")
+
+
+def changed(config: Config, values: dict[str, Any]) -> Config:
+    """The config with some settings changed; refuses those that would make it another run."""
+    new = with_values(config, values)
+    before, after = flat(config), flat(new)
+    for name, value in after.items():
+        if value != before[name] and not name.startswith(CHANGEABLE):
+            raise ConfigError(
+                f"{name} was {before[name]!r} when the run began and cannot become {value!r} on resuming: its snapshots hold that model, data and optimizer; "
+                "start a new run, or leave it out"
+            )
+    return new
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Every setting by its dotted name."""
+    tree = config.tree()
+    values = {}
+    for name, _ in walk_settings():
+        node: Any = tree
+        for part in name.split("."):
+            node = node[part]
+        values[name] = node
+    return values
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _as_rank(config: Config, make: Callable[[], Run]) -> dict[str, Any]:
+    """Below torchrun: the lead makes the run, all train it."""
+    world = join_world(config.run.device, config.layout.timeout_s)
+    try:
+        check_world(config, world.size)
+        run = _agree_on_run(world, make)
+        return run_rank(run, world)
+    finally:
+        leave_world(world)
+
+
+def _agree_on_run(world: World, make: Callable[[], Run]) -> Run:
+    if world.size == 1:
+        return make()
+    store = dist.distributed_c10d._get_default_store()
+    if not world.is_lead:
+        store.wait(["penstock/run"], PREPARE_DEADLINE)
+        answer = store.get("penstock/run").decode()
+        if answer.startswith("failed"):
+            raise UserError("rank 0 could not make the run; its message says why")
+        return Run(Path(answer.removeprefix("made ")))
+    try:
+        run = make()
+    except BaseException:
+        store.set("penstock/run", "failed")
+        raise
+    store.set("penstock/run", f"made {run.path.resolve()}")
+    return run

@@ -1,0 +1,70 @@
+"""The training loop: take a step, write it down, evaluate and save when due, stop when asked.
+
+    while step < train.steps:
+        take_step        data → forward, backward → exchange → clip → update      (step.py)
+        journal          metrics store, TensorBoard, live line                     (journal.py)
+        evaluate         validation loss and a sample, when due                    (evaluate.py)
+        save             the whole state, when due or when asked to stop           (store/snapshots.py)
+
+A step whose loss is not finite ends the run before its update; the state it started from is saved first.
+"""
+
+from __future__ import annotations
+
+import time
+
+from penstock.engine.build import Parts
+from penstock.engine.evaluate import averaged_weights, sample_text, validation_loss
+from penstock.engine.step import NonFinite, take_step
+from penstock.store import save_snapshot
+
+
+def train(parts: Parts) -> bool:
+    """Train until `train.steps` or a stop request; return whether the run is complete."""
+    config, progress = parts.config, parts.progress
+    started = time.perf_counter() - progress.wall_s
+    while progress.step < config.train.steps:
+        began = time.perf_counter()
+        try:
+            result = take_step(parts, progress.step)
+        except NonFinite:
+            save(parts)
+            raise
+        progress.step += 1
+        progress.tokens += result.tokens
+        parts.journal.step(parts, result, time.perf_counter() - began)
+        finished = progress.step == config.train.steps
+        if finished or due(progress.step, config.eval.every) and not result.stop:
+            evaluate(parts)
+        progress.wall_s = time.perf_counter() - started
+        if finished or result.stop or due(progress.step, config.snapshot.every):
+            save(parts)
+        if result.stop:
+            return finished
+    return True
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something done every `every` steps (0: never) is due after `step` steps."""
+    return every > 0 and step % every == 0
+
+
+def evaluate(parts: Parts) -> None:
+    """Record the validation loss, and on the lead rank a sample."""
+    began = time.perf_counter()
+    with averaged_weights(parts):
+        loss = validation_loss(parts)
+        text = sample_text(parts, parts.config.eval.prompt, parts.progress.step) if parts.config.eval.sample_tokens and parts.world.is_lead else ""
+    parts.progress.evals.append({"step": parts.progress.step, "tokens": parts.progress.tokens, "val_loss": loss})
+    parts.journal.evaluation(parts.progress, loss, parts.config.eval.prompt, text, time.perf_counter() - began)
+
+
+def save(parts: Parts) -> None:
+    """Write the state of the current step, unless it is on disk already."""
+    step = parts.progress.step
+    if parts.saved_step == step:
+        return
+    began = time.perf_counter()
+    save_snapshot(parts.run.snapshots, step, parts.tensors(), parts.progress.numbers(), parts.world, parts.config.snapshot.keep)
+    parts.saved_step = step
+    parts.journal.event(step, "snapshot", f"saved the state of step {step} in {time.perf_counter() - began:.2f} s")

@@ -1,0 +1,135 @@
+"""Using a run's model without training it: speak, score other text, export it, and make a run from foreign weights.
+
+Each opens the run's newest snapshot, takes the averaged weights where the run keeps them, and needs only the run's folder:
+the tokenizer is in it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from penstock.comm import World, choose_device
+from penstock.config import Config, UserError, with_values
+from penstock.data import Tokenizer, load_tokenizer, text_stream, validation_plan
+from penstock.engine.build import DTYPES, batch_loss
+from penstock.engine.evaluate import continue_text, padded
+from penstock.engine.state import Progress, state_tensors
+from penstock.models import Decoder, build_decoder, export_hf, import_hf
+from penstock.optim import WeightAverage, build_optimizer
+from penstock.plan import describe_environment
+from penstock.store import Run, create_run, list_snapshots, load_snapshot, save_snapshot
+
+
+@dataclass(frozen=True)
+class Model:
+    """A run's trained model, ready to use."""
+
+    run: Run
+    config: Config
+    decoder: Decoder
+    tokenizer: Tokenizer
+    progress: Progress
+
+
+def open_model(run: Run, device: str | None = None) -> Model:
+    """Load the weights of a run's newest snapshot (averaged where kept); raises `UserError` if there is none."""
+    config = run.config()
+    snapshots = list_snapshots(run.snapshots)
+    if not snapshots:
+        raise UserError(f"{run.path} has no snapshot yet; train it first, or go on with another run")
+    tokenizer = load_tokenizer(run.path / "tokenizer")
+    check_vocabulary(config, tokenizer, run)
+    target = choose_device(device or config.run.device)
+    decoder = build_decoder(config.model, config.run.seed, target)
+    average = WeightAverage(decoder, config.optim.ema) if config.optim.ema else None
+    numbers = load_snapshot(snapshots[-1], state_tensors(decoder, build_optimizer(decoder, config.optim), average))
+    if average is not None:
+        average.swapped_in().__enter__()
+    return Model(run, config, decoder.eval(), tokenizer, Progress(**numbers))
+
+
+def check_vocabulary(config: Config, tokenizer: Tokenizer, run: Run) -> None:
+    """Raise `UserError` if the run's tokenizer can give ids that its model has no row for."""
+    if tokenizer.vocab_size > config.model.vocab:
+        raise UserError(
+            f"the tokenizer in {run.path / 'tokenizer'} has {tokenizer.vocab_size} tokens, but the run's model.vocab is {config.model.vocab}; "
+            "restore the tokenizer the run was trained with"
+        )
+
+
+def speak(model: Model, prompt: str, max_new: int, temperature: float, top_k: int, seed: int) -> str:
+    """A continuation of `prompt` in text."""
+    dtype = DTYPES[model.config.precision.compute]
+    return continue_text(model.decoder, model.tokenizer, prompt, max_new, temperature, top_k, seed, dtype)
+
+
+def score(model: Model, path: str) -> dict[str, Any]:
+    """Mean cross-entropy of the text at `path` under the model: nats a token, bits a byte, perplexity."""
+    config = model.config
+    stream, n_bytes = text_stream(with_values(config, {"data.path": path, "data.max_bytes": 0}).data, model.tokenizer)
+    plan = validation_plan(stream, config.model.context, 0, config.data.document_mask)
+    device, dtype = next(model.decoder.parameters()).device, DTYPES[config.precision.compute]
+    total, tokens = 0.0, 0
+    with torch.no_grad():
+        for start in range(0, plan.count, config.batch.micro):
+            batch = padded(plan.fetch(np.arange(start, min(start + config.batch.micro, plan.count))), config.batch.micro)
+            total += batch_loss(model.decoder, batch, device, dtype, config.train.loss_chunk).item()
+            tokens += int((batch.targets_bt >= 0).sum())
+    loss = total / tokens
+    return {
+        "run": str(model.run.path),
+        "step": model.progress.step,
+        "data": path,
+        "tokens": tokens,
+        "loss": loss,
+        "perplexity": float(np.exp(min(loss, 700.0))),
+        "bits_per_byte": total / np.log(2) / n_bytes,
+    }
+
+
+def export_model(model: Model, folder: Path) -> dict[str, Any]:
+    """Write a folder that transformers loads: weights, config and tokenizer."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not an empty folder; choose another")
+    export_hf(model.decoder, folder, end_id=model.tokenizer.end_id)
+    model.tokenizer.to_hf(folder)
+    return {"run": str(model.run.path), "step": model.progress.step, "folder": str(folder)}
+
+
+def import_model(source: Path, config: Config, folder: Path) -> Run:
+    """Make a run at step 0 from a Hugging Face folder's weights and tokenizer, to go on from with `penstock resume`."""
+    model, tensors = import_hf(source)
+    if not (source / "tokenizer.json").is_file():
+        raise UserError(f"{source} has no tokenizer.json; save the tokenizer beside the weights")
+    values = {"model": model.model_dump(by_alias=True), "data.tokenizer": str(folder.resolve() / "tokenizer" / "tokenizer.json")}
+    config = settle_import(with_values(config, values))
+    run = create_run(config, folder, {"command": f"penstock import {source}", "environment": describe_environment(), "source": str(source)})
+    try:
+        _write_first_state(run, config, tensors, source)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return run
+
+
+def settle_import(config: Config) -> Config:
+    """Settle what a new run settles from its corpus, which an import does not have yet."""
+    device = choose_device(config.run.device).type
+    compute = config.precision.compute if config.precision.compute != "auto" else ("bfloat16" if device == "cuda" else "float32")
+    return with_values(config, {"precision.compute": compute})
+
+
+def _write_first_state(run: Run, config: Config, tensors: dict[str, torch.Tensor], source: Path) -> None:
+    shutil.copytree(source, run.path / "tokenizer", ignore=lambda _, names: [n for n in names if not n.startswith("tokenizer")])
+    check_vocabulary(config, load_tokenizer(run.path / "tokenizer"), run)
+    decoder = build_decoder(config.model, config.run.seed, torch.device("cpu"))
+    decoder.load_state_dict(tensors)
+    average = WeightAverage(decoder, config.optim.ema) if config.optim.ema else None
+    state = state_tensors(decoder, build_optimizer(decoder, config.optim), average)
+    save_snapshot(run.snapshots, 0, state, Progress().numbers(), World())

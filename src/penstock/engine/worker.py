@@ -1,0 +1,118 @@
+"""One rank of a run: join the others, build, train, sum up.
+
+`run_rank` is what every way of starting ends in: in this process for one rank, below Penstock's launcher for `--nproc`
+(`python -m penstock.engine.worker RUN`), and below torchrun. A user's mistake found by a rank is written to
+`failure-rank-N.txt` in the run's folder, from where the launcher shows it once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from penstock.comm import World, join_world, leave_world
+from penstock.config import Config, UserError
+from penstock.data import TokenCorpus, prepare
+from penstock.engine.build import DTYPES, Parts, build
+from penstock.engine.control import StopRequest
+from penstock.engine.journal import Journal, summary
+from penstock.engine.resolve import check_world
+from penstock.engine.state import weights_digest
+from penstock.engine.trainer import train
+from penstock.monitor import write_report
+from penstock.plan import measure_peak
+from penstock.store import Run, list_snapshots
+
+
+def run_rank(run: Run, world: World, supervised: bool = False) -> dict[str, Any]:
+    """Train `run` to its end on this rank, or until asked to stop; return its summary."""
+    config = run.config()
+    check_world(config, world.size)
+    use_threads(config, world)
+    corpus = open_corpus(run, config)
+    with StopRequest(supervised) as stop:
+        parts = build(run, config, world, corpus, stop, open_journal(run, config, world))
+        announce(parts)
+        try:
+            complete = train(parts)
+        except UserError as error:
+            parts.journal.event(parts.progress.step, "failure", str(error))
+            finish(parts, "failed")
+            raise
+        finally:
+            parts.journal.close()
+        return finish(parts, "finished" if complete else "interrupted")
+
+
+def open_corpus(run: Run, config: Config) -> TokenCorpus:
+    """The run's prepared corpus; raises `UserError` if the text is not the one the run began with."""
+    corpus = prepare(config.data)
+    began_with = run.read("run.json").get("data_digest")
+    if began_with not in (None, corpus.digest):
+        raise UserError(
+            f"the corpus at data.path = {config.data.path!r} or its tokenizer has changed since the run {run.name} began; restore it, or start a new run"
+        )
+    if began_with is None:
+        run.update("run.json", data_digest=corpus.digest)
+    return corpus
+
+
+def open_journal(run: Run, config: Config, world: World) -> Journal:
+    """The run's journal, with the hardware's peak measured on the lead rank."""
+    peak = config.metrics.peak_tflops
+    if not peak and world.is_lead:
+        peak = measure_peak(world.device, DTYPES[config.precision.compute]).tflops
+    peak = max(world.gather_numbers(peak, "peak"))
+    snapshots = list_snapshots(run.snapshots)
+    return Journal(run, config, world, peak * 1e12 * world.size, from_step=snapshots[-1].step if snapshots else 0)
+
+
+def use_threads(config: Config, world: World) -> None:
+    """Share the host's cores between its ranks."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(config.run.threads or max(1, (os.cpu_count() or 1) // ranks_here))
+    torch.set_float32_matmul_precision("highest")
+
+
+def announce(parts: Parts) -> None:
+    """Say what begins, or goes on."""
+    config, step = parts.config, parts.progress.step
+    n_parameters = sum(p.numel() for p in parts.parameters)
+    how = f"{parts.world.size} rank{'s' if parts.world.size > 1 else ''} on {parts.world.device.type}, {config.precision.compute}"
+    compiled = ", compiled" if config.compile.enabled == "on" else ""
+    parts.journal.say(f"{parts.run.path}: {n_parameters / 1e6:.2f} M parameters, {len(parts.corpus.train):,} training tokens, {how}{compiled}")
+    if step:
+        parts.journal.say(f"going on from step {step} of {config.train.steps}")
+        parts.journal.event(step, "resume", f"went on from step {step} on {how}")
+
+
+def finish(parts: Parts, state: str) -> dict[str, Any]:
+    """Write the run's summary and report on the lead rank, and return the summary."""
+    result = summary(parts, weights_digest(parts.decoder), state)
+    if parts.world.is_lead:
+        parts.run.write("summary.json", result)
+        write_report(parts.run.path)
+    parts.world.barrier()
+    return result
+
+
+def main(folder: str) -> int:
+    """Entry of a rank below the launcher; the exit code is the command's."""
+    run = Run(Path(folder))
+    rank = os.environ.get("RANK", "0")
+    try:
+        world = join_world(run.config().run.device, run.config().layout.timeout_s)
+        run_rank(run, world, supervised=True)
+        leave_world(world)
+    except UserError as error:
+        (run.path / f"failure-rank-{rank}.txt").write_text(str(error), encoding="utf-8")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
