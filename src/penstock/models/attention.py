@@ -1,0 +1,59 @@
+"""Grouped-query attention with rotary positions (Ainslie et al., arXiv 2305.13245), optionally with normalised queries and keys.
+
+h query heads share g key-value heads in equal groups. With `qk_norm`, RMSNorm per head on queries and keys before they are turned
+(Qwen3, arXiv 2505.09388) bounds the attention logits. The scores are computed by torch's fused kernels: flash attention
+on the causal path, FlexAttention for a block mask, the masked kernel for a dense one; none holds the t x t matrix.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from penstock.config import ModelSection
+from penstock.models.cache import LayerCache
+from penstock.models.layers import Linear, RMSNorm
+from penstock.models.rope import rotate
+
+#: Compiled here because FlexAttention without the compiler holds the t x t matrix; inside a compiled block it is inlined.
+_flex_attention = torch.compile(flex_attention, dynamic=False)
+
+
+class Attention(nn.Module):
+    """One attention layer of `model`, with separate projections so that each can be sharded on its own."""
+
+    def __init__(self, model: ModelSection) -> None:
+        super().__init__()
+        self.head_dim = model.head_dim
+        self.shared_keys = model.kv_heads != model.heads
+        self.wq = Linear(model.dim, model.heads * model.head_dim)
+        self.wk = Linear(model.dim, model.kv_heads * model.head_dim)
+        self.wv = Linear(model.dim, model.kv_heads * model.head_dim)
+        self.wo = Linear(model.heads * model.head_dim, model.dim)
+        self.q_norm = RMSNorm(model.head_dim, model.norm_eps) if model.qk_norm else None
+        self.k_norm = RMSNorm(model.head_dim, model.norm_eps) if model.qk_norm else None
+
+    def forward(self, x_btd: Tensor, cos_tk: Tensor, sin_tk: Tensor, mask: Tensor | BlockMask | None, cache: LayerCache | None = None) -> Tensor:
+        """Attend within (b, t, d), or to `cache` and the new tokens; without a mask, causally."""
+        b, t, _ = x_btd.shape
+        q_bthk = self.wq(x_btd).view(b, t, -1, self.head_dim)
+        k_btgk = self.wk(x_btd).view(b, t, -1, self.head_dim)
+        v_btgk = self.wv(x_btd).view(b, t, -1, self.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_bthk, k_btgk = self.q_norm(q_bthk), self.k_norm(k_btgk)
+        q_bhtk = rotate(q_bthk, cos_tk, sin_tk).transpose(1, 2)
+        k_bgtk = rotate(k_btgk, cos_tk, sin_tk).transpose(1, 2)
+        v_bgtk = v_btgk.transpose(1, 2)
+        if cache is not None:
+            k_bgtk, v_bgtk = cache.extend(k_bgtk, v_bgtk)
+        y_bhtk = self._attend(q_bhtk, k_bgtk, v_bgtk, mask)
+        return self.wo(y_bhtk.transpose(1, 2).reshape(b, t, -1))
+
+    def _attend(self, q_bhtk: Tensor, k_bgtk: Tensor, v_bgtk: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
+        if isinstance(mask, BlockMask):
+            return cast(Any, _flex_attention)(q_bhtk, k_bgtk, v_bgtk, block_mask=mask, enable_gqa=self.shared_keys)
+        return F.scaled_dot_product_attention(q_bhtk, k_bgtk, v_bgtk, attn_mask=mask, is_causal=mask is None, enable_gqa=self.shared_keys)

@@ -1,0 +1,97 @@
+"""The decoder: embedding, blocks, final norm, head. Knows nothing of parallelism, compilation or recomputation.
+
+A block is x + attention(norm(x)), then x + ffn(norm(x)), where the feed-forward is SwiGLU or a mixture of experts. Blocks sit in
+a dictionary under their layer number, so that a pipeline stage that holds only some keeps their names, and each takes and returns
+plain tensors, so that it can be compiled, sharded or recomputed on its own.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+
+from penstock.config import ModelSection
+from penstock.models.attention import Attention
+from penstock.models.cache import KVCache, LayerCache
+from penstock.models.layers import FeedForward, Linear, RMSNorm
+from penstock.models.mask import dense_mask, training_mask
+from penstock.models.moe import MixtureOfExperts
+from penstock.models.rope import RotaryTable
+
+
+class Block(nn.Module):
+    """One layer of the decoder; `ffn` is dense or a mixture of experts."""
+
+    def __init__(self, model: ModelSection, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(model.dim, model.norm_eps)
+        self.attention = Attention(model)
+        self.ffn_norm = RMSNorm(model.dim, model.norm_eps)
+        self.ffn = MixtureOfExperts(model) if has_experts(model, layer) else FeedForward(model.dim, model.ffn_dim)
+
+    def forward(self, x_btd: Tensor, cos_tk: Tensor, sin_tk: Tensor, mask: Tensor | BlockMask | None, cache: LayerCache | None = None) -> Tensor:
+        """Map (b, t, d) to (b, t, d); the other arguments are `Decoder.block_context`'s."""
+        x_btd = x_btd + self.attention(self.attention_norm(x_btd), cos_tk, sin_tk, mask, cache)
+        return x_btd + self.ffn(self.ffn_norm(x_btd))
+
+
+class Decoder(nn.Module):
+    """A causal language model of a resolved `ModelSection`; float32 parameters, any compute format."""
+
+    def __init__(self, model: ModelSection) -> None:
+        """Allocate the model with its parameters unset (`build_decoder` draws them); `model` must be resolved."""
+        super().__init__()
+        assert model.vocab and model.kv_heads and model.head_dim and model.ffn_dim, "resolve_model comes first"
+        self.model = model
+        self.embedding = nn.Embedding(model.vocab, model.dim)
+        self.blocks = nn.ModuleDict({str(layer): Block(model, layer) for layer in range(model.layers)})
+        self.norm = RMSNorm(model.dim, model.norm_eps)
+        self.head = None if model.tie_embeddings else Linear(model.dim, model.vocab)
+        self._rotary = RotaryTable(model)
+
+    def forward(
+        self, tokens_bt: Tensor, *, documents_bt: Tensor | None = None, cache: KVCache | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Hidden states (b, t, d) in `dtype`, after the final norm and before the head.
+
+        `documents_bt` numbers the document of each token; tokens then attend within their own. With a `cache`, `tokens_bt`
+        continue the tokens it has read, which extends it.
+        """
+        x_btd = self.embedding(tokens_bt).to(dtype)
+        if cache is None:
+            context = self.block_context(x_btd, documents_bt)
+            for block in self.blocks.values():
+                x_btd = block(x_btd, *context)
+        else:
+            context = self._cached_context(x_btd, cache)
+            for name, block in self.blocks.items():
+                x_btd = block(x_btd, *context, cache.layer(name))
+            cache.length += tokens_bt.shape[1]
+        return self.norm(x_btd)
+
+    def block_context(self, x_btd: Tensor, documents_bt: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | BlockMask | None]:
+        """What every block takes beside (b, t, d): cosines, sines and mask, made once for all layers."""
+        b, t, _ = x_btd.shape
+        cos_tk, sin_tk = self._rotary.angles(0, t, x_btd.device)
+        return cos_tk, sin_tk, training_mask((b, t), self.model.sliding_window, documents_bt, x_btd.device)
+
+    @property
+    def head_weight_vd(self) -> nn.Parameter:
+        """The output matrix (vocab, d): the head's own, or the embedding's where they are tied."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def logits(self, hidden_btd: Tensor) -> Tensor:
+        """Scores of every token of the vocabulary, (b, t, v), in the format of `hidden_btd`."""
+        return F.linear(hidden_btd, self.head_weight_vd.to(hidden_btd.dtype))
+
+    def _cached_context(self, x_btd: Tensor, cache: KVCache) -> tuple[Tensor, Tensor, Tensor]:
+        t = x_btd.shape[1]
+        cos_tk, sin_tk = self._rotary.angles(cache.length, t, x_btd.device)
+        return cos_tk, sin_tk, dense_mask(t, cache.kept + t, self.model.sliding_window, None, x_btd.device)
+
+
+def has_experts(model: ModelSection, layer: int) -> bool:
+    """Whether block `layer` is a mixture of experts."""
+    return model.moe.experts > 0 and layer >= model.moe.first_dense

@@ -1,0 +1,52 @@
+"""Who may look at whom: causal, optionally within a sliding window, optionally within one document.
+
+Plain causal attention needs no mask at all (the kernels know it). A window or documents need one, built once per forward pass and
+shared by all layers: on CUDA a FlexAttention block mask, whose empty blocks are skipped (He et al., PyTorch blog 2024; cost in
+proportion to the blocks that are not empty); elsewhere a dense boolean matrix of t² entries a sequence, which is right for the
+short contexts that a CPU trains.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+_create_block_mask = torch.compile(create_block_mask, dynamic=False)
+
+
+def training_mask(batch_tokens: tuple[int, int], window: int, documents_bt: Tensor | None, device: torch.device) -> Tensor | BlockMask | None:
+    """The mask of whole sequences of shape `batch_tokens` (b, t); None where plain causal attention is meant."""
+    tokens = batch_tokens[1]
+    window = window if 0 < window < tokens else 0
+    if not window and documents_bt is None:
+        return None
+    if device.type == "cuda":
+        return _block_mask(batch_tokens, window, documents_bt, device)
+    return dense_mask(tokens, tokens, window, documents_bt, device)
+
+
+def dense_mask(queries: int, keys: int, window: int, documents_bt: Tensor | None, device: torch.device) -> Tensor:
+    """Boolean (1 or b, 1, queries, keys), true where a query may look; the last query sits at the last key."""
+    query = torch.arange(keys - queries, keys, device=device)[:, None]
+    key = torch.arange(keys, device=device)[None, :]
+    seen = query >= key
+    if window:
+        seen &= query - key < window
+    if documents_bt is None:
+        return seen[None, None]
+    return (seen & (documents_bt[:, :, None] == documents_bt[:, None, :]))[:, None]
+
+
+def _block_mask(batch_tokens: tuple[int, int], window: int, documents_bt: Tensor | None, device: torch.device) -> BlockMask:
+    def seen(b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        allowed = query >= key
+        if window:
+            allowed = allowed & (query - key < window)
+        return allowed if documents_bt is None else allowed & (documents_bt[b, query] == documents_bt[b, key])
+
+    batch, tokens = batch_tokens
+    build = cast(Any, _create_block_mask)
+    return build(seen, None if documents_bt is None else batch, None, tokens, tokens, device=device)
