@@ -1,0 +1,68 @@
+"""Small corpora, configs and commands for tests of whole runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+WORDS = "the quick brown fox jumps over a lazy dog while rain falls on green hills and rivers run to seas".split()
+
+
+def write_corpus(folder: Path, documents: int = 40) -> Path:
+    """A folder of small text files with learnable, varied sentences."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(documents):
+        lines = [" ".join(WORDS[(i * 7 + j * 3 + k * (1 + i % 3)) % len(WORDS)] for k in range(9)) for j in range(12)]
+        (folder / f"{i:03}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def small_sets(tmp_path: Path, **changes: Any) -> list[str]:
+    """`--set` arguments of a run that takes a second."""
+    values = {
+        "data.path": write_corpus(tmp_path / "corpus"),
+        "data.tokenizer": "bytes",
+        "data.cache_dir": tmp_path / "cache",
+        "model.layers": 2,
+        "model.dim": 32,
+        "model.heads": 2,
+        "model.context": 32,
+        "batch.global": 4,
+        "batch.micro": 2,
+        "train.steps": 6,
+        "optim.warmup": 2,
+        "eval.every": 3,
+        "eval.sequences": 4,
+        "eval.sample_tokens": 8,
+        "snapshot.every": 2,
+        "metrics.peak_tflops": 0.1,
+        "compile.enabled": "off",
+    } | {name.replace("__", "."): value for name, value in changes.items()}
+    return [argument for name, value in values.items() for argument in ("--set", f"{name}={value}")]
+
+
+def penstock(*arguments: object, timeout_s: float = 240.0, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "penstock", *map(str, arguments)],
+        capture_output=True, text=True, timeout=timeout_s, env=os.environ | environment, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert not check or done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def refused(*arguments: object, **options: Any) -> str:
+    """Run a command that must be refused: exit code 2, nothing on stdout, no traceback; return its message."""
+    done = penstock(*arguments, check=False, **options)
+    assert done.returncode == 2, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr and done.stdout == "", done.stderr
+    return done.stderr
+
+
+def summary(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The one JSON object a `--json` command prints."""
+    return json.loads(done.stdout)
