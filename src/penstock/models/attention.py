@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from penstock.config import ModelSection
 from penstock.models.cache import LayerCache
 from penstock.models.layers import Linear, RMSNorm
+from penstock.models.mask import Mask
 from penstock.models.rope import rotate
 
 #: Compiled here because FlexAttention without the compiler holds the t x t matrix; inside a compiled block it is inlined.
@@ -37,7 +38,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(model.head_dim, model.norm_eps) if model.qk_norm else None
         self.k_norm = RMSNorm(model.head_dim, model.norm_eps) if model.qk_norm else None
 
-    def forward(self, x_btd: Tensor, cos_tk: Tensor, sin_tk: Tensor, mask: Tensor | BlockMask | None, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x_btd: Tensor, cos_tk: Tensor, sin_tk: Tensor, mask: Mask, cache: LayerCache | None = None) -> Tensor:
         """Attend within (b, t, d), or to `cache` and the new tokens; without a mask, causally."""
         b, t, _ = x_btd.shape
         q_bthk = self.wq(x_btd).view(b, t, -1, self.head_dim)
@@ -53,7 +54,7 @@ class Attention(nn.Module):
         y_bhtk = self._attend(q_bhtk, k_bgtk, v_bgtk, mask)
         return self.wo(y_bhtk.transpose(1, 2).reshape(b, t, -1))
 
-    def _attend(self, q_bhtk: Tensor, k_bgtk: Tensor, v_bgtk: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
+    def _attend(self, q_bhtk: Tensor, k_bgtk: Tensor, v_bgtk: Tensor, mask: Mask) -> Tensor:
         if isinstance(mask, BlockMask):
             return cast(Any, _flex_attention)(q_bhtk, k_bgtk, v_bgtk, block_mask=mask, enable_gqa=self.shared_keys)
         return F.scaled_dot_product_attention(q_bhtk, k_bgtk, v_bgtk, attn_mask=mask, is_causal=mask is None, enable_gqa=self.shared_keys)

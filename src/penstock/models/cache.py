@@ -1,8 +1,8 @@
 """Keys and values of the tokens already read, so that generating one more token costs one token's work.
 
 Each layer's keys (already turned to their positions) and values are kept and joined with the new ones. Under a sliding window only
-those the next token can still see are kept, so memory is bounded by the window. Cost: a copy of the cache for each new token, small beside reading
-the weights.
+those the next token can still see are kept, so memory is bounded by the window. Cost: a copy of the cache for each new token, small
+beside reading the weights.
 """
 
 from __future__ import annotations

@@ -10,13 +10,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 
 from penstock.config import ModelSection
 from penstock.models.attention import Attention
 from penstock.models.cache import KVCache, LayerCache
 from penstock.models.layers import FeedForward, Linear, RMSNorm
-from penstock.models.mask import dense_mask, training_mask
+from penstock.models.mask import Mask, dense_mask, training_mask
 from penstock.models.moe import MixtureOfExperts
 from penstock.models.rope import RotaryTable
 
@@ -31,7 +30,7 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(model.dim, model.norm_eps)
         self.ffn = MixtureOfExperts(model) if has_experts(model, layer) else FeedForward(model.dim, model.ffn_dim)
 
-    def forward(self, x_btd: Tensor, cos_tk: Tensor, sin_tk: Tensor, mask: Tensor | BlockMask | None, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x_btd: Tensor, cos_tk: Tensor, sin_tk: Tensor, mask: Mask, cache: LayerCache | None = None) -> Tensor:
         """Map (b, t, d) to (b, t, d); the other arguments are `Decoder.block_context`'s."""
         x_btd = x_btd + self.attention(self.attention_norm(x_btd), cos_tk, sin_tk, mask, cache)
         return x_btd + self.ffn(self.ffn_norm(x_btd))
@@ -71,14 +70,14 @@ class Decoder(nn.Module):
             cache.length += tokens_bt.shape[1]
         return self.norm(x_btd)
 
-    def block_context(self, x_btd: Tensor, documents_bt: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | BlockMask | None]:
+    def block_context(self, x_btd: Tensor, documents_bt: Tensor | None = None) -> tuple[Tensor, Tensor, Mask]:
         """What every block takes beside (b, t, d): cosines, sines and mask, made once for all layers."""
         b, t, _ = x_btd.shape
         cos_tk, sin_tk = self._rotary.angles(0, t, x_btd.device)
         return cos_tk, sin_tk, training_mask((b, t), self.model.sliding_window, documents_bt, x_btd.device)
 
     @property
-    def head_weight_vd(self) -> nn.Parameter:
+    def head_weight_vd(self) -> Tensor:
         """The output matrix (vocab, d): the head's own, or the embedding's where they are tied."""
         return self.embedding.weight if self.head is None else self.head.weight
 

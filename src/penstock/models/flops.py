@@ -4,9 +4,10 @@ Training FLOPs of a token, after PaLM, appendix B (Chowdhery et al., arXiv 2204.
 
     6 · (parameters in matrix products, the head's included and the embedding look-up's not) + 12 · layers · heads · head_dim · span
 
-Each parameter costs 2 operations forward and 4 backward; attention's two products cost 4 · head_dim · span a head forward and twice that backward. `span` is the
-context, or the sliding window where that is shorter; as in PaLM the causal half is not taken off. Of a mixture of experts, the experts a token goes to count.
-Norms, rotations and softmax are left out; recomputation is not counted, so a utilisation from this figure is "model FLOPs utilisation".
+Each parameter costs 2 operations forward and 4 backward; attention's two products cost 4 · head_dim · span a head forward and twice
+that backward. `span` is the context, or the sliding window where that is shorter; as in PaLM the causal half is not taken off. Of a
+mixture of experts, the experts a token goes to count. Norms, rotations and softmax are left out; recomputation is not counted, so a
+utilisation from this figure is "model FLOPs utilisation".
 """
 
 from __future__ import annotations

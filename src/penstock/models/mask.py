@@ -8,16 +8,19 @@ short contexts that a CPU trains.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+#: None is plain causal; a tensor is dense, true where a query may look.
+Mask: TypeAlias = Tensor | BlockMask | None
+
 _create_block_mask = torch.compile(create_block_mask, dynamic=False)
 
 
-def training_mask(batch_tokens: tuple[int, int], window: int, documents_bt: Tensor | None, device: torch.device) -> Tensor | BlockMask | None:
+def training_mask(batch_tokens: tuple[int, int], window: int, documents_bt: Tensor | None, device: torch.device) -> Mask:
     """The mask of whole sequences of shape `batch_tokens` (b, t); None where plain causal attention is meant."""
     tokens = batch_tokens[1]
     window = window if 0 < window < tokens else 0

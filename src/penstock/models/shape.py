@@ -42,5 +42,7 @@ def _vocab(configured: int, tokenizer_size: int) -> int:
     if configured == 0:
         return tokenizer_size if tokenizer_size < ROUND_VOCAB_FROM else round_up(tokenizer_size, 64)
     if configured < tokenizer_size:
-        raise UserError(f"model.vocab = {configured} is smaller than the tokenizer's {tokenizer_size} tokens; set it to 0 or at least {tokenizer_size}")
+        raise UserError(
+            f"model.vocab = {configured} is smaller than the tokenizer's {tokenizer_size} tokens; set it to 0 or at least {tokenizer_size}"
+        )
     return configured
