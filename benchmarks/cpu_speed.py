@@ -26,7 +26,7 @@ def run(turns: int = 12) -> dict[str, float | str]:
     with tempfile.TemporaryDirectory() as folder:
         compiled = penstock_parts("small", [*SHAPE, "compile.enabled=on"], Path(folder))
         eager = penstock_parts("small", [*SHAPE, "compile.enabled=off"], Path(folder))
-        seconds = take_turns({"plain": plain_step(eager), "compiled": penstock_step(compiled), "eager": penstock_step(eager)}, turns)
+        seconds = take_turns({"plain": plain_step(eager, 8), "compiled": penstock_step(compiled), "eager": penstock_step(eager)}, turns)
     best, plain = ratio(seconds["plain"], seconds["compiled"]), ratio(seconds["plain"], seconds["eager"])
     tokens = compiled.config.batch.global_ * compiled.config.model.context
     return {

@@ -60,15 +60,15 @@ def llama_of(model: ModelSection) -> torch.nn.Module:
     )
 
 
-def plain_step(parts: Parts) -> Callable[[], None]:
-    """A function that takes a step of the plain loop: the same shape, batches, micro-batches, precision and AdamW settings.
+def plain_step(parts: Parts, micro: int) -> Callable[[], None]:
+    """A function that takes a step of the plain loop: the same shape, batches, precision and AdamW settings, `micro` sequences at a time.
 
     bfloat16 is autocast around float32 weights, as the precision of `parts` is bfloat16 around float32 weights.
     """
     device, optim = parts.world.device, parts.config.optim
     model = llama_of(parts.config.model).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=optim.lr, betas=(optim.beta1, optim.beta2), weight_decay=optim.weight_decay)
-    micro, position = parts.config.batch.micro, 0
+    position = 0
 
     def step() -> None:
         nonlocal position

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from penstock.config import Config, load_config
+
 WORDS = "the quick brown fox jumps over a lazy dog while rain falls on green hills and rivers run to seas".split()
 
 
@@ -66,3 +68,8 @@ def refused(*arguments: object, **options: Any) -> str:
 def summary(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """The one JSON object a `--json` command prints."""
     return json.loads(done.stdout)
+
+
+def small_config(tmp_path: Path, **changes: Any) -> Config:
+    """The config that `small_sets` describes."""
+    return load_config(None, small_sets(tmp_path, **changes)[1::2])

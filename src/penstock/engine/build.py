@@ -6,7 +6,6 @@ its own config section; nothing here decides how a part works.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,13 +14,14 @@ from torch import Tensor, nn
 from penstock.comm import GradientReducer, World
 from penstock.config import Config
 from penstock.data import Batch, BatchPlan, TokenCorpus
-from penstock.engine.compile import compile_blocks
+from penstock.engine.compile import compile_model
 from penstock.engine.control import StopRequest
 from penstock.engine.journal import Journal
 from penstock.engine.state import Progress, state_tensors
 from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
 from penstock.models import Decoder, balance_experts, build_decoder, lm_loss
+from penstock.models.loss import Kernel, softmax_gradient
 from penstock.optim import Optimizer, WeightAverage, build_optimizer
 from penstock.store import Run, list_snapshots, load_snapshot
 
@@ -38,6 +38,7 @@ class Parts:
     corpus: TokenCorpus
     plan: BatchPlan
     decoder: Decoder
+    kernel: Kernel
     optimizer: Optimizer
     reducer: GradientReducer
     average: WeightAverage | None
@@ -64,7 +65,7 @@ class Parts:
 
     def loss(self, batch: Batch) -> Tensor:
         """Summed cross-entropy of a micro-batch, float32."""
-        return batch_loss(self.decoder, batch, self.world.device, self.dtype, self.config.train.loss_chunk)
+        return batch_loss(self.decoder, batch, self.world.device, self.dtype, self.config.train.loss_chunk, self.kernel)
 
     def balance(self) -> None:
         """Move the routers' balancing bias; nothing for a dense model."""
@@ -77,19 +78,19 @@ class Parts:
         return state_tensors(self.decoder, self.optimizer, self.average)
 
 
-def batch_loss(decoder: Decoder, batch: Batch, device: torch.device, dtype: torch.dtype, chunk: int) -> Tensor:
+def batch_loss(decoder: Decoder, batch: Batch, device: torch.device, dtype: torch.dtype, chunk: int, kernel: Kernel) -> Tensor:
     """Summed cross-entropy of a batch under `decoder`, float32; no logits beyond `chunk` tokens are held."""
     tokens_bt, targets_bt, documents_bt = device_batch(batch, device)
     hidden_btd = decoder(tokens_bt, documents_bt=documents_bt, dtype=dtype)
-    return lm_loss(hidden_btd, decoder.head_weight_vd, targets_bt, chunk_tokens=chunk)
+    return lm_loss(hidden_btd, decoder.head_weight_vd, targets_bt, chunk_tokens=chunk, kernel=kernel)
 
 
-def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: StopRequest, journal_of: Callable[[Decoder], Journal]) -> Parts:
+def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: StopRequest, journal: Journal) -> Parts:
     """Build a rank's parts and take up the run's newest snapshot if it has one."""
     decoder = build_decoder(config.model, config.run.seed, world.device)
-    journal = journal_of(decoder)
+    kernel = softmax_gradient
     if config.compile.enabled == "on":
-        compile_blocks(decoder, DTYPES[config.precision.compute], config.batch.micro, config.model.context, world, journal.warn)
+        kernel = compile_model(decoder, DTYPES[config.precision.compute], config.batch.micro, config.model.context, world, journal.warn)
     parts = Parts(
         run=run,
         config=config,
@@ -97,6 +98,7 @@ def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: Sto
         corpus=corpus,
         plan=BatchPlan(corpus.train, config.model.context, config.batch.global_, config.run.seed, config.data.document_mask),
         decoder=decoder,
+        kernel=kernel,
         reducer=GradientReducer(decoder.parameters(), world, config.layout.bucket_mb),
         optimizer=build_optimizer(decoder, config.optim),
         average=WeightAverage(decoder, config.optim.ema) if config.optim.ema else None,

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from penstock.comm import World
-from penstock.models import Decoder
+from penstock.models import Decoder, balance_experts
+from penstock.models.loss import Kernel, softmax_gradient
 
 os.environ.setdefault("TORCHINDUCTOR_MIX_ORDER_REDUCTION", "0")
 
@@ -29,8 +30,8 @@ os.environ.setdefault("TORCHINDUCTOR_MIX_ORDER_REDUCTION", "0")
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
-def compile_blocks(decoder: Decoder, dtype: torch.dtype, batch: int, context: int, world: World, warn: Callable[[str], None]) -> bool:
-    """Compile every block of `decoder` in place after the check; return whether it did.
+def compile_model(decoder: Decoder, dtype: torch.dtype, batch: int, context: int, world: World, warn: Callable[[str], None]) -> Kernel:
+    """Compile every block of `decoder` in place after the check; return the loss kernel, compiled too, or the eager one.
 
     `batch` and `context` are the shape training will use, so that the check compiles what training then runs.
     """
@@ -38,13 +39,14 @@ def compile_blocks(decoder: Decoder, dtype: torch.dtype, batch: int, context: in
     failure = ""
     for block in representative_blocks(blocks):
         failure = failure or check_block(decoder, block, dtype, batch, context, world.device)
+    balance_experts(decoder, 0.0, None)  # the check's random tokens are no load
     if world.any(bool(failure), "compile_check"):
         warn(f"torch.compile is off for this run: {failure or 'another rank refused it'}")
         torch._dynamo.reset()
-        return False
+        return softmax_gradient
     for block in blocks:
         block.compile(dynamic=False)
-    return True
+    return torch.compile(softmax_gradient, dynamic=False)
 
 
 def representative_blocks(blocks: list[nn.Module]) -> list[nn.Module]:

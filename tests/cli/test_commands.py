@@ -1,0 +1,209 @@
+"""The commands as a user types them, each in a process of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from ranks import free_port
+from small_runs import penstock, refused, small_sets, summary
+
+from penstock.store import find_run, list_snapshots
+
+
+def start(*arguments):
+    """Start a command without waiting for it."""
+    return subprocess.Popen([sys.executable, "-m", "penstock", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for_snapshot(run, process, deadline_s=120):
+    """Wait until the run at `run` has a snapshot."""
+    end = time.monotonic() + deadline_s
+    while not list_snapshots(run / "snapshots"):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "no snapshot in time"
+        time.sleep(0.02)
+
+
+def test_help_is_instant_and_needs_no_torch():
+    code = "import sys, penstock.cli.app; assert not {'torch', 'numpy', 'pydantic'} & set(sys.modules), 'imported too much'"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert "train" in penstock("--help").stdout
+
+
+def test_train_then_use_the_run(tmp_path):
+    run = tmp_path / "runs" / "mine"
+    result = summary(penstock("train", *small_sets(tmp_path), "--run-dir", run, "--json"))
+    assert result["step"] == 6 and result["run"] == str(run)
+    text = summary(penstock("generate", run, "--prompt", "the ", "--tokens", 10, "--json"))
+    assert text["prompt"] == "the " and len(text["text"]) > 0
+    other = tmp_path / "other.txt"
+    other.write_text("rain falls on green hills and rivers run to seas\n" * 40)
+    score = summary(penstock("eval", run, "--data", other, "--json"))
+    assert 0 < score["bits_per_byte"] < 10 and score["tokens"] > 1000
+    assert summary(penstock("runs", "--runs-dir", tmp_path / "runs", "--json"))["runs"][0]["run"] == str(run)
+    assert "mine" in penstock("runs", "--runs-dir", tmp_path / "runs").stdout
+    assert "finished" in penstock("runs", "--runs-dir", tmp_path / "runs").stdout
+
+
+def test_every_setting_is_printed_and_explained():
+    printed = penstock("config", "tiny", "--set", "optim.lr=0.5").stdout
+    assert "lr = 0.5" in printed and "[model.moe]" in printed
+    assert summary(penstock("config", "--json"))["batch"]["global"] == 16
+    assert "Peak learning rate" in penstock("config", "--explain", "optim.lr").stdout
+    assert "did you mean 'optim.lr'" in refused("config", "--explain", "optim.lrr")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("nproc", "compiled"), [(1, "off"), (2, "off"), (1, "on"), (2, "on")])
+def test_a_killed_run_resumes_to_the_very_same_weights(tmp_path, nproc, compiled):
+    sets = small_sets(tmp_path, train__steps=40, snapshot__every=5, eval__every=0, compile__enabled=compiled, eval__sample_tokens=0)
+    whole = summary(penstock("train", *sets, "--nproc", nproc, "--run-dir", tmp_path / "whole", "--json"))
+    run = tmp_path / "killed"
+    process = start("train", *sets, "--nproc", nproc, "--run-dir", run, "--set", "train.steps=40")
+    wait_for_snapshot(run, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (run / "summary.json").exists(), "it was killed in the middle"
+    resumed = summary(penstock("resume", run, "--nproc", nproc, "--json"))
+    assert resumed["weights_digest"] == whole["weights_digest"] and resumed["step"] == 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, nproc):
+    sets = small_sets(tmp_path, train__steps=100000, snapshot__every=5, eval__every=0)
+    run = tmp_path / "r"
+    process = start("train", *sets, "--nproc", nproc, "--run-dir", run, "--json")
+    wait_for_snapshot(run, process)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"penstock resume {run}" in err and "Traceback" not in err
+    result = json.loads(out)
+    assert result["state"] == "interrupted" and list_snapshots(run / "snapshots")[-1].step == result["step"]
+    more = summary(penstock("resume", run, "--nproc", nproc, "--set", f"train.steps={result['step'] + 3}", "--json"))
+    assert more["step"] == result["step"] + 3
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_does(tmp_path):
+    sets = small_sets(tmp_path, train__steps=8, data__document_mask=True)
+    one = summary(penstock("train", *sets, "--run-dir", tmp_path / "one", "--json"))
+    two = summary(penstock("train", *sets, "--nproc", 2, "--run-dir", tmp_path / "two", "--json"))
+    assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-4) and two["tokens"] == one["tokens"]
+    again = summary(penstock("resume", tmp_path / "two", "--set", "train.steps=10", "--json"))
+    assert again["step"] == 10, "a run of two ranks goes on with one"
+
+
+@pytest.mark.slow
+def test_torchrun_trains_the_same_config(tmp_path):
+    sets = small_sets(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "penstock", "train", *sets, "--run-dir", str(tmp_path / "r"), "--json"],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    alone = summary(penstock("train", *sets, "--nproc", 2, "--run-dir", tmp_path / "alone", "--json"))
+    assert result["weights_digest"] == alone["weights_digest"]
+
+
+@pytest.mark.slow
+def test_below_torchrun_a_mistake_ends_all_ranks_with_its_cause(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "penstock", "train", "--set", f"data.path={tmp_path / 'nowhere'}"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0 and "nowhere" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_named_and_the_command_ends(tmp_path):
+    sets = small_sets(tmp_path, train__steps=100000, snapshot__every=5, eval__every=0)
+    run = tmp_path / "r"
+    process = start("train", *sets, "--nproc", 2, "--run-dir", run)
+    wait_for_snapshot(run, process)
+    workers = subprocess.run(["pgrep", "-f", f"penstock.engine.worker {run}"], capture_output=True, text=True).stdout.split()
+    os.kill(int(workers[0]), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert re.search(r"rank \d was killed by SIGKILL.*penstock resume", err), err
+
+
+def test_bad_input_is_refused_in_one_line_with_exit_code_two(tmp_path):
+    sets = small_sets(tmp_path)
+    cases = [
+        (["train", tmp_path / "none.toml"], "does not exist"),
+        (["train", *sets, "--set", "modle.layers=2"], "did you mean 'model"),
+        (["train", *sets, "--set", f"data.path={tmp_path / 'none'}"], "none"),
+        (["train", *sets, "--nproc", "1000"], "--nproc 1000 is above"),
+        (["train", *sets, "--nproc", "3"], "batch.global"),
+        (["train", *sets, "--set", "layout.replicate=2"], "layout.replicate"),
+        (["train", *sets, "--set", "model.context=100000"], "model.context"),
+        (["train", *sets, "--set", "model.vocab=100"], "model.vocab"),
+        (["resume", tmp_path / "none"], "no run"),
+        (["generate", tmp_path / "none"], "no run"),
+        (["frobnicate"], "frobnicate"),
+    ]
+    for arguments, words in cases:
+        message = refused(*arguments)
+        assert words in message, (arguments, message)
+
+
+def test_a_port_in_use_is_refused(tmp_path):
+    import socket
+
+    with socket.socket() as taken:
+        port = free_port()
+        taken.bind(("localhost", port))
+        taken.listen()
+        assert f"layout.port = {port}" in refused("train", *small_sets(tmp_path), "--nproc", 2, "--set", f"layout.port={port}")
+
+
+def test_a_tokenizer_that_does_not_fit_the_run_is_refused(tmp_path):
+    run = tmp_path / "r"
+    penstock("train", *small_sets(tmp_path, data__tokenizer="chars"), "--run-dir", run)
+    other = tmp_path / "s"
+    penstock("train", *small_sets(tmp_path), "--run-dir", other)
+    for file in (other / "tokenizer").iterdir():
+        (run / "tokenizer" / file.name).write_bytes(file.read_bytes())
+    assert "model.vocab" in refused("generate", run, "--prompt", "a")
+
+
+def test_a_run_without_a_snapshot_says_so(tmp_path):
+    run = tmp_path / "r"
+    penstock("train", *small_sets(tmp_path), "--run-dir", run)
+    for snapshot in list_snapshots(find_run(run).snapshots):
+        __import__("shutil").rmtree(snapshot.path)
+    assert "no snapshot" in refused("generate", run)
+    assert "no snapshot" in refused("resume", run)
+
+
+@pytest.mark.slow
+def test_export_and_import_go_round(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    run = tmp_path / "r"
+    penstock("train", *small_sets(tmp_path), "--run-dir", run)
+    penstock("export", run, tmp_path / "hf")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    from penstock.engine import open_model
+
+    ours = open_model(find_run(run))
+    ids = tokenizer("the quick brown", return_tensors="pt").input_ids
+    assert ids[0].tolist() == list(ours.tokenizer.encode("the quick brown"))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, ours.decoder.logits(ours.decoder(ids)), atol=1e-4, rtol=0)
+    penstock("import", tmp_path / "hf", *small_sets(tmp_path), "--run-dir", tmp_path / "back")
+    score = [summary(penstock("eval", r, "--data", tmp_path / "corpus", "--json"))["loss"] for r in (run, tmp_path / "back")]
+    assert score[0] == pytest.approx(score[1], rel=1e-5)
+    result = summary(penstock("resume", tmp_path / "back", "--json"))
+    assert result["step"] == 6 and result["val_loss"] < score[0] + 0.5
+    assert "not an empty folder" in refused("export", run, tmp_path / "hf")
