@@ -22,7 +22,7 @@ def penstock_parts(preset: str, sets: list[str], folder: Path) -> Parts:
     config = load_config(preset, [f"data.cache_dir={folder / 'cache'}", "eval.sample_tokens=0", "metrics.tensorboard=false", *sets])
     run = make_run(config, preset, "benchmark", folder / f"run-{len(os.listdir(folder))}", None)
     world = World(device=choose_device(run.config().run.device))
-    use_threads(run.config(), world)
+    use_threads(run.config())
     return build(run, run.config(), world, open_corpus(run, run.config()), StopRequest(supervised=True), open_journal(run, run.config(), world))
 
 

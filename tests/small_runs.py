@@ -43,6 +43,7 @@ def small_sets(tmp_path: Path, **changes: Any) -> list[str]:
         "snapshot.every": 2,
         "metrics.peak_tflops": 0.1,
         "compile.enabled": "off",
+        "run.threads": 1,
     } | {name.replace("__", "."): value for name, value in changes.items()}
     return [argument for name, value in values.items() for argument in ("--set", f"{name}={value}")]
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,7 +180,7 @@ def test_a_run_without_a_snapshot_says_so(tmp_path):
     run = tmp_path / "r"
     penstock("train", *small_sets(tmp_path), "--run-dir", run)
     for snapshot in list_snapshots(find_run(run).snapshots):
-        __import__("shutil").rmtree(snapshot.path)
+        shutil.rmtree(snapshot.path)
     assert "no snapshot" in refused("generate", run)
     assert "no snapshot" in refused("resume", run)
 

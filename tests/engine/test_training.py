@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import tomllib
 
 import pytest
@@ -11,6 +12,7 @@ from small_runs import small_config
 from penstock.config import UserError, load_config
 from penstock.engine import open_model, resume_run, speak, start_run
 from penstock.engine.build import Parts
+from penstock.engine.state import weights_digest
 from penstock.monitor import MetricStore
 from penstock.store import Run, find_run, list_snapshots
 
@@ -78,7 +80,7 @@ def test_resuming_goes_on_as_if_nothing_had_happened(tmp_path):
     half = train(tmp_path, "half", optim__ema=0.9, train__steps=6)
     run = find_run(half["run"])
     for snapshot in list_snapshots(run.snapshots)[1:]:
-        __import__("shutil").rmtree(snapshot.path)
+        shutil.rmtree(snapshot.path)
     resumed = resume_run(run, {}, 1, None)
     assert resumed["weights_digest"] == whole["weights_digest"]
     assert resumed["evals"] == whole["evals"] and resumed["tokens"] == whole["tokens"]
@@ -128,7 +130,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_bad_update(tmp_path,
 def test_a_gradient_that_overflows_is_named_too(tmp_path, monkeypatch):
     real = Parts.loss
     monkeypatch.setattr(Parts, "loss", lambda self, batch: _Exploding.apply(real(self, batch)))
-    with pytest.raises(UserError, match=r"step 0: .*gradient norm inf.*backward pass overflowed"):
+    with pytest.raises(UserError, match=r"step 0: .*gradient norm (inf|nan).*backward pass overflowed"):
         train(tmp_path, "bad")
 
 
@@ -148,7 +150,7 @@ def test_switches_train_and_resume_bit_for_bit(tmp_path, changes):
     whole = train(tmp_path, "whole", **changes)
     half = train(tmp_path, "half", snapshot__every=3, snapshot__keep=0, **changes)
     run = find_run(half["run"])
-    __import__("shutil").rmtree(list_snapshots(run.snapshots)[-1].path)
+    shutil.rmtree(list_snapshots(run.snapshots)[-1].path)
     resumed = resume_run(run, {}, 1, None)
     assert resumed["weights_digest"] == whole["weights_digest"]
     assert whole["evals"][-1]["val_loss"] < math.log(257) + 0.1
@@ -156,16 +158,11 @@ def test_switches_train_and_resume_bit_for_bit(tmp_path, changes):
 
 def test_averaged_weights_are_what_evaluation_and_samples_use(tmp_path):
     result = train(tmp_path, "ema", optim__ema=0.99, optim__lr=1e-2)
-    model = open_model(find_run(result["run"]))
-    from penstock.engine.use import score
-
-    file = tmp_path / "held.txt"
-    file.write_text("the quick brown fox jumps over the lazy dog " * 20)
-    averaged = score(model, str(file))["loss"]
-    live = torch.nn.utils.parameters_to_vector(model.decoder.parameters())
-    assert math.isfinite(averaged) and live.isfinite().all()
-    digest_of_averaged = __import__("penstock.engine.state", fromlist=["x"]).weights_digest(model.decoder)
-    assert digest_of_averaged != result["weights_digest"]
+    live = train(tmp_path, "live", optim__lr=1e-2)
+    assert result["weights_digest"] == live["weights_digest"], "averaging does not touch training"
+    assert result["val_loss"] != live["val_loss"]
+    averaged = open_model(find_run(result["run"])).decoder
+    assert weights_digest(averaged) != result["weights_digest"], "the model one uses is the averaged one"
 
 
 def test_a_sample_is_a_function_of_the_seed(plain):

@@ -49,9 +49,11 @@ def open_model(run: Run, device: str | None = None) -> Model:
     target = choose_device(device or config.run.device)
     decoder = build_decoder(config.model, config.run.seed, target)
     average = WeightAverage(decoder, config.optim.ema) if config.optim.ema else None
-    numbers = load_snapshot(snapshots[-1], state_tensors(decoder, build_optimizer(decoder, config.optim), average))
-    if average is not None:
-        average.swapped_in().__enter__()
+    tensors = state_tensors(decoder, build_optimizer(decoder, config.optim), average)
+    numbers = load_snapshot(snapshots[-1], tensors)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            parameter.copy_(tensors.get(f"ema.{name}", parameter))
     return Model(run, config, decoder.eval(), tokenizer, Progress(**numbers))
 
 

@@ -32,7 +32,7 @@ def run_rank(run: Run, world: World, supervised: bool = False) -> dict[str, Any]
     """Train `run` to its end on this rank, or until asked to stop; return its summary."""
     config = run.config()
     check_world(config, world.size)
-    use_threads(config, world)
+    use_threads(config)
     corpus = open_corpus(run, config)
     with StopRequest(supervised) as stop:
         parts = build(run, config, world, corpus, stop, open_journal(run, config, world))
@@ -71,10 +71,11 @@ def open_journal(run: Run, config: Config, world: World) -> Journal:
     return Journal(run, config, world, peak * 1e12 * world.size, from_step=snapshots[-1].step if snapshots else 0)
 
 
-def use_threads(config: Config, world: World) -> None:
-    """Share the host's cores between its ranks."""
+def use_threads(config: Config) -> None:
+    """Share the host's cores between its ranks, unless `run.threads` or OMP_NUM_THREADS says otherwise."""
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(config.run.threads or max(1, (os.cpu_count() or 1) // ranks_here))
+    share = max(1, (os.cpu_count() or 1) // ranks_here)
+    torch.set_num_threads(config.run.threads or int(os.environ.get("OMP_NUM_THREADS", share)))
     torch.set_float32_matmul_precision("highest")
 
 
