@@ -2,7 +2,7 @@
 
 from penstock.data.batches import Batch, BatchPlan, ValidationPlan, WindowPlan, validation_plan
 from penstock.data.corpus import corpus_path
-from penstock.data.prepare import prepare, text_stream
+from penstock.data.preparation import prepare, text_stream
 from penstock.data.shards import TokenCorpus, TokenStream
 from penstock.data.tokenizer import Tokenizer, load_tokenizer
 

@@ -23,6 +23,7 @@ from penstock.data.permute import keyed, permute
 from penstock.data.shards import TokenStream
 
 IGNORED = -100
+SHARE_MENDS = {"train": ", or lower data.validation", "validation": ", or raise data.validation"}
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class WindowPlan(ABC):
         """Raises `UserError` where the stream is shorter than one window."""
         if len(stream) < context + 1:
             raise UserError(
-                f"the {stream.name} text has {len(stream)} tokens, fewer than one sequence of model.context + 1 = {context + 1}; "
-                "lower model.context, give more text" + _share_mend(stream.name)
+                f"the {stream.label} text has {len(stream)} tokens, fewer than one sequence of model.context + 1 = {context + 1}; "
+                "lower model.context, or give more text" + SHARE_MENDS.get(stream.label, "")
             )
         self.stream, self.context, self.document_mask = stream, context, document_mask
 
@@ -73,7 +74,7 @@ class WindowPlan(ABC):
         """Where a sample comes from, for messages: its tokens, file and document."""
         start = int(self.starts(np.array([sample_id], dtype=np.int64))[0])
         end = min(start + self.context, len(self.stream) - 1)
-        return f"sample {sample_id}: {self.stream.name} tokens {start} to {end}, from {self.stream.locate(start)}"
+        return f"sample {sample_id}: {self.stream.label} tokens {start} to {end}, from {self.stream.locate(start)}"
 
 
 class BatchPlan(WindowPlan):
@@ -118,7 +119,3 @@ class ValidationPlan(WindowPlan):
 def validation_plan(stream: TokenStream, context: int, limit: int = 0, document_mask: bool = False) -> ValidationPlan:
     """The windows that score a stream, or `limit` of them, evenly spread, unless 0. Raises `UserError` if it is too short."""
     return ValidationPlan(stream, context, limit, document_mask)
-
-
-def _share_mend(name: str) -> str:
-    return ", or raise data.validation" if name == "validation" else ", or lower data.validation"

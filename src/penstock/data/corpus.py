@@ -24,12 +24,14 @@ from penstock.config import DataSection, UserError, nearest
 from penstock.data.hub import hub_file
 
 SNIFF_BYTES = 8192
-TEXT_EXTENSIONS = frozenset(  # noqa: SIM905 (a list of 80 quoted strings reads worse)
-    ".txt .text .md .markdown .rst .tex .org .adoc .html .htm .xml .csv .tsv .json .yaml .yml .toml .ini .cfg .log "
-    ".py .pyi .pyx .c .h .cc .cpp .cxx .hpp .hh .cu .cuh .java .kt .scala .js .mjs .ts .jsx .tsx .go .rs .rb .php .pl .lua .r "
-    ".jl .swift .m .mm .cs .fs .hs .ml .mli .ex .exs .erl .clj .lisp .el .scm .sh .bash .zsh .fish .ps1 .sql .css .scss "
-    ".cmake .mk .proto .tf .vim .zig .nim .d .f90 .asm .s .v .sv .vhdl".split()
-)
+TEXT_EXTENSIONS = frozenset((
+    ".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".adoc", ".html", ".htm", ".xml", ".csv", ".tsv", ".json", ".yaml",
+    ".yml", ".toml", ".ini", ".cfg", ".log", ".py", ".pyi", ".pyx", ".c", ".h", ".cc", ".cpp", ".cxx", ".hpp", ".hh", ".cu", ".cuh",
+    ".java", ".kt", ".scala", ".js", ".mjs", ".ts", ".jsx", ".tsx", ".go", ".rs", ".rb", ".php", ".pl", ".lua", ".r", ".jl", ".swift",
+    ".m", ".mm", ".cs", ".fs", ".hs", ".ml", ".mli", ".ex", ".exs", ".erl", ".clj", ".lisp", ".el", ".scm", ".sh", ".bash", ".zsh",
+    ".fish", ".ps1", ".sql", ".css", ".scss", ".cmake", ".mk", ".proto", ".tf", ".vim", ".zig", ".nim", ".d", ".f90", ".asm", ".s", ".v",
+    ".sv", ".vhdl",
+))  # fmt: skip
 ROW_KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 #: Parts of the standard library that are tests, generated tables, help texts or graphical programs, not exemplary source.
 STDLIB_NOISE = frozenset(
@@ -78,7 +80,8 @@ def find_corpus(data: DataSection, cache: Path) -> Corpus:
     if glob.has_magic(path):
         return _listed(_matches(path), path)
     raise UserError(
-        f"data.path = {data.path!r} does not exist (looked for {path}){_near_name(path)}; give a file, folder or glob, 'stdlib' or 'hf:NAME'"
+        f"data.path = {data.path!r} does not exist (looked for {path}){_near_name(path)}; "
+        "give a file, a folder, a glob, 'stdlib' or 'hf:NAME'"
     )
 
 
@@ -125,7 +128,11 @@ def _walk(root: str, skip: frozenset[str] = frozenset()) -> list[str]:
 
 
 def _matches(pattern: str) -> list[str]:
-    return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+    """Files that match, and those in matching folders, each once."""
+    found = set()
+    for path in glob.glob(pattern, recursive=True):
+        found.update(_walk(path) if os.path.isdir(path) else [path])
+    return sorted(path for path in found if os.path.isfile(path))
 
 
 def _stdlib_files() -> Iterator[str]:

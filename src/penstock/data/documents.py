@@ -144,6 +144,8 @@ def _field(line: bytes, text_field: str) -> str:
         record = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg} at column {error.colno}); mend or remove the line") from None
+    except RecursionError:
+        raise ValueError("JSON nested too deeply to be read; mend or remove the line") from None
     if not isinstance(record, dict):
         raise ValueError(f"a {type(record).__name__}, not an object; each line must be an object such as {{\"{text_field}\": \"…\"}}")
     if text_field not in record:

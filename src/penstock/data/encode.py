@@ -1,7 +1,7 @@
 """The second pass: one span of text becomes one token shard per split.
 
 Tokens are written as they come, so memory does not grow with the span. Beside each shard lies a table of the documents that have
-tokens in it: (first token, source, position), int64, relative to shard and span; `prepare.py` joins the tables. The record that
+tokens in it: (first token, source, position), int64, relative to shard and span; `build.py` joins the tables. The record that
 says a span is done is written last, after its shards are flushed to disk, which is what resuming relies on.
 """
 

@@ -35,14 +35,14 @@ def keyed(*words: int) -> int:
 def permute(indices: np.ndarray, n: int, key: int) -> np.ndarray:
     """Where the permutation of `0 … n - 1` under `key` sends `indices` (all below `n`); int64 in and out."""
     half = np.uint64(max(1, (max(n - 1, 1).bit_length() + 1) // 2))
-    keys = [np.uint64(keyed(key, number)) for number in range(ROUNDS)]
+    keys = mix(np.uint64(key) + np.uint64(GOLDEN) * np.arange(1, ROUNDS + 1, dtype=np.uint64))
     out = _feistel(np.asarray(indices).astype(np.uint64), half, keys)
     while (outside := np.flatnonzero(out >= np.uint64(n))).size:
         out[outside] = _feistel(out[outside], half, keys)
     return out.astype(np.int64)
 
 
-def _feistel(value: np.ndarray, half: np.uint64, keys: list[np.uint64]) -> np.ndarray:
+def _feistel(value: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarray:
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = value >> half, value & mask
     for key in keys:

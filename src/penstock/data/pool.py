@@ -4,7 +4,7 @@ Each process is a fresh interpreter (`worker.py`) that this one talks to over pi
 kept by task, so neither the number of processes nor their timing shows in them. Compared with `multiprocessing` nothing
 is pickled, the main module is not imported again in every process (it may import torch), and no process outlives its parent.
 
-Cost: about 0.3 s and 60 MiB a process; not worth it below some MB of text.
+Cost: about 0.4 s and 80 MiB a process; not worth it below some MB of text.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class _Pool:
         while len(self._results) < len(self._tasks):
             ready = self._selector.select(SILENCE_S)
             if not ready:
-                raise UserError(f"the processes that prepare data were silent for {SILENCE_S:.0f} s; check the corpus's disk, and run again")
+                raise UserError(f"the processes that prepare data were silent for {SILENCE_S:.0f} s; check the corpus's disk, and rerun")
             for key, _ in ready:
                 self._listen(key.data)
         return [self._results[number] for number in range(len(self._tasks))]

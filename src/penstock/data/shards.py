@@ -35,7 +35,7 @@ class TokenStream:
 
     def __init__(self, folder: Path, name: str, shards: list[dict[str, Any]], dtype: str) -> None:
         """Map the shards (`file`, `tokens` each) of split `name`; they have been verified before."""
-        self.folder, self.name = folder, name
+        self.folder, self.name, self.label = folder, name, name
         filled = [shard for shard in shards if shard["tokens"]]
         self._shards = [np.memmap(folder / shard["file"], dtype=dtype, mode="r") for shard in filled]
         self._ends = np.cumsum([shard["tokens"] for shard in filled], dtype=np.int64)
@@ -54,7 +54,7 @@ class TokenStream:
     def read(self, start: int, length: int) -> np.ndarray:
         """Tokens `start` to `start + length - 1`, int64; raises `IndexError` outside the stream."""
         if start < 0 or length < 0 or start + length > len(self):
-            raise IndexError(f"tokens {start} to {start + length} are outside the {len(self)} tokens of {self.name}")
+            raise IndexError(f"tokens {start} to {start + length} are outside the {len(self)} tokens of the {self.label} text")
         out = np.empty(length, dtype=np.int64)
         done = 0
         shard = int(np.searchsorted(self._ends, start, side="right"))
@@ -79,7 +79,7 @@ class TokenStream:
         source, position = (int(v) for v in self._places[document])
         path, kind = json.loads((self.folder / SOURCES).read_text(encoding="utf-8"))[source]
         place = {"jsonl": f", line {position}", "parquet": f", row {position}"}.get(kind, "")
-        return f"{path}{place} ({self.name} document {document})"
+        return f"{path}{place} ({self.label} document {document})"
 
 
 @dataclass(frozen=True)

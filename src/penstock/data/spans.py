@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from penstock.data.corpus import Source
 from penstock.data.parquet import row_groups
 
-SPAN_BYTES = 16 << 20
+SPAN_BYTES = 2 << 20
 MAX_SPANS = 96
 SEARCH_BYTES = 64 << 10
 WHITE_SPACE = b" \t\r\n\v\f"
