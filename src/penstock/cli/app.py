@@ -169,15 +169,13 @@ def config_(
 def main() -> int:
     """Run the command line and return the exit code."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         print("penstock: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except typer.Exit as error:
-        return error.exit_code
     except Exception as error:
         return _exit_code(error)
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _exit_code(error: Exception) -> int:

@@ -24,6 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from penstock.config import RankFailed, UserError
+from penstock.engine.resolve import cores
 from penstock.store import Run
 
 
@@ -31,7 +32,7 @@ def launch(run: Run, nproc: int, port: int) -> None:
     """Train `run` on `nproc` ranks of this host; raises `UserError` or `RankFailed` when one fails."""
     check_port(port)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // nproc)))
     forget_failures(run)
     with tempfile.TemporaryDirectory(prefix="penstock-logs-") as logs, forwarded_signals():
         config = LaunchConfig(

@@ -7,6 +7,7 @@ number of replicas) stays open, so a run made on one host resumes on another.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -24,23 +25,27 @@ LOSS_CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 
 
 def resolve(config: Config, corpus: TokenCorpus, cores: int) -> Config:
-    """Return `config` with the model's shape, format, compilation, loss chunk and corpus path settled.
+    """Return `config` with the corpus's path and split, the model's shape, and the machine's choices settled.
 
     Raises `UserError` where the vocabulary does not fit the tokenizer.
     """
-    device = choose_device(config.run.device).type
     model = resolve_model(config.model, corpus.tokenizer.vocab_size)
-    assert model.vocab > 0
-    values = {
-        "model": model.model_dump(by_alias=True),
-        "data.path": corpus_path(config.data),
-        "data.split": corpus.split,
-        "precision.compute": _compute_format(config, device),
-        "train.loss_chunk": config.train.loss_chunk or max(1, LOSS_CHUNK_BYTES[device] // (4 * model.vocab)),
-    }
+    values = {"model": model.model_dump(by_alias=True), "data.path": corpus_path(config.data), "data.split": corpus.split}
     if config.data.tokenizer not in ("bpe", "bytes", "chars"):
         values["data.tokenizer"] = str(Path(config.data.tokenizer).resolve())
-    config = with_values(config, values)
+    return settle_machine(with_values(config, values), cores)
+
+
+def settle_machine(config: Config, cores: int) -> Config:
+    """Settle number format, chunk of the loss and compilation for this machine; the model's shape must be resolved."""
+    device = choose_device(config.run.device).type
+    config = with_values(
+        config,
+        {
+            "precision.compute": _compute_format(config, device),
+            "train.loss_chunk": config.train.loss_chunk or max(1, LOSS_CHUNK_BYTES[device] // (4 * config.model.vocab)),
+        },
+    )
     return with_values(config, {"compile.enabled": _compile(config, device, cores)})
 
 
@@ -83,3 +88,8 @@ def _compile(config: Config, device: str, cores: int) -> str:
 
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,7 +7,6 @@ has given up.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +18,7 @@ from penstock.comm import World, join_world, leave_world, under_launcher
 from penstock.config import Config, ConfigError, UserError, walk_settings, with_values
 from penstock.data import prepare
 from penstock.engine.launch import launch
-from penstock.engine.resolve import check_ranks, check_world, resolve
+from penstock.engine.resolve import check_ranks, check_world, cores, resolve
 from penstock.engine.worker import run_rank
 from penstock.plan import describe_environment
 from penstock.store import Run, create_run, list_snapshots, new_run_folder, save_config
@@ -107,11 +106,6 @@ def flat(config: Config) -> dict[str, Any]:
             node = node[part]
         values[name] = node
     return values
-
-
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _as_rank(config: Config, make: Callable[[], Run]) -> dict[str, Any]:

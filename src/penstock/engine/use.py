@@ -19,6 +19,7 @@ from penstock.config import Config, UserError, with_values
 from penstock.data import Tokenizer, load_tokenizer, text_stream, validation_plan
 from penstock.engine.build import DTYPES, batch_loss
 from penstock.engine.evaluate import continue_text, padded
+from penstock.engine.resolve import cores, settle_machine
 from penstock.engine.state import Progress, state_tensors
 from penstock.models import Decoder, build_decoder, export_hf, import_hf
 from penstock.models.loss import softmax_gradient
@@ -111,7 +112,7 @@ def import_model(source: Path, config: Config, folder: Path) -> Run:
     if not (source / "tokenizer.json").is_file():
         raise UserError(f"{source} has no tokenizer.json; save the tokenizer beside the weights")
     values = {"model": model.model_dump(by_alias=True), "data.tokenizer": str(folder.resolve() / "tokenizer" / "tokenizer.json")}
-    config = settle_import(with_values(config, values))
+    config = settle_machine(with_values(config, values), cores())
     run = create_run(config, folder, {"command": f"penstock import {source}", "environment": describe_environment(), "source": str(source)})
     try:
         _write_first_state(run, config, tensors, source)
@@ -119,13 +120,6 @@ def import_model(source: Path, config: Config, folder: Path) -> Run:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return run
-
-
-def settle_import(config: Config) -> Config:
-    """Settle what a new run settles from its corpus, which an import does not have yet."""
-    device = choose_device(config.run.device).type
-    compute = config.precision.compute if config.precision.compute != "auto" else ("bfloat16" if device == "cuda" else "float32")
-    return with_values(config, {"precision.compute": compute})
 
 
 def _write_first_state(run: Run, config: Config, tensors: dict[str, torch.Tensor], source: Path) -> None:

@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from penstock.data import TokenCorpus, prepare
 from penstock.engine.build import DTYPES, Parts, build
 from penstock.engine.control import StopRequest
 from penstock.engine.journal import Journal, summary
-from penstock.engine.resolve import check_world
+from penstock.engine.resolve import check_world, cores
 from penstock.engine.state import weights_digest
 from penstock.engine.trainer import train
 from penstock.monitor import write_report
@@ -74,7 +76,7 @@ def open_journal(run: Run, config: Config, world: World) -> Journal:
 def use_threads(config: Config) -> None:
     """Share the host's cores between its ranks, unless `run.threads` or OMP_NUM_THREADS says otherwise."""
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    share = max(1, (os.cpu_count() or 1) // ranks_here)
+    share = max(1, cores() // ranks_here)
     torch.set_num_threads(config.run.threads or int(os.environ.get("OMP_NUM_THREADS", share)))
     torch.set_float32_matmul_precision("highest")
 
@@ -101,8 +103,15 @@ def finish(parts: Parts, state: str) -> dict[str, Any]:
     return result
 
 
+def die_with_parent() -> None:
+    """Ask Linux to kill this rank when its launcher dies, so that none trains on unseen (elsewhere: nothing)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
+
+
 def main(folder: str) -> int:
     """Entry of a rank below the launcher; the exit code is the command's."""
+    die_with_parent()
     run = Run(Path(folder))
     rank = os.environ.get("RANK", "0")
     try:
