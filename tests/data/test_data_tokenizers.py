@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from corpora import random_text
 from penstock.config import UserError
 from penstock.data import load_tokenizer
-from penstock.data.bpe import train_bpe
+from penstock.data.bpe import DISTINCT_BYTES, SAMPLE_CHARACTERS, draw_sample, train_bpe
 from penstock.data.tokenizer import Bytes, Characters
 
 SAMPLE = random_text(60_000, seed=3)
@@ -70,6 +70,22 @@ def test_trained_vocabulary_has_all_bytes_and_the_asked_size():
 
 def test_training_is_deterministic():
     assert train_bpe([SAMPLE], 600).digest() == TRAINED.digest() != train_bpe([SAMPLE], 601).digest()
+
+
+@pytest.mark.slow
+def test_the_training_sample_is_spread_and_bounded_in_length_and_in_distinct_words():
+    taken = list(draw_sample(iter(["repeat " * 20_000] * 500) for _ in range(4)))
+    assert SAMPLE_CHARACTERS <= sum(map(len, taken)) < SAMPLE_CHARACTERS + 150_000
+    drawn = [0] * 3
+
+    def distinct_words(span):
+        for start in range(0, 10**7, 1000):
+            drawn[span] += 1
+            yield "".join(chr(0x4E00 + (span * 10**7 + start + i) // 7 ** (i % 5) % 20_000) for i in range(1000)) + "。"
+
+    distinct = list(draw_sample(distinct_words(span) for span in range(3)))
+    assert DISTINCT_BYTES <= sum(len(text.encode()) for text in distinct) < DISTINCT_BYTES + 10_000
+    assert max(drawn) - min(drawn) <= 1
 
 
 def test_end_token_is_the_declared_one_else_a_common_name(tmp_path):

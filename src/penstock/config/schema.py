@@ -61,7 +61,7 @@ class DataSection(Section):
     document_mask: bool = Field(False, description="Attend only within a document when several are packed into one sequence.")
     max_bytes: Count = Field(0, description="Use at most so many bytes of the corpus; 0: all of it.")
     cache_dir: str = Field("", description="Folder for prepared token shards; empty: ~/.cache/penstock/tokens.")
-    workers: Count = Field(0, description="Processes that prepare data, some 80 MiB each; 0: one for each core, at most 8.")
+    workers: Count = Field(0, description="Processes that prepare data, 80 to 130 MiB each; 0: one for each core, at most 6.")
 
 
 class MoESection(Section):

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,15 @@ from typing import Any
 import numpy as np
 
 from penstock.config import DataSection
-from penstock.data.bpe import SAMPLE_CHARACTERS, train_bpe
 from penstock.data.corpus import Corpus, corpus_path
-from penstock.data.documents import pieces
 from penstock.data.encode import intact, record_name, shard_name, table_name, token_dtype
 from penstock.data.files import checksum, sync_folder, write_json
 from penstock.data.pool import run_tasks
 from penstock.data.shards import MANIFEST, SOURCES
 from penstock.data.spans import Span
-from penstock.data.split import SPLITS, TRAIN, Split
+from penstock.data.split import SPLITS, Split
 from penstock.data.survey import Survey, combine, line_bases
-from penstock.data.tasks import Task
+from penstock.data.tasks import Task, TrainTask
 from penstock.data.tokenizer import Characters, Tokenizer, load_tokenizer
 
 Progress = Callable[[float, str], None]
@@ -105,33 +103,21 @@ def _tokenizer(job: Job, partial: Path) -> Tokenizer:
     final, temporary = partial / "tokenizer", partial / "tokenizer.tmp"
     if not final.is_dir():
         shutil.rmtree(temporary, ignore_errors=True)
-        _make_tokenizer(job).save(temporary)
+        _make_tokenizer(job, temporary)
         sync_folder(temporary)
         os.replace(temporary, final)
     return load_tokenizer(final)
 
 
-def _make_tokenizer(job: Job) -> Tokenizer:
+def _make_tokenizer(job: Job, folder: Path) -> None:
     if job.tokenizer is not None:
-        return job.tokenizer
-    if job.data.tokenizer == "chars":
-        return Characters(combine(job.surveys).alphabet)
-    job.progress(0.1, "training the tokenizer")
-    return train_bpe(_sample(job), job.data.vocab)
-
-
-def _sample(job: Job) -> Iterator[str]:
-    """Training text from the beginning of every span, `SAMPLE_CHARACTERS` in all."""
-    share = SAMPLE_CHARACTERS // len(job.spans)
-    for task in _encoding_tasks(job, Path()):
-        assert task.split is not None
-        taken = 0
-        for side, piece in task.split.route(pieces(task.segments, task.sources, task.text_field)):
-            if side == TRAIN:
-                yield piece.text
-                taken += len(piece.text)
-            if taken >= share:
-                break
+        job.tokenizer.save(folder)
+    elif job.data.tokenizer == "chars":
+        Characters(combine(job.surveys).alphabet).save(folder)
+    else:
+        job.progress(0.1, "training the tokenizer")
+        task = TrainTask(tuple(_encoding_tasks(job, folder)), job.data.vocab, str(folder))
+        run_tasks([task], job.workers, lambda done: None)
 
 
 def _encode(job: Job, partial: Path) -> Records:

@@ -20,19 +20,19 @@ from typing import IO, Any
 
 import penstock
 from penstock.config import UserError
-from penstock.data.tasks import Task, run_task
+from penstock.data.tasks import Task, TrainTask, run_task
 
-#: Longest silence of a process that has a task, in seconds; they report every 256 KiB of text.
-SILENCE_S = 600.0
+#: Longest silence of a process that has a task, in seconds; they report every 256 KiB of text, training at its end.
+SILENCE_S = 1800.0
 TERMINATE_S = 5.0
 
 
-def run_tasks(tasks: Sequence[Task], workers: int, report: Callable[[int], None]) -> list[dict[str, Any]]:
+def run_tasks(tasks: Sequence[Task | TrainTask], workers: int, report: Callable[[int], None]) -> list[dict[str, Any]]:
     """Run all tasks, in this process if `workers` is 1; return their results in the order of `tasks`.
 
     Raises what a task raises (`UserError`, `OSError`), and `UserError` for a process that was killed or hangs.
     """
-    if workers == 1 or len(tasks) < 2:
+    if workers == 1:
         return [run_task(task, report) for task in tasks]
     pool = _Pool(tasks, report)
     try:
@@ -51,7 +51,7 @@ class _Worker:
             [sys.executable, "-P", "-m", "penstock.data.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         )
         self.task: int | None = None
         self.unfinished = b""
@@ -61,7 +61,7 @@ class _Worker:
         assert self.process.stdout is not None
         return self.process.stdout
 
-    def give(self, number: int, task: Task) -> None:
+    def give(self, number: int, task: Task | TrainTask) -> None:
         """Send a task; a process that died meanwhile is noticed when its output is read."""
         assert self.process.stdin is not None
         self.task = number
@@ -85,7 +85,7 @@ class _Worker:
 class _Pool:
     """Hands tasks to idle workers until all are done."""
 
-    def __init__(self, tasks: Sequence[Task], report: Callable[[int], None]) -> None:
+    def __init__(self, tasks: Sequence[Task | TrainTask], report: Callable[[int], None]) -> None:
         self._tasks, self._report = tasks, report
         self._next = 0
         self._results: dict[int, dict[str, Any]] = {}

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from penstock.config import DataSection, UserError, nearest
-from penstock.data.bpe import SAMPLE_CHARACTERS
+from penstock.data.bpe import DISTINCT_BYTES, SAMPLE_CHARACTERS
 from penstock.data.build import Job, Progress, build, phase, tasks_of
 from penstock.data.corpus import Corpus, corpus_path, find_corpus
 from penstock.data.files import locked, write_json
@@ -35,8 +35,8 @@ from penstock.data.tokenizer import Bytes, Tokenizer, load_tokenizer
 FORMAT_VERSION = 1
 #: Below so many bytes of corpus, starting processes costs more than it saves.
 SMALL_BYTES = 8 << 20
-#: Each process holds some 80 MiB, so that all of them stay below 1 GiB.
-MAX_WORKERS = 8
+#: Each process holds 80 to 130 MiB, so that all of them stay below 1 GiB.
+MAX_WORKERS = 6
 
 
 def prepare(data: DataSection, *, progress: Progress | None = None) -> TokenCorpus:
@@ -124,7 +124,7 @@ def _given_tokenizer(data: DataSection) -> Tokenizer | None:
 
 
 def _recipe(data: DataSection) -> list[object]:
-    return [data.tokenizer, data.vocab, SAMPLE_CHARACTERS] if data.tokenizer == "bpe" else [data.tokenizer]
+    return [data.tokenizer, data.vocab, SAMPLE_CHARACTERS, DISTINCT_BYTES] if data.tokenizer == "bpe" else [data.tokenizer]
 
 
 def _workers(data: DataSection, size: int) -> int:

@@ -13,13 +13,15 @@ import traceback
 from typing import Any
 
 from penstock.config import UserError
-from penstock.data.tasks import Task, run_task
+from penstock.data.tasks import TrainTask, parse_task, run_task
 
 
 def answer(line: str, emit: Any) -> dict[str, Any]:
     """Run one task and describe how it ended: `result`, `user_error`, `os_error` or `fault`."""
     try:
-        return {"result": run_task(Task.parse(line), lambda done: emit({"done": done}))}
+        task = parse_task(line)
+        os.environ["TOKENIZERS_PARALLELISM"] = "true" if isinstance(task, TrainTask) else "false"  # only training is alone
+        return {"result": run_task(task, lambda done: emit({"done": done}))}
     except UserError as error:
         return {"user_error": str(error)}
     except OSError as error:
