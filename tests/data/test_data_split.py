@@ -88,3 +88,14 @@ def test_a_bpe_is_trained_on_training_text_only(tmp_path):
     (tmp_path / "a.txt").write_text(train + "qzqzqz " * 60)
     corpus = prepare(data_section(tmp_path / "a.txt", tmp_path / "cache", tokenizer="bpe", split="tail", validation=0.2, vocab=400))
     assert len(corpus.tokenizer.encode(" words")) == 1 and len(corpus.tokenizer.encode(" qzqzqz")) == 7
+
+
+def test_a_long_text_cut_into_spans_and_pieces_is_one_document_with_the_tokens_of_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("penstock.data.spans.SPAN_BYTES", 50_000)
+    monkeypatch.setattr("penstock.data.documents.PIECE_BYTES", 1000)
+    text = random_text(300_000, seed=8)
+    (tmp_path / "a.txt").write_text(text)
+    corpus = prepare(data_section(tmp_path / "a.txt", tmp_path / "cache", tokenizer="bpe", vocab=500, validation=0.001))
+    ids, n = corpus.tokenizer.encode(text), len(corpus.train)
+    assert len(corpus.train._shards) >= 5 and corpus.train.n_documents == corpus.validation.n_documents == 1
+    assert np.array_equal(corpus.train.read(0, n - 5), ids[: n - 5]) and n > 0.99 * len(ids)
