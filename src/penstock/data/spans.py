@@ -3,8 +3,8 @@
 A span is a run of segments; a segment is a range of one source: bytes of a text or JSONL file, rows of a Parquet file.
 Spans depend only on the corpus, never on the number of workers, so the shards made from them do not either. Each becomes
 one token shard per split. There are at most about `MAX_SPANS` (open memory maps cost file descriptors), each of at
-least `SPAN_BYTES`. A file is cut after a line end, where possible one followed by text that is not white space, because
-byte-level BPE then tokenizes both sides as it would the whole. Row groups of Parquet files stay whole.
+least `SPAN_BYTES`. A file is cut after a line feed, where possible one with text right before and after it, because the word
+patterns of GPT-2 and its followers then split both sides as they would the whole. Row groups of Parquet files stay whole.
 
 Cost: a read of some KiB a cut, and the footer of every Parquet file.
 """
@@ -145,11 +145,11 @@ def _last_line_end(path: str, at: int) -> int:
 
 
 def line_cut(window: bytes, forward: bool) -> int:
-    """Offset after the first (or last) line feed that non-white text follows, else after the first (last) one, else 0."""
+    """Offset after the first (or last) line feed with text on both sides, else after the first (last) one, else 0."""
     find = window.find if forward else window.rfind
     low, high, fallback = 0, len(window) - 1, 0
     while (newline := find(b"\n", low, high)) >= 0:
-        if window[newline + 1] not in WHITE_SPACE:
+        if newline and window[newline - 1] not in WHITE_SPACE and window[newline + 1] not in WHITE_SPACE:
             return newline + 1
         fallback = fallback or newline + 1
         low, high = (newline + 1, high) if forward else (low, newline)
