@@ -68,8 +68,9 @@ def test_ranks_agree_on_numbers_and_flags():
 
 
 def wait_alone(world):
-    import torch.distributed as dist
     from datetime import timedelta
+
+    import torch.distributed as dist
 
     group = dist.new_group(timeout=timedelta(seconds=2))
     start = time.monotonic()

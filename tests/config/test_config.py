@@ -118,7 +118,7 @@ def test_every_setting_explains_itself():
         text = explain(name)
         assert text.startswith(name) and field.description in text and "Allowed:" in text and field.description.endswith((".", ")")), name
     assert "optim.beta1" in explain("optim")
-    with pytest.raises(ConfigError, match="did you mean 'optim.lr'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'optim\.lr'"):
         explain("optim.lrr")
 
 

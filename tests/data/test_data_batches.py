@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from corpora import data_section
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpora import data_section
 from penstock.config import UserError
 from penstock.data import BatchPlan, prepare, validation_plan
 from penstock.data.permute import permute

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
 from corpora import data_section, random_text
+
 from penstock.config import UserError
 from penstock.data import prepare, text_stream
 from penstock.data.tokenizer import Bytes

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-
 from corpora import contents, data_section, random_text
+from small_runs import write_corpus
+
 from penstock.config import UserError
 from penstock.data import prepare
 from penstock.data.corpus import Source
@@ -24,7 +25,6 @@ from penstock.data.pool import run_tasks
 from penstock.data.spans import Segment
 from penstock.data.split import HELD_OUT
 from penstock.data.tasks import Task
-from small_runs import write_corpus
 
 #: Prepares in a process of its own with small spans, in processes even for small corpora; prints what came out.
 PREPARE = """

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-
 from corpora import data_section, random_text
+from small_runs import write_corpus
+
 from penstock.config import UserError
 from penstock.data import prepare
-from small_runs import write_corpus
 
 
 def texts(corpus):

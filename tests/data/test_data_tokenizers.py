@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from corpora import random_text
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpora import random_text
 from penstock.config import UserError
 from penstock.data import load_tokenizer
 from penstock.data.bpe import DISTINCT_BYTES, SAMPLE_CHARACTERS, draw_sample, train_bpe

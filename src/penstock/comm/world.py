@@ -27,7 +27,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     meter: ByteMeter = field(default_factory=ByteMeter)
 
     @property
@@ -101,4 +101,5 @@ def _init_group(device: torch.device, timeout_s: float) -> None:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=device if backend == "nccl" else None)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"the ranks could not meet at {where}: {reason}; is the port in use or another rank missing? Choose another with layout.port") from None
+        hint = "is the port in use or another rank missing? Choose another with layout.port"
+        raise UserError(f"the ranks could not meet at {where}: {reason}; {hint}") from None

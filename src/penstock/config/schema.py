@@ -104,12 +104,12 @@ class ModelSection(Section):
     context: Annotated[int, Field(ge=2)] = Field(256, description="Sequence length in tokens.")
     norm_eps: Annotated[float, Field(gt=0.0, le=0.1)] = Field(1e-5, description="Epsilon of RMSNorm.")
     rope_theta: Annotated[float, Field(gt=1.0)] = Field(10000.0, description="Base of the rotary embedding.")
-    rope_scaling: RopeScaling = Field(RopeScaling(), description="Scaling of the rotary frequencies (Llama 3.1).")  # type: ignore[call-arg]
+    rope_scaling: RopeScaling = Field(RopeScaling(), description="Scaling of the rotary frequencies (Llama 3.1).")
     qk_norm: bool = Field(False, description="RMSNorm on queries and keys per head (Qwen3).")
     tie_embeddings: bool = Field(False, description="Use the embedding as output head too.")
     sliding_window: Count = Field(0, description="Tokens a query sees back, itself included; 0: the whole context.")
     init_std: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.02, description="Standard deviation of the initial weights.")
-    moe: MoESection = Field(MoESection(), description="Mixture of experts.")  # type: ignore[call-arg]
+    moe: MoESection = Field(MoESection(), description="Mixture of experts.")
 
 
 class BatchSection(Section):
@@ -156,7 +156,9 @@ class OptimSection(Section):
 class PrecisionSection(Section):
     """Number formats. Master weights, moments and gradient sums are float32 always."""
 
-    compute: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Format of activations and matrix products; auto: bfloat16 on CUDA, float32 on the CPU.")
+    compute: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Format of activations and matrix products; auto: bfloat16 on CUDA, float32 on the CPU."
+    )
 
 
 class CompileSection(Section):
@@ -171,7 +173,9 @@ class LayoutSection(Section):
     """Which axes the ranks form."""
 
     replicate: Count = Field(0, description="Data-parallel replicas; 0: all ranks.")
-    bucket_mb: Annotated[float, Field(gt=0.0, le=4096.0)] = Field(25.0, description="Size of a gradient bucket that is summed over ranks while backward goes on, MiB.")
+    bucket_mb: Annotated[float, Field(gt=0.0, le=4096.0)] = Field(
+        25.0, description="Size of a gradient bucket that is summed over ranks while backward goes on, MiB."
+    )
     timeout_s: Annotated[float, Field(ge=1.0, le=86400.0)] = Field(600.0, description="Deadline of every wait between ranks, in seconds.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="TCP port of the rendezvous that --nproc starts; 0: any free one.")
 
@@ -199,24 +203,26 @@ class MetricsSection(Section):
 
     every: Positive = Field(1, description="Steps between rows in the metrics store.")
     tensorboard: bool = Field(True, description="Write TensorBoard event files too.")
-    peak_tflops: Annotated[float, Field(ge=0.0)] = Field(0.0, description="Hardware peak that utilisation is a share of, TFLOP/s a rank; 0: measure it at the start.")
+    peak_tflops: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="Hardware peak that utilisation is a share of, TFLOP/s a rank; 0: measure it at the start."
+    )
 
 
 class Config(Section):
     """The whole configuration of a run."""
 
-    run: RunSection = Field(default_factory=RunSection)  # type: ignore[arg-type]
-    data: DataSection = Field(default_factory=DataSection)  # type: ignore[arg-type]
-    model: ModelSection = Field(default_factory=ModelSection)  # type: ignore[arg-type]
-    batch: BatchSection = Field(default_factory=BatchSection)  # type: ignore[arg-type]
-    train: TrainSection = Field(default_factory=TrainSection)  # type: ignore[arg-type]
-    optim: OptimSection = Field(default_factory=OptimSection)  # type: ignore[arg-type]
-    precision: PrecisionSection = Field(default_factory=PrecisionSection)  # type: ignore[arg-type]
-    compile: CompileSection = Field(default_factory=CompileSection)  # type: ignore[arg-type]
-    layout: LayoutSection = Field(default_factory=LayoutSection)  # type: ignore[arg-type]
-    eval: EvalSection = Field(default_factory=EvalSection)  # type: ignore[arg-type]
-    snapshot: SnapshotSection = Field(default_factory=SnapshotSection)  # type: ignore[arg-type]
-    metrics: MetricsSection = Field(default_factory=MetricsSection)  # type: ignore[arg-type]
+    run: RunSection = Field(default_factory=RunSection)
+    data: DataSection = Field(default_factory=DataSection)
+    model: ModelSection = Field(default_factory=ModelSection)
+    batch: BatchSection = Field(default_factory=BatchSection)
+    train: TrainSection = Field(default_factory=TrainSection)
+    optim: OptimSection = Field(default_factory=OptimSection)
+    precision: PrecisionSection = Field(default_factory=PrecisionSection)
+    compile: CompileSection = Field(default_factory=CompileSection)
+    layout: LayoutSection = Field(default_factory=LayoutSection)
+    eval: EvalSection = Field(default_factory=EvalSection)
+    snapshot: SnapshotSection = Field(default_factory=SnapshotSection)
+    metrics: MetricsSection = Field(default_factory=MetricsSection)
 
     @model_validator(mode="after")
     def check_pairs(self) -> Config:
@@ -245,7 +251,8 @@ class Config(Section):
             (moe.active_groups > moe.groups,
              f"model.moe.active_groups = {moe.active_groups} is more than model.moe.groups = {moe.groups}"),
             (moe.experts > 0 and moe.experts % moe.groups == 0 and moe.active > moe.active_groups * (moe.experts // moe.groups),
-             f"model.moe.active = {moe.active} does not fit into model.moe.active_groups = {moe.active_groups} groups of {moe.experts // moe.groups} experts"),
+             f"model.moe.active = {moe.active} does not fit into model.moe.active_groups = {moe.active_groups} groups of "
+             f"{moe.experts // moe.groups} experts"),
             (moe.experts > 0 and moe.groups > 1 and moe.experts // moe.groups < 2,
              f"model.moe.groups = {moe.groups} leaves fewer than two of model.moe.experts = {moe.experts} in a group"),
             (moe.experts > 0 and moe.first_dense >= m.layers,

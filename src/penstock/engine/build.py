@@ -88,7 +88,7 @@ def batch_loss(decoder: Decoder, batch: Batch, device: torch.device, dtype: torc
 def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: StopRequest, journal: Journal) -> Parts:
     """Build a rank's parts and take up the run's newest snapshot if it has one."""
     decoder = build_decoder(config.model, config.run.seed, world.device)
-    kernel = softmax_gradient
+    kernel: Kernel = softmax_gradient
     if config.compile.enabled == "on":
         kernel = compile_model(decoder, DTYPES[config.precision.compute], config.batch.micro, config.model.context, world, journal.warn)
     parts = Parts(

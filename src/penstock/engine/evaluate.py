@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from penstock.data import Batch, BatchPlan, Tokenizer, validation_plan
+from penstock.data import Batch, Tokenizer, ValidationPlan, validation_plan
 from penstock.models import Decoder, generate
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def validation_loss(parts: Parts) -> float:
 
 
 @torch.no_grad()
-def score_windows(parts: Parts, plan: BatchPlan, ids: np.ndarray) -> tuple[float, int]:
+def score_windows(parts: Parts, plan: ValidationPlan, ids: np.ndarray) -> tuple[float, int]:
     """Summed cross-entropy and number of target tokens of the windows `ids`."""
     total, tokens, size = 0.0, 0, parts.config.batch.micro
     parts.decoder.eval()

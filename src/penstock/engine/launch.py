@@ -103,7 +103,7 @@ def _cause(run: Run, error: ChildFailedError) -> Exception:
             messages.setdefault(text, []).append(rank)
         everyone = len(messages) == 1 and len(complaints) > 1
         return UserError("\n".join(text if everyone else f"rank {', '.join(ranks)}: {text}" for text, ranks in messages.items()))
-    rank, failure = error.get_first_failure()
+    first, failure = error.get_first_failure()
     code = failure.exitcode
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code} (its traceback is above)"
-    return RankFailed(f"rank {rank} {how}; the run is {run.path}, go on from its last snapshot with `penstock resume {run.path}`")
+    return RankFailed(f"rank {first} {how}; the run is {run.path}, go on from its last snapshot with `penstock resume {run.path}`")

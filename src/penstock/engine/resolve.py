@@ -52,7 +52,7 @@ def settle_machine(config: Config, cores: int) -> Config:
 def check_world(config: Config, ranks: int) -> None:
     """Refuse a number of ranks that the layout or the batch does not divide into."""
     if config.layout.replicate not in (0, ranks):
-        raise ConfigError(f"layout.replicate = {config.layout.replicate} does not match the {ranks} rank{'s' if ranks > 1 else ''} started; set it to 0 or {ranks}")
+        raise ConfigError(f"layout.replicate = {config.layout.replicate} does not match the number of ranks started, {ranks}; set it to 0 or {ranks}")
     if config.batch.global_ % (ranks * config.batch.micro):
         raise ConfigError(
             f"batch.global = {config.batch.global_} does not divide into {ranks} ranks of batch.micro = {config.batch.micro} sequences; "

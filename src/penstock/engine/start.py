@@ -26,8 +26,10 @@ from penstock.store import Run, create_run, list_snapshots, new_run_folder, save
 Progress = Callable[[float, str], None]
 
 #: Sections a resumed run may change; everything else decides what the state means or what was already computed.
-CHANGEABLE = ("train.steps", "eval.", "snapshot.", "metrics.", "layout.", "run.device", "run.threads", "optim.lr", "optim.muon_lr",
-              "optim.weight_decay", "optim.clip", "optim.schedule", "optim.decay", "optim.min_lr", "optim.warmup", "batch.micro", "compile.")  # fmt: skip
+CHANGEABLE = (
+    "train.steps", "batch.micro", "eval.", "snapshot.", "metrics.", "layout.", "compile.", "run.device", "run.threads", "optim.lr", "optim.muon_lr",
+    "optim.weight_decay", "optim.clip", "optim.schedule", "optim.decay", "optim.min_lr", "optim.warmup",
+)  # fmt: skip
 #: Longest wait for the lead rank to prepare a corpus below torchrun.
 PREPARE_DEADLINE = timedelta(hours=24)
 
@@ -90,8 +92,8 @@ def changed(config: Config, values: dict[str, Any]) -> Config:
     for name, value in after.items():
         if value != before[name] and not name.startswith(CHANGEABLE):
             raise ConfigError(
-                f"{name} was {before[name]!r} when the run began and cannot become {value!r} on resuming: its snapshots hold that model, data and optimizer; "
-                "start a new run, or leave it out"
+                f"{name} was {before[name]!r} when the run began and cannot become {value!r} on resuming: "
+                "its snapshots hold that model, data and optimizer; start a new run, or leave it out"
             )
     return new
 

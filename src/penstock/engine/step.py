@@ -94,7 +94,7 @@ def _correct_weight(parts: Parts, totals: Tensor) -> None:
     """Replace the nominal token count in the gradients by the true one; nothing to do where no target is masked."""
     if parts.config.data.document_mask:
         correction = (1.0 / parts.nominal_weight / totals[1]).float()
-        torch._foreach_mul_([p.grad for p in parts.parameters], correction)
+        torch._foreach_mul_([p.grad for p in parts.parameters if p.grad is not None], correction)
 
 
 def _update(parts: Parts, factor: float) -> None:

@@ -34,7 +34,7 @@ def train(parts: Parts) -> bool:
         progress.tokens += result.tokens
         parts.journal.step(parts, result, time.perf_counter() - began)
         finished = progress.step == config.train.steps
-        if finished or due(progress.step, config.eval.every) and not result.stop:
+        if finished or (due(progress.step, config.eval.every) and not result.stop):
             evaluate(parts)
         progress.wall_s = time.perf_counter() - started
         if finished or result.stop or due(progress.step, config.snapshot.every):

@@ -56,7 +56,8 @@ def open_corpus(run: Run, config: Config) -> TokenCorpus:
     began_with = run.read("run.json").get("data_digest")
     if began_with not in (None, corpus.digest):
         raise UserError(
-            f"the corpus at data.path = {config.data.path!r} or its tokenizer has changed since the run {run.name} began; restore it, or start a new run"
+            f"the corpus at data.path = {config.data.path!r} or its tokenizer has changed since the run {run.name} began; "
+            "restore it, or start a new run"
         )
     if began_with is None:
         run.update("run.json", data_digest=corpus.digest)

@@ -133,7 +133,8 @@ def disk_errors(folder: Path, doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(f"the disk of {folder} is full while {doing} ({_free_bytes(folder)} bytes free); free some space or move the run") from error
+            free = _free_bytes(folder)
+            raise UserError(f"the disk of {folder} is full while {doing} ({free} bytes free); free some space or move the run") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise UserError(f"cannot write to {folder} while {doing}: {error.strerror}; choose a folder you may write to") from error
         raise

@@ -25,10 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
 import xxhash
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from penstock.comm import World
 from penstock.config import UserError
@@ -79,10 +82,10 @@ def load_snapshot(snapshot: Snapshot, tensors: dict[str, Tensor]) -> dict[str, A
     """
     meta = read_numbers(snapshot)
     reader = HuggingFaceStorageReader(str(snapshot.path))
-    stored = {name: tuple(m.size) for name, m in reader.read_metadata().state_dict_metadata.items()}
+    stored = {name: tuple(m.size) for name, m in reader.read_metadata().state_dict_metadata.items() if isinstance(m, TensorStorageMetadata)}
     _check_same(stored, {name: tuple(_at_least_1d(t).shape) for name, t in tensors.items()}, snapshot)
     with _single_process():
-        dcp.load({name: _at_least_1d(t) for name, t in tensors.items()}, storage_reader=reader, no_dist=True)
+        load_distributed({name: _at_least_1d(t) for name, t in tensors.items()}, storage_reader=reader, no_dist=True)
     return meta
 
 
@@ -107,8 +110,8 @@ def _write_files(partial: Path, tensors: dict[str, Tensor], world: World) -> Non
         writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
         try:
             with _single_process():
-                dcp.save(state, storage_writer=writer, no_dist=world.size == 1)
-        except dcp.api.CheckpointException as error:
+                save_distributed(state, storage_writer=writer, no_dist=world.size == 1)
+        except CheckpointException as error:
             raise next(iter(error.failures.values()))[0] from None
 
 
