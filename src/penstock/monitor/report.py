@@ -24,7 +24,12 @@ from penstock.monitor.units import count, duration, size
 Row = dict[str, Any]
 
 #: Phases of a step as shown: name, key of its seconds, style of its line.
-PHASES = (("forward, backward", "forward_backward", "main"), ("optimizer", "optimizer", "second"), ("exchange", "exchange", "third"), ("data", "data", "raw"))
+PHASES = (
+    ("forward, backward", "forward_backward", "main"),
+    ("optimizer", "optimizer", "second"),
+    ("exchange", "exchange", "third"),
+    ("data", "data", "raw"),
+)
 
 
 def write_report(run: Path) -> Path:
@@ -57,13 +62,13 @@ def _subtitle(summary: Row, identity: Row) -> str:
 
 
 def _tiles(summary: Row, rows: dict[str, list[Row]]) -> str:
-    last = rows["train"][-1] if rows["train"] else {}
+    last: Row = rows["train"][-1] if rows["train"] else {}
     evals = rows["eval"]
     best = min((e["val_loss"] for e in evals if math.isfinite(e["val_loss"])), default=None)
     tiles = [
-        ("validation loss", f"{evals[-1]['val_loss']:.4f}" if evals else "–", "no evaluation yet" if best is None else f"nats per token, best {best:.4f}"),
-        ("tokens", count(summary.get("tokens", last.get("tokens", 0))), f"{summary.get('step', last.get('step', 0)):,} steps"),
-        ("speed", count(float(summary.get("tokens_per_s") or last.get("tokens_per_s") or 0)), "tokens per second"),
+        ("validation loss", f"{evals[-1]['val_loss']:.4f}" if evals else "–", "none yet" if best is None else f"nats per token, best {best:.4f}"),
+        ("tokens", count(summary.get("tokens") or last.get("tokens") or 0), f"{summary.get('step', last.get('step', 0)):,} steps"),
+        ("speed", count(summary.get("tokens_per_s") or last.get("tokens_per_s") or 0.0), "tokens per second"),
         ("utilisation", f"{summary.get('mfu') or last.get('mfu', 0.0):.0%}", "of this machine's measured peak"),
         ("parameters", count(summary.get("parameters", 0)), "trained"),
         ("time", duration(summary.get("wall_s", 0.0)), "wall clock"),

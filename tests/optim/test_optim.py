@@ -1,0 +1,165 @@
+"""Optimizers, schedules, clipping and averaging against plain float64 references."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from penstock.config import load_config
+from penstock.models import build_decoder, resolve_model
+from penstock.optim import WeightAverage, build_optimizer, clip_grad_norm, lr_factor
+from penstock.optim.muon import Muon, orthogonalise
+
+
+def settings(*sets):
+    return load_config(None, ["model.dim=32", "model.heads=2", "model.layers=2", "optim.warmup=0", *sets])
+
+
+def decoder(config, seed=0):
+    return build_decoder(resolve_model(config.model, 50), seed, "cpu")
+
+
+def put_gradients(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator) * 0.1
+
+
+def test_adamw_is_that_of_the_paper():
+    config = settings("optim.lr=0.01", "optim.weight_decay=0.3")
+    model = decoder(config)
+    optimizer, o = build_optimizer(model, config.optim), config.optim
+    expected = {name: p.detach().double() for name, p in model.named_parameters()}
+    moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in expected.items()}
+    for step in range(1, 5):
+        put_gradients(model, step)
+        optimizer.set_factor(0.5)
+        optimizer.step()
+        for name, p in model.named_parameters():
+            g, (m, v) = p.grad.double(), moments[name]
+            m.mul_(o.beta1).add_(g, alpha=1 - o.beta1)
+            v.mul_(o.beta2).add_(g * g, alpha=1 - o.beta2)
+            if p.ndim >= 2:
+                expected[name] *= 1 - 0.005 * 0.3
+            expected[name] -= 0.005 * (m / (1 - o.beta1**step)) / ((v / (1 - o.beta2**step)).sqrt() + o.eps)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach().double(), expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32), (64, 16)])
+def test_muon_agrees_with_torch(shape):
+    torch.manual_seed(0)
+    mine, theirs = (nn.Parameter(torch.randn(shape)) for _ in range(2))
+    theirs.data.copy_(mine.data)
+    start = mine.detach().clone()
+    ours = Muon([mine], lr=0.02, momentum=0.95, weight_decay=0.1)
+    reference = torch.optim.Muon([theirs], lr=0.02, momentum=0.95, weight_decay=0.1, nesterov=True)
+    for step in range(4):
+        gradient = torch.randn(shape, generator=torch.Generator().manual_seed(step))
+        mine.grad, theirs.grad = gradient.clone(), gradient.clone()
+        ours.step()
+        reference.step()
+    apart = (theirs - mine).norm() / (mine - start).norm()
+    assert apart < 0.03, "torch iterates in bfloat16, ours in float32"
+
+
+def test_muon_updates_every_matrix_of_a_stack_as_if_it_were_alone():
+    torch.manual_seed(0)
+    stack = nn.Parameter(torch.randn(3, 8, 12))
+    alone = [nn.Parameter(matrix.clone()) for matrix in stack.detach()]
+    stack.grad = torch.randn(3, 8, 12)
+    for parameter, gradient in zip(alone, stack.grad):
+        parameter.grad = gradient.clone()
+    Muon([stack], lr=0.1, momentum=0.9, weight_decay=0.0).step()
+    for parameter in alone:
+        Muon([parameter], lr=0.1, momentum=0.9, weight_decay=0.0).step()
+    torch.testing.assert_close(stack.detach(), torch.stack([p.detach() for p in alone]), rtol=1e-4, atol=1e-5)
+
+
+def test_orthogonalising_keeps_the_singular_vectors_and_brings_the_values_near_one():
+    x = torch.randn(5, 20, 33, dtype=torch.float64)
+    u, _, vt = torch.linalg.svd(x, full_matrices=False)
+    y = orthogonalise(x)
+    core = u.mT @ y @ vt.mT
+    values = core.diagonal(dim1=-2, dim2=-1)
+    assert values.min() > 0.6 and values.max() < 1.25
+    assert (core - torch.diag_embed(values)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_copied_state_goes_on_bit_for_bit(kind):
+    config = settings(f"optim.kind={kind}", "model.moe.experts=4", "model.moe.first_dense=1")
+    first, second = decoder(config), decoder(config, seed=9)
+    a, b = build_optimizer(first, config.optim), build_optimizer(second, config.optim)
+    for step in range(3):
+        put_gradients(first, step)
+        a.step()
+    second.load_state_dict(first.state_dict())
+    assert a.state_tensors().keys() == b.state_tensors().keys()
+    for name, tensor in b.state_tensors().items():
+        tensor.copy_(a.state_tensors()[name])
+    for step in range(3, 6):
+        for model, optimizer in ((first, a), (second, b)):
+            put_gradients(model, step)
+            optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters()))
+
+
+def test_every_parameter_has_its_moments_by_logical_name():
+    config = settings("optim.kind=muon", "model.tie_embeddings=true")
+    model = decoder(config)
+    names = build_optimizer(model, config.optim).state_tensors().keys()
+    assert "optim.blocks.0.attention.wq.weight.momentum" in names and "optim.embedding.weight.exp_avg" in names
+    assert {n.removeprefix("optim.").rsplit(".", 1)[0] for n in names} == {name for name, _ in model.named_parameters()}
+
+
+def test_schedules_have_the_shapes_their_names_say():
+    cosine = settings("optim.warmup=10", "optim.min_lr=0.1").optim.model_copy(update={"warmup": 10})
+    factors = [lr_factor(cosine, 100, s) for s in range(100)]
+    assert factors[0] == pytest.approx(0.1) and factors[9] == 1.0 and factors[-1] == pytest.approx(0.1)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[54] == pytest.approx(0.55, abs=0.02)
+    wsd = cosine.model_copy(update={"schedule": "wsd", "decay": 0.2, "min_lr": 0.0})
+    assert {lr_factor(wsd, 100, s) for s in range(10, 80)} == {1.0}
+    assert lr_factor(wsd, 100, 89) == pytest.approx(0.5) and lr_factor(wsd, 100, 99) == pytest.approx(0.0)
+    constant = cosine.model_copy(update={"schedule": "constant", "warmup": 0})
+    assert {lr_factor(constant, 100, s) for s in range(100)} == {1.0}
+    assert all(0 < lr_factor(cosine, 10**6, s) <= 1 for s in (0, 1, 500_000, 10**6 - 1))
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e6])
+def test_clipping_measures_the_global_norm_and_scales_only_above_the_limit(max_norm):
+    parameters = [nn.Parameter(torch.randn(n, 3)) for n in (4, 7, 1)]
+    for p in parameters:
+        p.grad = torch.randn_like(p)
+    before = [p.grad.double() for p in parameters]
+    expected = math.sqrt(sum(float(g.square().sum()) for g in before))
+    norm = clip_grad_norm(parameters, max_norm)
+    assert float(norm) == pytest.approx(expected, rel=1e-5) and norm.dtype == torch.float32
+    factor = min(1.0, max_norm / expected) if max_norm else 1.0
+    for p, g in zip(parameters, before):
+        torch.testing.assert_close(p.grad.double(), g * factor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_shows_in_the_norm():
+    p = nn.Parameter(torch.zeros(3))
+    p.grad = torch.tensor([1.0, float("nan"), 2.0])
+    assert not math.isfinite(float(clip_grad_norm([p], 1.0)))
+
+
+def test_averaged_weights_follow_the_formula_and_are_swapped_in_and_out_exactly():
+    model = nn.Linear(3, 2)
+    average = WeightAverage(model, 0.9)
+    expected = model.weight.detach().double()
+    for t in range(30):
+        model.weight.data.copy_(torch.randn(2, 3, generator=torch.Generator().manual_seed(t)))
+        average.update()
+        decay = min(0.9, (1 + t) / (10 + t))
+        expected = decay * expected + (1 - decay) * model.weight.detach().double()
+    own = model.weight.detach().clone()
+    with pytest.raises(KeyError), average.swapped_in():
+        torch.testing.assert_close(model.weight.detach().double(), expected, rtol=1e-5, atol=1e-6)
+        raise KeyError
+    assert torch.equal(model.weight, own), "the weights come back even after an error"
+    assert set(average.state_tensors()) == {"ema.weight", "ema.bias", "ema.updates"}
