@@ -185,6 +185,7 @@ class EvalSection(Section):
 
     every: Count = Field(50, description="Steps between evaluations; the last step is always evaluated; 0: only the last.")
     sequences: Count = Field(0, description="Validation sequences used, evenly spread; 0: all.")
+    micro: Count = Field(0, description="Sequences evaluated at a time; 0: as batch.micro.")
     prompt: str = Field("", description="Prompt of the samples; empty: start of a document.")
     sample_tokens: Count = Field(160, description="Tokens of the sample after an evaluation; 0: no samples.")
     temperature: Annotated[float, Field(ge=0.0, le=10.0)] = Field(0.8, description="Temperature of samples; 0: the likeliest token.")

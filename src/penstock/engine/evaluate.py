@@ -3,7 +3,7 @@
 The validation loss is the mean cross-entropy in nats per token over fixed, non-overlapping windows of the held-out
 stream; every window is scored once, on whichever rank has it, and the sums are added over ranks. With averaged
 weights (`optim.ema`) it is theirs. A window of the last, incomplete batch is repeated with its targets masked, so every
-batch has the training shape and nothing compiles anew.
+batch has one shape and nothing compiles anew.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def validation_loss(parts: Parts) -> float:
 @torch.no_grad()
 def score_windows(parts: Parts, plan: ValidationPlan, ids: np.ndarray) -> tuple[float, int]:
     """Summed cross-entropy and number of target tokens of the windows `ids`."""
-    total, tokens, size = 0.0, 0, parts.config.batch.micro
+    total, tokens, size = 0.0, 0, parts.config.eval.micro or parts.config.batch.micro
     parts.decoder.eval()
     for start in range(0, len(ids), size):
         batch = padded(plan.fetch(ids[start : start + size]), size)
