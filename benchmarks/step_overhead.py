@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from benchmarks.cpu_speed import SHAPE
+from benchmarks.cpu_speed import MID
 from benchmarks.rigs import penstock_parts
 from penstock.engine.trainer import train
 from penstock.monitor import MetricStore
@@ -20,7 +20,7 @@ SETS = ["compile.enabled=off", "train.steps=40", "optim.warmup=5", "eval.every=0
 
 def run() -> dict[str, float | str]:
     """Measure both shapes."""
-    return {"overhead": overhead("small", [*SHAPE, *SETS]), "tiny_overhead": overhead("tiny", SETS)}
+    return {"overhead": overhead("small", [*MID, *SETS]), "tiny_overhead": overhead("tiny", SETS)}
 
 
 def overhead(preset: str, sets: list[str]) -> float:

@@ -13,7 +13,34 @@ import pytest
 from ranks import free_port
 from small_runs import penstock, refused, small_sets, summary
 
+from penstock.cli import main
 from penstock.store import find_run, list_snapshots
+
+
+@pytest.fixture
+def here(capsys, monkeypatch):
+    """Run a command in this process: a function of its arguments that returns exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["penstock", *map(str, arguments)])
+        capsys.readouterr()
+        code = main()
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def refuses(here):
+    """Run a command that must be refused: exit code 2 and nothing on stdout; returns the message."""
+
+    def run(*arguments):
+        code, out, err = here(*arguments)
+        assert code == 2 and out == "", (arguments, code, err)
+        return err
+
+    return run
 
 
 def start(*arguments):
@@ -36,19 +63,25 @@ def test_help_is_instant_and_needs_no_torch():
     assert "train" in penstock("--help").stdout
 
 
-def test_train_then_use_the_run(tmp_path):
+def test_train_then_use_the_run(tmp_path, here):
     run = tmp_path / "runs" / "mine"
-    result = summary(penstock("train", *small_sets(tmp_path), "--run-dir", run, "--json"))
+
+    def answer(*arguments):
+        code, out, err = here(*arguments, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    result = answer("train", *small_sets(tmp_path), "--run-dir", run)
     assert result["step"] == 6 and result["run"] == str(run)
-    text = summary(penstock("generate", run, "--prompt", "the ", "--tokens", 10, "--json"))
+    text = answer("generate", run, "--prompt", "the ", "--tokens", 10)
     assert text["prompt"] == "the " and len(text["text"]) > 0
     other = tmp_path / "other.txt"
     other.write_text("rain falls on green hills and rivers run to seas\n" * 40)
-    score = summary(penstock("eval", run, "--data", other, "--json"))
+    score = answer("eval", run, "--data", other)
     assert 0 < score["bits_per_byte"] < 10 and score["tokens"] > 1000
-    assert summary(penstock("runs", "--runs-dir", tmp_path / "runs", "--json"))["runs"][0]["run"] == str(run)
-    assert "mine" in penstock("runs", "--runs-dir", tmp_path / "runs").stdout
-    assert "finished" in penstock("runs", "--runs-dir", tmp_path / "runs").stdout
+    assert answer("runs", "--runs-dir", tmp_path / "runs")["runs"][0]["run"] == str(run)
+    table = here("runs", "--runs-dir", tmp_path / "runs")[1]
+    assert "mine" in table and "finished" in table
 
 
 def test_every_setting_is_printed_and_explained():
@@ -136,7 +169,7 @@ def test_a_killed_rank_is_named_and_the_command_ends(tmp_path):
     assert re.search(r"rank \d was killed by SIGKILL.*penstock resume", err), err
 
 
-def test_bad_input_is_refused_in_one_line_with_exit_code_two(tmp_path):
+def test_bad_input_is_refused_in_one_line_with_exit_code_two(tmp_path, refuses):
     sets = small_sets(tmp_path)
     cases = [
         (["train", tmp_path / "none.toml"], "does not exist"),
@@ -152,37 +185,50 @@ def test_bad_input_is_refused_in_one_line_with_exit_code_two(tmp_path):
         (["frobnicate"], "frobnicate"),
     ]
     for arguments, words in cases:
-        message = refused(*arguments)
+        message = refuses(*arguments)
         assert words in message, (arguments, message)
+    assert "none.toml" in refused("train", tmp_path / "none.toml"), "a process of its own says the same, without a traceback"
 
 
-def test_a_port_in_use_is_refused(tmp_path):
+def test_a_port_in_use_is_refused(tmp_path, refuses):
     import socket
 
     with socket.socket() as taken:
         port = free_port()
         taken.bind(("localhost", port))
         taken.listen()
-        assert f"layout.port = {port}" in refused("train", *small_sets(tmp_path), "--nproc", 2, "--set", f"layout.port={port}")
+        assert f"layout.port = {port}" in refuses("train", *small_sets(tmp_path), "--nproc", 2, "--set", f"layout.port={port}")
 
 
-def test_a_tokenizer_that_does_not_fit_the_run_is_refused(tmp_path):
-    run = tmp_path / "r"
-    penstock("train", *small_sets(tmp_path, data__tokenizer="chars"), "--run-dir", run)
-    other = tmp_path / "s"
-    penstock("train", *small_sets(tmp_path), "--run-dir", other)
+def test_a_tokenizer_that_does_not_fit_the_run_is_refused(tmp_path, here, refuses):
+    run, other = tmp_path / "r", tmp_path / "s"
+    assert here("train", *small_sets(tmp_path, data__tokenizer="chars"), "--run-dir", run)[0] == 0
+    assert here("train", *small_sets(tmp_path), "--run-dir", other)[0] == 0
     for file in (other / "tokenizer").iterdir():
         (run / "tokenizer" / file.name).write_bytes(file.read_bytes())
-    assert "model.vocab" in refused("generate", run, "--prompt", "a")
+    assert "model.vocab" in refuses("generate", run, "--prompt", "a")
 
 
-def test_a_run_without_a_snapshot_says_so(tmp_path):
+def test_a_run_without_a_snapshot_says_so(tmp_path, here, refuses):
     run = tmp_path / "r"
-    penstock("train", *small_sets(tmp_path), "--run-dir", run)
+    assert here("train", *small_sets(tmp_path), "--run-dir", run)[0] == 0
     for snapshot in list_snapshots(find_run(run).snapshots):
         shutil.rmtree(snapshot.path)
-    assert "no snapshot" in refused("generate", run)
-    assert "no snapshot" in refused("resume", run)
+    assert "no snapshot" in refuses("generate", run)
+    assert "no snapshot" in refuses("resume", run)
+
+
+def test_a_full_disk_while_training_keeps_the_last_snapshot_and_says_so(tmp_path, refuses):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("cannot mount a small file system here")
+    try:
+        message = refuses("train", *small_sets(tmp_path, snapshot__keep=0, metrics__tensorboard=False), "--run-dir", disk / "r")
+        last = list_snapshots(disk / "r" / "snapshots")[-1].step
+        assert "is full while saving a snapshot" in message and f"last good snapshot is step {last}" in message and last < 6
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.slow

@@ -16,7 +16,9 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from types import FrameType
+from typing import Any
 
 import psutil
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
@@ -44,14 +46,18 @@ def launch(run: Run, nproc: int, port: int) -> None:
             rdzv_endpoint=f"localhost:{port}",
             max_restarts=0,
             local_addr="localhost",
-            signals_to_handle="SIGHUP",
-            shutdown_timeout=10,
             logs_specs=DefaultLogsSpecs(log_dir=logs),
+            **_known_to_this_torch(signals_to_handle="SIGHUP", shutdown_timeout=10),
         )
         try:
             elastic_launch(config, sys.executable)("-m", "penstock.engine.worker", str(run.path))
         except ChildFailedError as error:
             raise _cause(run, error) from None
+
+
+def _known_to_this_torch(**options: Any) -> dict[str, Any]:
+    """Those options that this torch release's launcher has (releases from 2.11 on differ)."""
+    return {name: value for name, value in options.items() if name in {field.name for field in fields(LaunchConfig)}}
 
 
 def check_port(port: int) -> None:
