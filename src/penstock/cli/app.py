@@ -27,6 +27,10 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 
+# Waiting OpenMP threads sleep instead of spinning. On a host that does something else too, spinning threads take the cores from those
+# they wait for: a step beside two busy processes was 12 times slower (docs/log.md). Read when torch is loaded; the user's own value wins.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 Sets = Annotated[Optional[list[str]], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; may be given several times.")]  # noqa: UP045
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Nproc = Annotated[int, typer.Option("--nproc", help="Ranks to start on this host.")]
