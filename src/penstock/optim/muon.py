@@ -1,24 +1,35 @@
-"""Muon: momentum whose matrix is replaced by its nearest orthogonal one (Jordan et al., 2024).
+"""Muon: momentum whose matrix is replaced by its nearest orthogonal one (Jordan et al., 2024; Liu et al., arXiv 2502.16982).
 
-    m ← β m + g;   u = g + β m (Nesterov);   w ← w − lr · (√max(1, rows/cols) · polar(u) + λ w)
+    m ← β m + g;   u = g + β m (Nesterov);   w ← (1 − lr λ) w − lr √max(1, rows/cols) · polar(u)
 
-The polar factor is approximated by five quintic Newton-Schulz iterations (coefficients of the reference implementation, which bring
-all singular values near one without converging exactly). Matrices of one shape are iterated together as one batch.
+polar(u) = U Vᵀ for u = U S Vᵀ is the steepest descent under the spectral norm: every direction of the update moves the layer's output
+alike, so rare directions learn as fast as common ones. It is approximated by five quintic Newton-Schulz iterations with the reference
+implementation's coefficients, which bring the singular values near one (0.7 to 1.2) without converging exactly; that trains as well and
+needs products of matrices only. The factor √max(1, rows/cols) is the reference's too. (Moonshot's 0.2 √max(rows, cols), which lets
+Muon share AdamW's rate, is not used: `optim.muon_lr` is a rate of its own.)
+
+Cost: one moment instead of AdamW's two, and per step about 5 (4 a² b + 2 a³) FLOPs for a matrix with sides a ≤ b, whatever the batch: next to
+nothing beside a batch of a hundred thousand tokens, as much as forward and backward at a few hundred. Matrices of one shape are
+iterated as one batch, which keeps small ones efficient, in bfloat16 on CUDA (the iteration is insensitive to rounding) and in the
+weights' own format on the CPU. When not to use it: for embeddings, heads, routers and norms, whose rows are no directions of a linear map.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
+#: Elements iterated at once: enough to fill a GPU, and a bound on the working memory (about 14 bytes an element) of large models.
+CHUNK_ELEMENTS = 1 << 26
+
 
 def orthogonalise(x_bmn: Tensor, steps: int = 5) -> Tensor:
-    """Approximate polar factors of a batch of matrices (b, m, n)."""
+    """Approximate polar factors of a batch of matrices (b, m, n), in its format."""
     a, b, c = COEFFICIENTS
     tall = x_bmn.shape[-2] > x_bmn.shape[-1]
     x = x_bmn.mT if tall else x_bmn
@@ -30,32 +41,45 @@ def orthogonalise(x_bmn: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon over 2-D matrices and 3-D stacks of them."""
+    """Muon over matrices and stacks of them (experts), each matrix of a stack on its own."""
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every matrix once."""
+        """Update every matrix that has a gradient."""
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    by_shape[p.shape[-2:]].append(p)
-            for matrices in by_shape.values():
-                self._update(matrices, **{k: group[k] for k in ("lr", "momentum", "weight_decay")})
+                    by_shape[p.shape[-2:]] += zip(_matrices(p), _matrices(p.grad), _matrices(self.state[p]["momentum"]))
+            for triples in by_shape.values():
+                for chunk in _chunks(triples):
+                    _update(chunk, group["lr"], group["momentum"], group["weight_decay"])
 
-    def _update(self, matrices: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
-        grads = [p.grad for p in matrices if p.grad is not None]
-        buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in matrices]
-        torch._foreach_mul_(buffers, momentum)
-        torch._foreach_add_(buffers, grads)
-        nesterov = torch._foreach_add(grads, buffers, alpha=momentum)
-        flat = torch.cat([u.reshape(-1, *u.shape[-2:]) for u in nesterov])
-        rows, cols = flat.shape[-2:]
-        dtype = torch.bfloat16 if flat.is_cuda else torch.float32
-        updates = orthogonalise(flat.to(dtype)).to(flat.dtype).split([u.numel() // (rows * cols) for u in nesterov])
-        torch._foreach_mul_(matrices, 1 - lr * weight_decay)
-        for p, u in zip(matrices, updates):
-            p.add_(u.view_as(p), alpha=-lr * max(1.0, rows / cols) ** 0.5)
+
+def _update(triples: list[tuple[Tensor, Tensor, Tensor]], lr: float, momentum: float, weight_decay: float) -> None:
+    """Update matrices of one shape, given as (weight, gradient, momentum) views."""
+    weights, grads, buffers = ([triple[i] for triple in triples] for i in range(3))
+    torch._foreach_mul_(buffers, momentum)
+    torch._foreach_add_(buffers, grads)
+    nesterov_bmn = torch.stack(torch._foreach_add(grads, buffers, alpha=momentum))
+    compute = torch.bfloat16 if nesterov_bmn.is_cuda else nesterov_bmn.dtype
+    polar_bmn = orthogonalise(nesterov_bmn.to(compute)).to(nesterov_bmn.dtype)
+    rows, cols = polar_bmn.shape[-2:]
+    torch._foreach_mul_(weights, 1 - lr * weight_decay)
+    torch._foreach_add_(weights, list(polar_bmn.unbind()), alpha=-lr * max(1.0, rows / cols) ** 0.5)
+
+
+def _matrices(tensor: Tensor) -> list[Tensor]:
+    """Views of the matrices in a tensor of two or more dims."""
+    return [tensor] if tensor.ndim == 2 else list(tensor.flatten(0, -3).unbind())
+
+
+def _chunks(triples: list[tuple[Tensor, Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
+    size = max(1, CHUNK_ELEMENTS // triples[0][0].numel())
+    return (triples[i : i + size] for i in range(0, len(triples), size))
