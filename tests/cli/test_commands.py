@@ -150,7 +150,7 @@ def test_torchrun_trains_the_same_config(tmp_path):
 @pytest.mark.slow
 def test_below_torchrun_a_mistake_ends_all_ranks_with_its_cause(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "penstock", "train", "--set", "batch.micro=8", "--set", f"data.path={tmp_path / 'nowhere'}"],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "penstock", "train", "--set", f"data.path={tmp_path / 'nowhere'}"],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode != 0 and "nowhere" in done.stderr

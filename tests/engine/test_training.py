@@ -66,6 +66,12 @@ def test_another_seed_gives_another_run(plain, tmp_path):
     assert train(tmp_path, "other", run__seed=7)["weights_digest"] != plain[0]["weights_digest"]
 
 
+def test_a_micro_batch_that_does_not_divide_the_share_is_made_smaller(tmp_path):
+    common = {"train__steps": 3, "eval__every": 0, "batch__global": 6}
+    assert losses(train(tmp_path, "four", batch__micro=4, **common)) == losses(train(tmp_path, "three", batch__micro=3, **common))
+    assert losses(train(tmp_path, "many", batch__micro=99, **common)) == losses(train(tmp_path, "six", batch__micro=6, **common))
+
+
 @pytest.mark.parametrize("mask", [False, True])
 def test_the_cut_into_micro_batches_does_not_change_the_loss(tmp_path, mask):
     """With masked targets the micro-batches hold different numbers of tokens; the mean is over the global batch all the same."""

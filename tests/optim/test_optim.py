@@ -47,21 +47,57 @@ def test_adamw_is_that_of_the_paper():
         torch.testing.assert_close(p.detach().double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
+def train_matrix(make_optimizer, start, gradients):
+    """Where an optimizer takes a matrix with these gradients, one a step."""
+    weight = nn.Parameter(start.clone())
+    optimizer = make_optimizer([weight])
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimizer.step()
+    return weight.detach()
+
+
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32), (64, 16)])
-def test_muon_agrees_with_torch(shape):
-    torch.manual_seed(0)
-    mine, theirs = (nn.Parameter(torch.randn(shape)) for _ in range(2))
-    theirs.data.copy_(mine.data)
-    start = mine.detach().clone()
-    ours = Muon([mine], lr=0.02, momentum=0.95, weight_decay=0.1)
-    reference = torch.optim.Muon([theirs], lr=0.02, momentum=0.95, weight_decay=0.1, nesterov=True)
-    for step in range(4):
-        gradient = torch.randn(shape, generator=torch.Generator().manual_seed(step))
-        mine.grad, theirs.grad = gradient.clone(), gradient.clone()
-        ours.step()
-        reference.step()
-    apart = (theirs - mine).norm() / (mine - start).norm()
-    assert apart < 0.03, "torch iterates in bfloat16, ours in float32"
+def test_muon_agrees_with_torch_up_to_its_bfloat16(shape):
+    start, *gradients = torch.randn(5, *shape)
+    settings = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
+    ours = train_matrix(lambda p: Muon(p, **settings), start, gradients)
+    theirs = train_matrix(lambda p: torch.optim.Muon(p, nesterov=True, **settings), start, gradients)
+    assert (ours - theirs).norm() < 0.02 * (theirs - start).norm()
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12), (16, 16)])
+def test_muon_is_that_of_its_formula_in_float64(shape):
+    start, *gradients = torch.randn(5, *shape, dtype=torch.float64)
+    lr, beta, decay = 0.05, 0.9, 0.2
+    weight, m = start.clone(), torch.zeros(shape, dtype=torch.float64)
+    for g in gradients:
+        m = beta * m + g
+        u, singular, vt = torch.linalg.svd(g + beta * m, full_matrices=False)
+        singular = singular / singular.norm()
+        for _ in range(5):  # an odd polynomial of a matrix acts on its singular values
+            singular = 3.4445 * singular - 4.7750 * singular**3 + 2.0315 * singular**5
+        polar = u * singular @ vt
+        weight = weight * (1 - lr * decay) - lr * max(1, shape[0] / shape[1]) ** 0.5 * polar
+    ours = train_matrix(lambda p: Muon(p, lr=lr, momentum=beta, weight_decay=decay), start, gradients)
+    torch.testing.assert_close(ours, weight, rtol=0, atol=1e-5)
+    single = train_matrix(lambda p: Muon(p, lr=lr, momentum=beta, weight_decay=decay), start.float(), [g.float() for g in gradients])
+    torch.testing.assert_close(single.double(), weight, rtol=0, atol=1e-4)
+
+
+def test_muon_does_the_same_when_it_iterates_few_matrices_at_a_time(monkeypatch):
+    starts, gradients = torch.randn(2, 5, 8, 12)
+
+    def updated():
+        weights = [nn.Parameter(start.clone()) for start in starts]
+        for weight, gradient in zip(weights, gradients):
+            weight.grad = gradient.clone()
+        Muon(weights, lr=0.1, momentum=0.9, weight_decay=0.0).step()
+        return torch.stack([w.detach() for w in weights])
+
+    together = updated()
+    monkeypatch.setattr("penstock.optim.muon.CHUNK_ELEMENTS", 2 * 8 * 12)
+    torch.testing.assert_close(updated(), together)
 
 
 def test_muon_updates_every_matrix_of_a_stack_as_if_it_were_alone():
@@ -85,6 +121,8 @@ def test_orthogonalising_keeps_the_singular_vectors_and_brings_the_values_near_o
     values = core.diagonal(dim1=-2, dim2=-1)
     assert values.min() > 0.6 and values.max() < 1.25
     assert (core - torch.diag_embed(values)).abs().max() < 1e-9
+    polar = u @ vt
+    assert ((y * polar).sum(dim=(-2, -1)) / (y.norm(dim=(-2, -1)) * polar.norm(dim=(-2, -1)))).min() > 0.95
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
@@ -114,6 +152,17 @@ def test_every_parameter_has_its_moments_by_logical_name():
     assert {n.removeprefix("optim.").rsplit(".", 1)[0] for n in names} == {name for name, _ in model.named_parameters()}
 
 
+def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest():
+    config = settings("optim.kind=muon", "model.qk_norm=true", "model.moe.experts=4", "model.moe.first_dense=1")
+    names = build_optimizer(decoder(config), config.optim).state_tensors()
+    muons = {name.split(".", 1)[1].removesuffix(".momentum") for name in names if name.endswith(".momentum")}
+    dense = {f"blocks.0.{part}.weight" for part in ("attention.wq", "attention.wk", "attention.wv", "attention.wo", "ffn.gate", "ffn.up", "ffn.down")}
+    assert dense <= muons and "blocks.1.ffn.experts.gate_efd" in muons
+    adamws = {name.split(".", 1)[1].removesuffix(".exp_avg") for name in names if name.endswith(".exp_avg")}
+    assert {"embedding.weight", "head.weight", "norm.weight", "blocks.0.attention.q_norm.weight", "blocks.1.ffn.router.weight"} <= adamws
+    assert not muons & adamws
+
+
 def test_schedules_have_the_shapes_their_names_say():
     cosine = settings("optim.warmup=10", "optim.min_lr=0.1").optim.model_copy(update={"warmup": 10})
     factors = [lr_factor(cosine, 100, s) for s in range(100)]
@@ -123,6 +172,8 @@ def test_schedules_have_the_shapes_their_names_say():
     wsd = cosine.model_copy(update={"schedule": "wsd", "decay": 0.2, "min_lr": 0.0})
     assert {lr_factor(wsd, 100, s) for s in range(10, 80)} == {1.0}
     assert lr_factor(wsd, 100, 89) == pytest.approx(0.5) and lr_factor(wsd, 100, 99) == pytest.approx(0.0)
+    short = wsd.model_copy(update={"decay": 1.0})
+    assert max(lr_factor(short, 12, s) for s in range(12)) == 1.0 and lr_factor(cosine, 5, 4) == pytest.approx(0.5), "shorter than the warm-up"
     constant = cosine.model_copy(update={"schedule": "constant", "warmup": 0})
     assert {lr_factor(constant, 100, s) for s in range(100)} == {1.0}
     assert all(0 < lr_factor(cosine, 10**6, s) <= 1 for s in (0, 1, 500_000, 10**6 - 1))
@@ -163,3 +214,22 @@ def test_averaged_weights_follow_the_formula_and_are_swapped_in_and_out_exactly(
         raise KeyError
     assert torch.equal(model.weight, own), "the weights come back even after an error"
     assert set(average.state_tensors()) == {"ema.weight", "ema.bias", "ema.updates"}
+
+
+def test_an_average_that_took_anothers_state_goes_on_bit_for_bit():
+    models = [nn.Linear(3, 2) for _ in range(2)]
+    first, second = (WeightAverage(model, 0.95) for model in models)
+
+    def follow(pairs, steps):
+        for t in steps:
+            for model, average in pairs:
+                model.weight.data.copy_(torch.randn(2, 3, generator=torch.Generator().manual_seed(t)))
+                average.update()
+
+    follow([(models[0], first)], range(7))
+    models[1].load_state_dict(models[0].state_dict())
+    for name, tensor in second.state_tensors().items():
+        tensor.copy_(first.state_tensors()[name])
+    follow([(models[0], first), (models[1], second)], range(7, 12))
+    expected = first.state_tensors()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in second.state_tensors().items())

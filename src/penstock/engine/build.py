@@ -17,6 +17,7 @@ from penstock.data import Batch, BatchPlan, TokenCorpus
 from penstock.engine.compile import compile_model
 from penstock.engine.control import StopRequest
 from penstock.engine.journal import Journal
+from penstock.engine.resolve import micro_batch
 from penstock.engine.state import Progress, state_tensors
 from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
@@ -52,6 +53,11 @@ class Parts:
     def dtype(self) -> torch.dtype:
         """Format of activations and matrix products."""
         return DTYPES[self.config.precision.compute]
+
+    @property
+    def micro(self) -> int:
+        """Sequences this rank computes at a time."""
+        return micro_batch(self.config, self.world.size)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -90,7 +96,7 @@ def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: Sto
     decoder = build_decoder(config.model, config.run.seed, world.device)
     kernel: Kernel = softmax_gradient
     if config.compile.enabled == "on":
-        kernel = compile_model(decoder, DTYPES[config.precision.compute], config.batch.micro, config.model.context, world, journal.warn)
+        kernel = compile_model(decoder, DTYPES[config.precision.compute], micro_batch(config, world.size), config.model.context, world, journal.warn)
     parts = Parts(
         run=run,
         config=config,

@@ -38,7 +38,7 @@ def validation_loss(parts: Parts) -> float:
 @torch.no_grad()
 def score_windows(parts: Parts, plan: ValidationPlan, ids: np.ndarray) -> tuple[float, int]:
     """Summed cross-entropy and number of target tokens of the windows `ids`."""
-    total, tokens, size = 0.0, 0, parts.config.eval.micro or parts.config.batch.micro
+    total, tokens, size = 0.0, 0, parts.config.eval.micro or parts.micro
     parts.decoder.eval()
     for start in range(0, len(ids), size):
         batch = padded(plan.fetch(ids[start : start + size]), size)

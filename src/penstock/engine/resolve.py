@@ -53,11 +53,17 @@ def check_world(config: Config, ranks: int) -> None:
     """Refuse a number of ranks that the layout or the batch does not divide into."""
     if config.layout.replicate not in (0, ranks):
         raise ConfigError(f"layout.replicate = {config.layout.replicate} does not match the number of ranks started, {ranks}; set it to 0 or {ranks}")
-    if config.batch.global_ % (ranks * config.batch.micro):
+    if config.batch.global_ % ranks:
         raise ConfigError(
-            f"batch.global = {config.batch.global_} does not divide into {ranks} ranks of batch.micro = {config.batch.micro} sequences; "
-            f"change one of them, such as batch.global = {_round_up(config.batch.global_, ranks * config.batch.micro)}"
+            f"batch.global = {config.batch.global_} sequences do not divide into {ranks} ranks; "
+            f"change it, for example to {_round_up(config.batch.global_, ranks)}, or start another number of ranks"
         )
+
+
+def micro_batch(config: Config, ranks: int) -> int:
+    """Sequences a rank computes at a time: the largest number up to `batch.micro` that divides its share of the batch."""
+    share = config.batch.global_ // ranks
+    return next(size for size in range(min(config.batch.micro, share), 0, -1) if share % size == 0)
 
 
 def check_ranks(nproc: int, device: str, cores: int) -> None:

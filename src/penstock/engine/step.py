@@ -75,7 +75,7 @@ def take_step(parts: Parts, step: int) -> StepResult:
 def rank_share(sample_ids: np.ndarray, parts: Parts) -> list[np.ndarray]:
     """This rank's sequences of a global batch, cut into micro-batches."""
     mine = np.split(sample_ids, parts.world.size)[parts.world.rank]
-    return np.split(mine, len(mine) // parts.config.batch.micro)
+    return np.split(mine, len(mine) // parts.micro)
 
 
 def device_batch(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -113,8 +113,7 @@ def _blame(parts: Parts, step: int, losses: list[Tensor], loss: float, grad_norm
     ids = parts.plan.sample_ids(step)
     for rank, micro in enumerate(first_bad):
         if micro >= 0:
-            size = parts.config.batch.micro
-            culprits = np.split(ids, len(first_bad))[rank][int(micro) * size : (int(micro) + 1) * size]
+            culprits = np.split(ids, len(first_bad))[rank][int(micro) * parts.micro : (int(micro) + 1) * parts.micro]
             return f"{what}; first in micro-batch {int(micro)} of rank {rank}: {_names(parts, culprits)}"
     return f"{what}; every loss is finite, so the backward pass overflowed in the batch of {_names(parts, ids)}"
 

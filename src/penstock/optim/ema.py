@@ -3,7 +3,7 @@
     average ← d · average + (1 − d) · weights,   d = min(decay, (1 + t) / (10 + t)) after t updates
 
 The average of the last 1 / (1 − decay) steps has little of the noise of a high rate, so at any moment it is nearly as good as weights
-whose rate has been decayed, and one run shows what it has learnt all the way (Hägele et al., arXiv 2405.18392, section 4). The
+whose rate has been decayed, and one run shows what it has learnt all the way (Hägele et al., arXiv 2405.18392). The
 smaller d of the first steps lets the initial weights be forgotten quickly; it is the usual warm-up of such averages.
 
 Cost: 4 bytes a parameter held, one pass over the weights each step, a second copy of the weights while they are swapped. When not to

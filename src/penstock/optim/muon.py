@@ -11,7 +11,8 @@ Muon share AdamW's rate, is not used: `optim.muon_lr` is a rate of its own.)
 Cost: one moment instead of AdamW's two, and per step about 5 (4 a² b + 2 a³) FLOPs for a matrix with sides a ≤ b, whatever the batch: next to
 nothing beside a batch of a hundred thousand tokens, as much as forward and backward at a few hundred. Matrices of one shape are
 iterated as one batch, which keeps small ones efficient, in bfloat16 on CUDA (the iteration is insensitive to rounding) and in the
-weights' own format on the CPU. When not to use it: for embeddings, heads, routers and norms, whose rows are no directions of a linear map.
+weights' own format on the CPU. When not to use it: for embeddings and heads, whose rows are looked up or scored one by one, routers
+and norms.
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
 """Learning-rate schedules as pure functions of the step.
 
-After a linear warm-up (step s of w gets (s + 1) / w, so the first step is not wasted): cosine to the end (Loshchilov and
-Hutter, 2017), warm-up-stable-decay with a linear decay (Hu et al., "MiniCPM", 2024), or constant. Every schedule ends at
-`optim.min_lr` of the peak, the constant one excepted.
+After a linear warm-up (step s of w gets (s + 1) / w, so the first step is not wasted): cosine to the end (Loshchilov and Hutter,
+arXiv 1608.03983, without restarts), warm-up-stable-decay (WSD; Hu et al., "MiniCPM", arXiv 2404.06395) with a linear decay over the last
+`optim.decay` of the steps, or constant. The last step's rate is `optim.min_lr` of the peak, the constant schedule's excepted.
+
+Cosine is the safe choice when the number of steps is known; WSD's stable part is the same for every length, so a run can be prolonged
+from a snapshot before its decay.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ def lr_factor(optim: OptimSection, steps: int, step: int) -> float:
         return (step + 1) / optim.warmup
     if optim.schedule == "constant":
         return 1.0
-    start = optim.warmup if optim.schedule == "cosine" else steps - round(optim.decay * steps)
+    start = optim.warmup if optim.schedule == "cosine" else max(optim.warmup, steps - round(optim.decay * steps))
     if step < start or steps <= start:
         return 1.0
     done = (step + 1 - start) / (steps - start)
