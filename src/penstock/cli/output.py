@@ -20,12 +20,14 @@ def show(result: dict[str, Any], as_json: bool, text: Callable[[dict[str, Any]],
 def summary_text(result: dict[str, Any]) -> str:
     """The end of a training run, for people."""
     loss = f"validation loss {result['val_loss']:.4f}" if result["val_loss"] is not None else "no evaluation yet"
-    lines = [
+    sample = result.get("sample") or {}
+    lines = [f"\n{sample['prompt']}{sample['text']}\n"] if sample else []
+    lines += [
         f"step {result['step']}, {result['tokens']:,} tokens, {loss}",
         f"{result['tokens_per_s']:,.0f} tokens/s, {result['mfu']:.0%} of this machine's measured peak, {result['wall_s']:.0f} s",
         f"weights {result['weights_digest'][:16]}",
         f"report  {result['run']}/report.html",
-        f"sample  penstock generate {result['run']} --prompt \"…\"",
+        f"more    penstock generate {result['run']} --prompt \"…\"",
     ]
     return "\n".join(lines)
 

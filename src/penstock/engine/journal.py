@@ -35,6 +35,7 @@ class Journal:
         self._config, self._world, self._peak = config, world, peak_flops
         self._flops_per_token = flops_per_token(config.model)
         self._extra: dict[str, float] = {}
+        self.sample: dict[str, str] = {}
         self._steps, self._seconds, self._tokens = 0, 0.0, 0
         self._store: MetricStore | None = None
         self._board: TensorBoardWriter | None = None
@@ -83,7 +84,8 @@ class Journal:
             self._live.update(row)
             self._live.message(f"step {progress.step}: validation loss {loss:.4f}")
         if self._store is not None and text:
-            self._store.append("sample", {"step": progress.step, "prompt": prompt, "text": text})
+            self.sample = {"prompt": prompt, "text": text}
+            self._store.append("sample", {"step": progress.step} | self.sample)
 
     def event(self, step: int, what: str, text: str) -> None:
         """Record something that happened, such as a snapshot or a failure."""
@@ -143,5 +145,6 @@ def summary(parts: Parts, digest: str, state: str) -> dict[str, Any]:
         "wall_s": progress.wall_s,
         "weights_digest": digest,
         "recoveries": progress.recoveries,
+        "sample": parts.journal.sample,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
