@@ -19,6 +19,10 @@ class ConfigError(UserError):
     """A setting that is unknown, out of range, or impossible beside another one."""
 
 
+class SharedError(UserError):
+    """A `UserError` that every rank raises at the same point, so that they may still do collective work before they end."""
+
+
 class RankFailed(Exception):
     """A rank ended in a way that is not the user's mistake (killed, crashed); the message names it. Exit code 1."""
 

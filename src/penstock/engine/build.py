@@ -7,6 +7,7 @@ its own config section; nothing here decides how a part works.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ class Parts:
         """Sequences this rank computes at a time."""
         return micro_batch(self.config, self.world.size)
 
-    @property
+    @cached_property
     def parameters(self) -> list[nn.Parameter]:
         """The trained parameters, each once."""
         return list(self.decoder.parameters())

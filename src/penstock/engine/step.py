@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.config import UserError
+from penstock.config import SharedError
 from penstock.data import Batch
 from penstock.optim import clip_grad_norm, lr_factor
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from penstock.engine.build import Parts
 
 
-class NonFinite(UserError):
+class NonFinite(SharedError):
     """The loss or the gradient norm is NaN or infinite; the weights are still those of the step before."""
 
 

@@ -11,13 +11,14 @@ import ctypes
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from penstock.comm import World, join_world, leave_world
-from penstock.config import Config, UserError
+from penstock.config import Config, SharedError, UserError, disk_errors
 from penstock.data import TokenCorpus, prepare
 from penstock.engine.build import DTYPES, Parts, build
 from penstock.engine.control import StopRequest
@@ -41,9 +42,10 @@ def run_rank(run: Run, world: World, supervised: bool = False) -> dict[str, Any]
         announce(parts)
         try:
             complete = train(parts)
-        except UserError as error:
+        except SharedError as error:
             parts.journal.event(parts.progress.step, "failure", str(error))
-            finish(parts, "failed")
+            with suppress(UserError):  # the disk may be full for the summary too; the first error counts
+                finish(parts, "failed")
             raise
         finally:
             parts.journal.close()
@@ -97,10 +99,13 @@ def announce(parts: Parts) -> None:
 def finish(parts: Parts, state: str) -> dict[str, Any]:
     """Write the run's summary and report on the lead rank, and return the summary."""
     result = summary(parts, weights_digest(parts.decoder), state)
-    if parts.world.is_lead:
-        parts.run.write("summary.json", result)
-        write_report(parts.run.path)
-    parts.world.barrier()
+    try:
+        if parts.world.is_lead:
+            parts.run.write("summary.json", result)
+            with disk_errors(parts.run.path, "writing the report"):
+                write_report(parts.run.path)
+    finally:
+        parts.world.barrier()
     return result
 
 

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from penstock.config import disk_errors
+
 FLUSH_EVERY_S = 1.0
 
 
@@ -35,8 +37,9 @@ class MetricStore:
 
     def flush(self) -> None:
         """Hand everything to the operating system."""
-        for file in self._files.values():
-            file.flush()
+        with disk_errors(self._folder, "writing metrics"):
+            for file in self._files.values():
+                file.flush()
         self._flushed = time.monotonic()
 
     def read(self, kind: str) -> list[dict[str, Any]]:

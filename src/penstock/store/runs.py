@@ -12,19 +12,15 @@ half of one.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.config import Config, UserError, load_config, nearest, to_toml
+from penstock.config import Config, UserError, disk_errors, load_config, nearest, to_toml
 
 
 @dataclass(frozen=True)
@@ -124,23 +120,3 @@ def write_text(path: Path, text: str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def disk_errors(folder: Path, doing: str) -> Iterator[None]:
-    """Turn an operating system's refusal to write into a `UserError` that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = _free_bytes(folder)
-            raise UserError(f"the disk of {folder} is full while {doing} ({free} bytes free); free some space or move the run") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise UserError(f"cannot write to {folder} while {doing}: {error.strerror}; choose a folder you may write to") from error
-        raise
-
-
-def _free_bytes(folder: Path) -> int:
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

@@ -34,8 +34,8 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_distribu
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from penstock.comm import World
-from penstock.config import UserError
-from penstock.store.runs import disk_errors, write_text
+from penstock.config import SharedError, UserError, disk_errors
+from penstock.store.runs import write_text
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8})$")
@@ -58,7 +58,7 @@ def list_snapshots(folder: Path) -> list[Snapshot]:
 def save_snapshot(folder: Path, step: int, tensors: dict[str, Tensor], numbers: dict[str, Any], world: World, keep: int = 0) -> Snapshot:
     """Write the state of `step` on all ranks together; drop the oldest beyond `keep` (0: keep all).
 
-    Raises `UserError` on every rank when any rank could not write, leaving earlier snapshots untouched.
+    Raises `SharedError` on every rank when any rank could not write, leaving earlier snapshots untouched.
     """
     final, partial = folder / f"step-{step:08d}", folder / f".partial-step-{step:08d}"
     if world.is_lead:
@@ -143,7 +143,7 @@ def _raise_together(failure: UserError | None, partial: Path, step: int, world: 
         shutil.rmtree(partial, ignore_errors=True)
     earlier = list_snapshots(partial.parent)
     last = f"the last good snapshot is step {earlier[-1].step}" if earlier else "there is no earlier snapshot"
-    raise UserError(f"step {step} could not be saved: {failure or 'another rank failed to write'}; {last}") from failure
+    raise SharedError(f"step {step} could not be saved: {failure or 'another rank failed to write'}; {last}") from failure
 
 
 def _check_same(stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], snapshot: Snapshot) -> None:
