@@ -95,7 +95,7 @@ def test_every_setting_is_printed_and_explained():
 @pytest.mark.slow
 @pytest.mark.parametrize(("nproc", "compiled"), [(1, "off"), (2, "off"), (1, "on"), (2, "on")])
 def test_a_killed_run_resumes_to_the_very_same_weights(tmp_path, nproc, compiled):
-    sets = small_sets(tmp_path, train__steps=200, snapshot__every=5, eval__every=0, compile__enabled=compiled, eval__sample_tokens=0)
+    sets = small_sets(tmp_path, train__steps=60, snapshot__every=3, eval__every=0, compile__enabled=compiled, eval__sample_tokens=0)
     whole = summary(penstock("train", *sets, "--nproc", nproc, "--run-dir", tmp_path / "whole", "--json"))
     run = tmp_path / "killed"
     process = start("train", *sets, "--nproc", nproc, "--run-dir", run)
@@ -104,7 +104,7 @@ def test_a_killed_run_resumes_to_the_very_same_weights(tmp_path, nproc, compiled
     process.communicate(timeout=60)
     assert not (run / "summary.json").exists(), "it was killed in the middle"
     resumed = summary(penstock("resume", run, "--nproc", nproc, "--json"))
-    assert resumed["weights_digest"] == whole["weights_digest"] and resumed["step"] == 200
+    assert resumed["weights_digest"] == whole["weights_digest"] and resumed["step"] == 60
 
 
 @pytest.mark.slow
