@@ -1,15 +1,21 @@
 """What a run records and shows: rows that survive a crash, TensorBoard files, the live line, the report."""
 
+import fcntl
 import io
 import json
 import math
+import os
+import pty
 import shutil
+import struct
 import subprocess
+import termios
 import time
+from pathlib import Path
 
 import pytest
 
-from penstock.config import load_config, to_toml
+from penstock.config import UserError, load_config, to_toml
 from penstock.monitor import LiveLine, MetricStore, TensorBoardWriter, write_report
 from penstock.monitor.svg import Line, chart, round_ticks, smoothed, thinned
 from penstock.monitor.units import count, duration, size
@@ -59,6 +65,26 @@ def test_a_line_torn_by_a_crash_is_skipped_and_the_rest_kept(tmp_path):
     assert [r["step"] for r in again.read("train")] == [1, 2]
 
 
+def test_rows_are_on_their_way_to_the_disk_at_once_and_after_a_torn_line_start_anew(tmp_path):
+    (tmp_path / "train.jsonl").write_bytes(b'{"step": 1}\n{"step": 2, "lo')
+    store = MetricStore(tmp_path)
+    store.append("train", {"step": 3})
+    assert [r["step"] for r in MetricStore(tmp_path).read("train")] == [1, 3]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system, whose writes fail as on a full disk")
+def test_a_full_disk_is_said_with_its_mend(tmp_path):
+    (tmp_path / "train.jsonl").symlink_to("/dev/full")
+    store = MetricStore(tmp_path)
+    with pytest.raises(UserError, match=r"is full while writing metrics.*free some space"):
+        store.append("train", {"step": 1})
+    store.close()
+
+
+def test_reading_a_run_without_metrics_makes_no_folder(tmp_path):
+    assert MetricStore(tmp_path / "metrics").read("train") == [] and not (tmp_path / "metrics").exists()
+
+
 def test_resuming_writes_no_step_twice_and_keeps_events(tmp_path):
     store = MetricStore(tmp_path)
     for step in range(1, 9):
@@ -104,6 +130,27 @@ def test_the_live_line_stays_on_one_line_of_the_terminal(monkeypatch):
     assert "step 200/200" in out.getvalue() and "step 200: done\n" in out.getvalue()
 
 
+def test_a_narrow_terminal_loses_whole_figures_and_never_half_a_number():
+    live = LiveLine(200, io.StringIO())
+    live.update(train_row(100) | {"val_loss": 1.5})
+    whole = live.text().split("  ")
+    for width in range(12, 90):
+        assert len(live.text(width)) <= width and set(live.text(width).split("  ")) <= set(whole)
+    assert live.text(40) == "step 100/200  loss 0.0500  ETA 10s"
+
+
+def test_the_line_fits_the_terminal_it_is_on_when_the_output_goes_elsewhere(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("sys.__stdout__", io.StringIO())
+    main, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    with open(end, "w") as stream:
+        LiveLine(200, stream).update(train_row(100))
+        shown = os.read(main, 1000).decode()
+    os.close(main)
+    assert shown.strip() == "step 100/200  loss 0.0500  ETA 10s"
+
+
 def test_the_live_line_says_what_matters():
     live = LiveLine(200, io.StringIO())
     live.update(train_row(100) | {"val_loss": 1.5})
@@ -120,7 +167,9 @@ def test_a_log_file_gets_few_lines():
 
 def test_numbers_are_written_for_people():
     assert [count(v) for v in (0, 12, 999, 12345, 2.5e9, float("nan"))] == ["0", "12", "999", "12.3k", "2.5G", "nan"]
+    assert [count(v) for v in (999.4, 999.6, 999_600, 12e14, 0.00012)] == ["999", "1k", "1M", "1200T", "0.00012"]
     assert [size(v) for v in (10, 2048, 850 * 2**20, 3 * 2**30)] == ["10 B", "2 KiB", "850 MiB", "3 GiB"]
+    assert [size(v) for v in (1010 * 2**20, 1023.9 * 2**20)] == ["1010 MiB", "1 GiB"]
     assert [duration(v) for v in (0.5, 42, 80, 3725, 90000, float("inf"))] == ["0.5s", "42s", "1m 20s", "1h 02m", "1d 01h", "–"]
 
 

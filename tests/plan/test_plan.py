@@ -26,6 +26,14 @@ def test_the_peak_is_plausible_and_never_falls(monkeypatch):
     cache_file().unlink()
 
 
+def test_a_machine_too_slow_for_the_time_given_has_a_peak_too(monkeypatch):
+    cache_file().unlink(missing_ok=True)
+    monkeypatch.setattr("penstock.plan.peak.SIZES", {"cpu": (256, 2048)})
+    peak = measure_peak(CPU, torch.float32, seconds=1e-9)
+    assert peak.tflops > 0 and peak.size == 256
+    cache_file().unlink()
+
+
 def test_a_damaged_cache_is_measured_anew():
     for content in ("{", "[]", '{"x": 3}'):
         cache_file().parent.mkdir(parents=True, exist_ok=True)

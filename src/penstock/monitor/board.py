@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+#: Seconds between writes to the disk, and thus the most that a killed run's curves lack (the package's default is 120).
+FLUSH_EVERY_S = 10
+
 
 class TensorBoardWriter:
     """Scalars by tag and step into `folder`; a resumed run passes the step it goes on from."""
@@ -20,7 +23,7 @@ class TensorBoardWriter:
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventFileWriter(str(folder))
+        self._writer = EventFileWriter(str(folder), flush_secs=FLUSH_EVERY_S)
         if resume_step:
             log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._writer.add_event(self._event(wall_time=time.time(), step=resume_step + 1, session_log=log))

@@ -1,11 +1,12 @@
 """The live line: where the run is, how well and how fast, on one line of the terminal.
 
-On a terminal the line is redrawn in place (ten times a second at most) and cut to its width; elsewhere, in a log file say, a plain
-line comes at the first step, then every few seconds and at the end, so logs stay short.
+On a terminal the line is redrawn in place (ten times a second at most), leaving out what does not fit, because half a number
+misleads; elsewhere, in a log file say, a plain line comes at the first step, then every few seconds and at the end, so logs stay short.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -15,6 +16,9 @@ from typing import Any, TextIO
 from penstock.monitor.units import count, duration, size
 
 REDRAW_S, PLAIN_S = 0.1, 5.0
+
+#: What a narrow terminal does without, in this order.
+DISPENSABLE = ("memory", "peak", "val", "speed", "eta", "loss")
 
 
 class LiveLine:
@@ -51,26 +55,42 @@ class LiveLine:
             print(file=self._stream, flush=True)
             self._width = 0
 
-    def text(self) -> str:
-        """The line as it stands."""
+    def text(self, width: int = 1000) -> str:
+        """The line as it stands, in at most `width` characters."""
+        parts = self._parts()
+        for name in DISPENSABLE:
+            if len("  ".join(parts.values())) > width:
+                parts.pop(name, None)
+        return "  ".join(parts.values())[:width]
+
+    def _parts(self) -> dict[str, str]:
         row = self._row
         step = int(row.get("step", 0))
-        digits = len(str(self._total))
-        parts = [f"step {step:>{digits}}/{self._total}"]
+        parts = {"step": f"step {step:>{len(str(self._total))}}/{self._total}"}
         if "loss" in row:
-            parts.append(f"loss {row['loss']:.4f}")
+            parts["loss"] = f"loss {row['loss']:.4f}"
         if "val_loss" in row:
-            parts.append(f"val {row['val_loss']:.4f}")
+            parts["val"] = f"val {row['val_loss']:.4f}"
         if "tokens_per_s" in row:
-            parts += [f"{count(row['tokens_per_s'])} tok/s", f"{row.get('mfu', 0.0):.0%} of peak", size(row.get("memory_bytes", 0))]
+            parts["speed"] = f"{count(row['tokens_per_s'])} tok/s"
+            parts["peak"] = f"{row.get('mfu', 0.0):.0%} of peak"
+            parts["memory"] = size(row.get("memory_bytes", 0))
         if self._seconds:
             typical = sorted(self._seconds)[len(self._seconds) // 2]
-            parts.append(f"ETA {duration((self._total - step) * typical)}")
-        return "  ".join(parts)
+            parts["eta"] = f"ETA {duration((self._total - step) * typical)}"
+        return parts
+
+    def _columns(self) -> int:
+        """Width of the terminal: COLUMNS if set, else standard output's, else (redirected) that of the stream itself."""
+        try:
+            own = os.get_terminal_size(self._stream.fileno())
+        except (OSError, ValueError):
+            own = os.terminal_size((80, 24))
+        return shutil.get_terminal_size(own).columns or 80
 
     def _draw(self) -> None:
         if self._tty:
-            line = self.text()[: max(20, shutil.get_terminal_size().columns - 1)]
+            line = self.text(max(1, self._columns() - 1))
             print("\r" + line.ljust(self._width), end="", file=self._stream, flush=True)
             self._width = len(line)
         elif self._row.get("step") != self._shown_step:

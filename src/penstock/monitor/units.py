@@ -6,21 +6,13 @@ import math
 
 
 def count(value: float) -> str:
-    """12 → 12, 12345 → 12.3k, 2.5e9 → 2.50G."""
-    if not math.isfinite(value):
-        return str(value)
-    for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g}{suffix}"
-    return f"{value:.3g}"
+    """12 → 12, 12345 → 12.3k, 2.5e9 → 2.5G."""
+    return _scaled(value, 1000.0, ("", "k", "M", "G", "T")) if math.isfinite(value) else str(value)
 
 
 def size(n_bytes: float) -> str:
     """Bytes with a binary unit."""
-    for limit, suffix in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if n_bytes >= limit:
-            return f"{n_bytes / limit:.3g} {suffix}"
-    return f"{n_bytes:.0f} B"
+    return _scaled(n_bytes, 1024.0, (" B", " KiB", " MiB", " GiB", " TiB")) if math.isfinite(n_bytes) else str(n_bytes)
 
 
 def duration(seconds: float) -> str:
@@ -34,3 +26,11 @@ def duration(seconds: float) -> str:
         if whole >= big:
             return f"{whole // big}{names[0]} {whole % big // small:02d}{names[1]}"
     return f"{whole}s"
+
+
+def _scaled(value: float, base: float, suffixes: tuple[str, ...]) -> str:
+    """Three significant digits and the suffix that leaves fewer than `base` units after rounding."""
+    n = 0
+    while abs(value) >= base - 0.5 and n < len(suffixes) - 1:
+        value, n = value / base, n + 1
+    return f"{value:.0f}{suffixes[n]}" if abs(value) >= 999.5 else f"{value:.3g}{suffixes[n]}"

@@ -34,10 +34,16 @@ class Peak:
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.15) -> Peak:
-    """The device's best matrix-product speed: measured for about `seconds` for each size, or seen before."""
+    """The device's best matrix-product speed: measured for about `seconds` for each size, or seen before.
+
+    A size whose one product would take more than four times `seconds` is left out, unless it is the smallest.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     key = f"{name} | {dtype} | {torch.get_num_threads()} threads | torch {torch.__version__}"
-    speeds = {size: _speed(device, dtype, size, seconds) for size in SIZES[device.type]}
+    speeds: dict[int, float] = {}
+    for size in SIZES[device.type]:
+        if not speeds or 2 * size**3 / max(speeds.values()) <= 4 * seconds:
+            speeds[size] = _speed(device, dtype, size, seconds)
     best = max(speeds, key=lambda size: speeds[size])
     peak = Peak(speeds[best] / 1e12, name, str(dtype), torch.get_num_threads(), best)
     known = _read_cache()
@@ -51,19 +57,19 @@ def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.15
 
 
 def _speed(device: torch.device, dtype: torch.dtype, size: int, seconds: float) -> float:
-    """Fastest of repeated products of two size × size matrices, in FLOP/s."""
+    """Fastest of repeated products of two size × size matrices after one that warms up, in FLOP/s."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best, end = float("inf"), time.perf_counter() + seconds
     repeats = 10 if device.type == "cuda" else 1
     a @ b
-    while time.perf_counter() < end:
-        _wait(device)
+    _wait(device)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while best == float("inf") or time.perf_counter() < end:
         start = time.perf_counter()
         for _ in range(repeats):
             a @ b
         _wait(device)
         best = min(best, (time.perf_counter() - start) / repeats)
-    return 2 * size**3 / best if best < float("inf") else 0.0
+    return 2 * size**3 / best
 
 
 def _wait(device: torch.device) -> None:
