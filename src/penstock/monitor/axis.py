@@ -13,6 +13,9 @@ from dataclasses import dataclass
 #: A logarithmic axis is used only where the largest value is so many times the smallest.
 LOG_FROM = 20.0
 
+#: Values that differ by a smaller share than this are drawn as the constant they nearly are.
+FLAT = 1e-4
+
 #: More ticks than this on a logarithmic axis are thinned to whole decades.
 MAX_LOG_TICKS = 7
 
@@ -39,7 +42,7 @@ def value_axis(values: Sequence[float], log: bool = False, from_zero: bool = Fal
     if log and high > LOG_FROM * low:
         return _log_axis(low, high)
     low = min(low, 0.0) if from_zero else low
-    if high - low <= 1e-9 * abs(high):
+    if high - low <= FLAT * max(abs(low), abs(high)):
         pad = abs(high) * 0.05 or 1.0
         low, high = low - pad, high + pad
     step = round_step(high - low, 5)
