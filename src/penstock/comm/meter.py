@@ -1,29 +1,71 @@
-"""The byte meter: how much each named exchange handed to the network.
+"""The byte meter: what every collective sent, by axis of the mesh and by purpose, and the seconds it kept this rank waiting.
 
-Bytes are the payload handed to the collective on this rank, before the algorithm's own factor (a ring
-all-reduce of n bytes over p ranks moves 2 n (p - 1) / p a rank; Patarasuk and Yuan, 2009).
+Bytes are those one rank sends under the bandwidth-optimal ring algorithms (Patarasuk and Yuan, 2009; Chan et al., 2007), for n bytes of the
+whole tensor over p ranks:
+
+    all-reduce 2 n (p - 1) / p;   all-gather, reduce-scatter, broadcast, reduce n (p - 1) / p (the last two: on average over the ranks);
+    all-to-all: what leaves for other ranks
+
+so that figures of different collectives add up, and a formula can be held against them to the byte. Libraries may choose
+other algorithms; then the count is the lower bound they approach. Seconds are the host's on a CPU and the stream's on CUDA.
 """
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def ring_bytes(operation: str, n_bytes: int, ranks: int) -> int:
+    """Bytes one rank sends for a collective on a whole tensor of `n_bytes`: all_reduce, all_gather, reduce_scatter, broadcast, reduce."""
+    passes = 2 if operation == "all_reduce" else 1
+    return passes * n_bytes * (ranks - 1) // ranks
 
 
 class ByteMeter:
-    """Bytes and calls by name of exchange; `take` reads and resets."""
+    """Bytes, calls and seconds by `axis.purpose`; `take` reads and resets."""
 
     def __init__(self) -> None:
         self._bytes: dict[str, int] = defaultdict(int)
         self._calls: dict[str, int] = defaultdict(int)
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        #: Calls by operation since the meter was made, to be held against torch's own count.
+        self.operations: dict[str, int] = defaultdict(int)
 
-    def count(self, name: str, n_bytes: int) -> None:
-        """Add one call of `n_bytes` payload under `name`."""
+    def count(self, name: str, n_bytes: int, operation: str) -> None:
+        """Add one call that sends `n_bytes` under `name`."""
         self._bytes[name] += n_bytes
         self._calls[name] += 1
+        self.operations[operation] += 1
 
-    def take(self) -> dict[str, int]:
-        """Bytes and calls since the last take, as `{name}_bytes` and `{name}_calls`."""
-        row = {f"{name}_bytes": n for name, n in self._bytes.items()} | {f"{name}_calls": n for name, n in self._calls.items()}
-        self._bytes.clear()
-        self._calls.clear()
+    @contextmanager
+    def waiting(self, name: str, on_cuda: bool) -> Iterator[None]:
+        """Time the block under `name` without stopping the device."""
+        if on_cuda:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._events.append((name, begin, end))
+        else:
+            start = time.perf_counter()
+            yield
+            self._seconds[name] += time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """Since the last take: `{name}_bytes`, `{name}_calls` and `{name}_s`."""
+        if self._events:
+            torch.cuda.synchronize()
+            for name, begin, end in self._events:
+                self._seconds[name] += begin.elapsed_time(end) / 1e3
+            self._events.clear()
+        row: dict[str, float] = {f"{name}_bytes": n for name, n in self._bytes.items()}
+        row |= {f"{name}_calls": n for name, n in self._calls.items()} | {f"{name}_s": s for name, s in self._seconds.items()}
+        for table in (self._bytes, self._calls, self._seconds):
+            table.clear()
         return row

@@ -1,6 +1,6 @@
 """This process among the others: rank, size, device, and the few small agreements the engine needs.
 
-Every collective of Penstock is called through this room, so that its bytes are counted (`meter.py`) and its
+Every collective of Penstock is called through this room (`axis.py`), so that its bytes are counted (`meter.py`) and its
 wait has a deadline (`layout.timeout_s`): a rank that waits longer raises, and the launcher ends the job with
 the rank's name instead of hanging.
 
@@ -12,10 +12,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
 
+from penstock.comm.axis import Axis
 from penstock.comm.meter import ByteMeter
 from penstock.config import UserError
 
@@ -35,12 +37,14 @@ class World:
         """Whether this rank writes what is written once: metrics, live line, report."""
         return self.rank == 0
 
+    @cached_property
+    def axis(self) -> Axis:
+        """All ranks as one axis."""
+        return Axis("world", tuple(range(self.size)), self.rank, dist.group.WORLD if self.size > 1 else None, self.meter)
+
     def sum_(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """Sum `tensor` over all ranks in place and return it."""
-        if self.size > 1:
-            self.meter.count(name, tensor.numel() * tensor.element_size())
-            dist.all_reduce(tensor)
-        return tensor
+        return self.axis.all_reduce(tensor, name)
 
     def gather_numbers(self, value: float, name: str) -> list[float]:
         """One number from every rank, in rank order."""

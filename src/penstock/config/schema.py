@@ -174,7 +174,20 @@ class CompileSection(Section):
 class LayoutSection(Section):
     """Which axes the ranks form."""
 
-    replicate: Count = Field(0, description="Data-parallel replicas; 0: all ranks.")
+    replicate: Count = Field(0, description="Data-parallel replicas of everything below; 0: as many as the ranks give.")
+    shard: Positive = Field(1, description="Data-parallel ranks that share the burden of weights, gradients and moments (FSDP); see zero.")
+    zero: Annotated[int, Field(ge=1, le=3)] = Field(
+        3, description="What the shard axis shards (ZeRO): 1 the moments, 2 the gradients too, 3 the weights too, which are gathered block by block."
+    )
+    context: Positive = Field(1, description="Ranks that share each sequence, in balanced causal halves; for contexts too long for one rank.")
+    tensor: Positive = Field(1, description="Ranks that share each matrix (tensor parallelism); keep them inside a node.")
+    tensor_topology: Literal["1d", "2d", "2.5d"] = Field(
+        "1d", description="Grid of the tensor ranks: '1d' Megatron's rows and columns, '2d' an x×y grid, '2.5d' SUMMA on q×q with depth d (Tesseract)."
+    )
+    tensor_grid: str = Field(
+        "", pattern=r"^(\d+([x×]\d+)+)?$", description="The grid's shape, such as '2x4' (x×y) or '2x2x2' (q×q×d); empty: chosen from layout.tensor."
+    )
+    expert: Positive = Field(1, description="Data-parallel ranks over which the routed experts are spread; tokens travel to them.")
     bucket_mb: Annotated[float, Field(gt=0.0, le=4096.0)] = Field(
         25.0, description="Size of a gradient bucket that is summed over ranks while backward goes on, MiB."
     )

@@ -1,0 +1,7 @@
+"""Floor 3: which axes the ranks form, where every tensor's pieces lie, and the layers that compute on pieces."""
+
+from penstock.parallel.layout import Layout, build_layout
+from penstock.parallel.mesh import Mesh
+from penstock.parallel.placement import Box, Placement, Split
+
+__all__ = ["Box", "Layout", "Mesh", "Placement", "Split", "build_layout"]

@@ -1,0 +1,55 @@
+"""The mesh: a layout brought to life, with a process group for every set of axes that is asked for.
+
+`mesh.axis("row")`, `mesh.axis("replicate", "shard")` … return the `Axis` of the ranks that differ from this one on those axes only, in
+order of their places. Groups are made on first use, by all ranks in the same order (every rank runs the same code), and one group serves all
+axes with the same ranks.
+
+Cost: making a group is a rendezvous of all ranks, milliseconds each on one host.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from penstock.comm import Axis, World
+from penstock.parallel.layout import Layout
+
+
+class Mesh:
+    """The ranks of `world` in the form of `layout`."""
+
+    def __init__(self, layout: Layout, world: World, timeout_s: float = 600.0) -> None:
+        assert layout.ranks == world.size, f"{layout} has {layout.ranks} ranks, the world {world.size}"
+        self.layout, self.world = layout, world
+        self._timeout = timedelta(seconds=timeout_s)
+        self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
+
+    def axis(self, *axes: str) -> Axis:
+        """The axis that runs over the named axes, outermost first."""
+        wanted = tuple(axis for axis in axes if self.layout.size(axis) > 1)
+        ranks = self.layout.group(self.world.rank, wanted)
+        assert list(ranks) == sorted(ranks), f"name axes outermost first, not {axes}: process groups are in order of rank"
+        return Axis("_".join(wanted) or "none", ranks, ranks.index(self.world.rank), self._group(wanted, ranks), self.world.meter)
+
+    def device_mesh(self, *axes: str) -> DeviceMesh:
+        """The axis as torch's one-dimensional DeviceMesh, for FSDP2."""
+        axis = self.axis(*axes)
+        assert axis.group is not None, "an axis of one rank shards nothing"
+        return DeviceMesh.from_group(axis.group, self.world.device.type, mesh_dim_names=(axis.name,))
+
+    def _group(self, axes: tuple[str, ...], mine: tuple[int, ...]) -> dist.ProcessGroup | None:
+        if len(mine) == 1:
+            return None
+        if len(mine) == self.world.size:
+            return dist.group.WORLD
+        if mine not in self._groups:
+            for rank in range(self.world.size):
+                ranks = self.layout.group(rank, axes)
+                if rank == ranks[0]:
+                    group = dist.new_group(list(ranks), timeout=self._timeout)
+                    if self.world.rank in ranks:
+                        self._groups[ranks] = group
+        return self._groups[mine]
