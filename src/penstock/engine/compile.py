@@ -77,7 +77,7 @@ def block_gradients(block: Callable[..., Tensor], decoder: Decoder, x_btd: Tenso
     assert isinstance(module, nn.Module)
     x_btd = x_btd.detach().clone().requires_grad_()
     module.zero_grad(set_to_none=True)
-    y_btd = block(x_btd, *decoder.block_context(x_btd))
+    y_btd = block(x_btd, *decoder.sequence.context(x_btd[..., 0]))
     weight = torch.linspace(-1, 1, y_btd.numel(), device=y_btd.device, dtype=y_btd.dtype).view_as(y_btd)
     (y_btd * weight).float().sum().backward()
     gradients = {name: p.grad.detach().clone() for name, p in module.named_parameters() if p.grad is not None}

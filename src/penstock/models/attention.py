@@ -24,19 +24,30 @@ from penstock.models.rope import rotate
 _flex_attention = torch.compile(flex_attention, dynamic=False)
 
 
+class AttentionCore(nn.Module):
+    """Softmax attention of queries (b, h, t, k) to keys and values (b, g, s, k), h a multiple of g; a module, so that it can be wrapped."""
+
+    def forward(self, q_bhtk: Tensor, k_bgsk: Tensor, v_bgsk: Tensor, mask: Mask) -> Tensor:
+        """Attend under `mask`, or causally without one; (b, h, t, k)."""
+        grouped = q_bhtk.shape[1] != k_bgsk.shape[1]
+        if isinstance(mask, BlockMask):
+            return cast(Any, _flex_attention)(q_bhtk, k_bgsk, v_bgsk, block_mask=mask, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(q_bhtk, k_bgsk, v_bgsk, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+
+
 class Attention(nn.Module):
     """One attention layer of `model`, with separate projections so that each can be sharded on its own."""
 
     def __init__(self, model: ModelSection) -> None:
         super().__init__()
         self.head_dim = model.head_dim
-        self.shared_keys = model.kv_heads != model.heads
         self.wq = Linear(model.dim, model.heads * model.head_dim)
         self.wk = Linear(model.dim, model.kv_heads * model.head_dim)
         self.wv = Linear(model.dim, model.kv_heads * model.head_dim)
         self.wo = Linear(model.heads * model.head_dim, model.dim)
         self.q_norm = RMSNorm(model.head_dim, model.norm_eps) if model.qk_norm else None
         self.k_norm = RMSNorm(model.head_dim, model.norm_eps) if model.qk_norm else None
+        self.core = AttentionCore()
 
     def forward(self, x_btd: Tensor, cos_tk: Tensor, sin_tk: Tensor, mask: Mask, cache: LayerCache | None = None) -> Tensor:
         """Attend within (b, t, d), or to `cache` and the new tokens; without a mask, causally."""
@@ -51,10 +62,5 @@ class Attention(nn.Module):
         v_bgtk = v_btgk.transpose(1, 2)
         if cache is not None:
             k_bgtk, v_bgtk = cache.extend(k_bgtk, v_bgtk)
-        y_bhtk = self._attend(q_bhtk, k_bgtk, v_bgtk, mask)
+        y_bhtk = self.core(q_bhtk, k_bgtk, v_bgtk, mask)
         return self.wo(y_bhtk.transpose(1, 2).reshape(b, t, -1))
-
-    def _attend(self, q_bhtk: Tensor, k_bgtk: Tensor, v_bgtk: Tensor, mask: Mask) -> Tensor:
-        if isinstance(mask, BlockMask):
-            return cast(Any, _flex_attention)(q_bhtk, k_bgtk, v_bgtk, block_mask=mask, enable_gqa=self.shared_keys)
-        return F.scaled_dot_product_attention(q_bhtk, k_bgtk, v_bgtk, attn_mask=mask, is_causal=mask is None, enable_gqa=self.shared_keys)

@@ -15,9 +15,10 @@ from penstock.config import ModelSection
 from penstock.models.attention import Attention
 from penstock.models.cache import KVCache, LayerCache
 from penstock.models.layers import FeedForward, Linear, RMSNorm
-from penstock.models.mask import Mask, dense_mask, training_mask
+from penstock.models.loss import Kernel, TokenLoss, lm_loss
+from penstock.models.mask import Mask, dense_mask
 from penstock.models.moe import MixtureOfExperts
-from penstock.models.rope import RotaryTable
+from penstock.models.sequence import WholeSequence
 
 
 class Block(nn.Module):
@@ -31,7 +32,7 @@ class Block(nn.Module):
         self.ffn = MixtureOfExperts(model) if has_experts(model, layer) else FeedForward(model.dim, model.ffn_dim)
 
     def forward(self, x_btd: Tensor, cos_tk: Tensor, sin_tk: Tensor, mask: Mask, cache: LayerCache | None = None) -> Tensor:
-        """Map (b, t, d) to (b, t, d); the other arguments are `Decoder.block_context`'s."""
+        """Map (b, t, d) to (b, t, d); the other arguments are `WholeSequence.context`'s."""
         x_btd = x_btd + self.attention(self.attention_norm(x_btd), cos_tk, sin_tk, mask, cache)
         return x_btd + self.ffn(self.ffn_norm(x_btd))
 
@@ -48,7 +49,8 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleDict({str(layer): Block(model, layer) for layer in range(model.layers)})
         self.norm = RMSNorm(model.dim, model.norm_eps)
         self.head = None if model.tie_embeddings else Linear(model.dim, model.vocab)
-        self._rotary = RotaryTable(model)
+        self.sequence = WholeSequence(model)
+        self.token_loss: TokenLoss = lm_loss
 
     def forward(
         self, tokens_bt: Tensor, *, documents_bt: Tensor | None = None, cache: KVCache | None = None, dtype: torch.dtype = torch.float32
@@ -58,23 +60,35 @@ class Decoder(nn.Module):
         `documents_bt` numbers the document of each token; tokens then attend within their own. With a `cache`, `tokens_bt`
         continue the tokens it has read, which extends it.
         """
-        x_btd = self.embedding(tokens_bt).to(dtype)
         if cache is None:
-            context = self.block_context(x_btd, documents_bt)
-            for block in self.blocks.values():
-                x_btd = block(x_btd, *context)
-        else:
-            context = self._cached_context(x_btd, cache)
-            for name, block in self.blocks.items():
-                x_btd = block(x_btd, *context, cache.layer(name))
-            cache.length += tokens_bt.shape[1]
+            return self._hidden(tokens_bt, documents_bt, dtype)
+        x_btd = self.embedding(tokens_bt).to(dtype)
+        context = self._cached_context(x_btd, cache)
+        for name, block in self.blocks.items():
+            x_btd = block(x_btd, *context, cache.layer(name))
+        cache.length += tokens_bt.shape[1]
         return self.norm(x_btd)
 
-    def block_context(self, x_btd: Tensor, documents_bt: Tensor | None = None) -> tuple[Tensor, Tensor, Mask]:
-        """What every block takes beside (b, t, d): cosines, sines and mask, made once for all layers."""
-        b, t, _ = x_btd.shape
-        cos_tk, sin_tk = self._rotary.angles(0, t, x_btd.device)
-        return cos_tk, sin_tk, training_mask((b, t), self.model.sliding_window, documents_bt, x_btd.device)
+    def loss(
+        self,
+        tokens_bt: Tensor,
+        targets_bt: Tensor,
+        *,
+        documents_bt: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+        chunk_tokens: int,
+        kernel: Kernel | None = None,
+    ) -> Tensor:
+        """Summed cross-entropy of `targets_bt` (-100: none) in nats, float32 (float64 for float64); see `lm_loss`."""
+        hidden_btd = self._hidden(tokens_bt, documents_bt, dtype)
+        return self.token_loss(hidden_btd, self.head_weight_vd, targets_bt, chunk_tokens=chunk_tokens, kernel=kernel)
+
+    def _hidden(self, tokens_bt: Tensor, documents_bt: Tensor | None, dtype: torch.dtype) -> Tensor:
+        x_btd = self.embedding(tokens_bt).to(dtype)
+        context = self.sequence.context(tokens_bt, documents_bt)
+        for block in self.blocks.values():
+            x_btd = block(x_btd, *context)
+        return self.norm(x_btd)
 
     @property
     def head_weight_vd(self) -> Tensor:
@@ -87,7 +101,7 @@ class Decoder(nn.Module):
 
     def _cached_context(self, x_btd: Tensor, cache: KVCache) -> tuple[Tensor, Tensor, Tensor]:
         t = x_btd.shape[1]
-        cos_tk, sin_tk = self._rotary.angles(cache.length, t, x_btd.device)
+        cos_tk, sin_tk = self.sequence.rotary.angles(cache.length, t, x_btd.device)
         return cos_tk, sin_tk, dense_mask(t, cache.kept + t, self.model.sliding_window, None, x_btd.device)
 
 

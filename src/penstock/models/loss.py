@@ -13,7 +13,7 @@ computed even if backward is never called, except under `no_grad`; and backward 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,13 @@ IGNORE = -100
 
 #: Turns logits (n, v) and targets (n,) into the summed loss and the gradient of the logits; it may overwrite the logits.
 Kernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class TokenLoss(Protocol):
+    """What `lm_loss` is to a decoder; a decoder whose vocabulary is cut over ranks has another."""
+
+    def __call__(self, hidden_btd: Tensor, head_weight_vd: Tensor, targets_bt: Tensor, *, chunk_tokens: int, kernel: Kernel | None = None) -> Tensor:
+        """Sum of the cross-entropies of `targets_bt`."""
 
 
 def lm_loss(hidden_btd: Tensor, head_weight_vd: Tensor, targets_bt: Tensor, *, chunk_tokens: int, kernel: Kernel | None = None) -> Tensor:
@@ -52,6 +59,7 @@ def softmax_gradient(logits_nv: Tensor, targets_n: Tensor) -> tuple[Tensor, Tens
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_nd: Tensor, head_vd: Tensor, targets_n: Tensor, chunk: int, kernel: Kernel) -> Tensor:
+        """The loss, and by the way its gradients."""
         weight_vd = head_vd.to(hidden_nd.dtype)
         grad_hidden = torch.empty_like(hidden_nd)
         grad_head = torch.zeros_like(head_vd)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ class Router(nn.Module):
     def forward(self, x_nd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Chosen experts (n, active), their weights (n, active) and the tokens of each expert (e,)."""
         moe = self.settings
-        logits_ne = F.linear(x_nd.to(self.weight.dtype), self.weight)  # float32: near ties must not flip with the compute format
+        logits_ne = self.logits(x_nd.to(self.weight.dtype))  # float32: near ties must not flip with the compute format
         scores_ne = logits_ne.sigmoid() if moe.scoring == "sigmoid" else logits_ne.softmax(-1)
         experts_na = self._choose(scores_ne.detach() + self.bias_e)
         weights_na = scores_ne.gather(1, experts_na)
@@ -55,6 +55,10 @@ class Router(nn.Module):
         if self.training:
             self.load_e.add_(load_e)
         return experts_na, weights_na * moe.scale, load_e
+
+    def logits(self, x_nd: Tensor) -> Tensor:
+        """Every expert's score before the sigmoid or softmax, (n, e)."""
+        return F.linear(x_nd, self.weight)
 
     def _choose(self, scores_ne: Tensor) -> Tensor:
         moe = self.settings
@@ -83,6 +87,18 @@ class Experts(nn.Module):
         return grouped_linear(F.silu(gate) * up, self.down_edf, ends_e)
 
 
+class Transport(Protocol):
+    """How rows reach their experts and come back; experts that live on several ranks have another than `stay`."""
+
+    def __call__(self, x_md: Tensor, load_e: Tensor, experts: Experts) -> Tensor:
+        """Map rows (m, d), sorted by expert, `load_e[e]` of them for expert e, to the experts' outputs in the same order."""
+
+
+def stay(x_md: Tensor, load_e: Tensor, experts: Experts) -> Tensor:
+    """Every expert is here."""
+    return experts(x_md, load_e.cumsum(0).to(torch.int32))
+
+
 class MixtureOfExperts(nn.Module):
     """The feed-forward of a block: routed experts plus shared ones that see every token."""
 
@@ -93,13 +109,14 @@ class MixtureOfExperts(nn.Module):
         self.experts = Experts(model)
         # Several shared experts are one wider one: their outputs are added.
         self.shared = FeedForward(model.dim, model.moe.shared * model.moe.dim) if model.moe.shared else None
+        self.transport: Transport = stay
 
     def forward(self, x_btd: Tensor) -> Tensor:
         """Map (b, t, d) to (b, t, d)."""
         x_nd = x_btd.flatten(0, 1)
         experts_na, weights_na, load_e = self.router(x_nd)
         order = experts_na.flatten().argsort(stable=True)
-        y_md = self.experts(dispatch(x_nd, order, experts_na.shape[1]), load_e.cumsum(0).to(torch.int32))
+        y_md = self.transport(dispatch(x_nd, order, experts_na.shape[1]), load_e, self.experts)
         y_nad = combine(y_md, order).unflatten(0, experts_na.shape)
         y_nd = (y_nad * weights_na.unsqueeze(-1)).sum(1).to(x_nd.dtype)
         if self.shared is not None:

@@ -3,5 +3,7 @@
 from penstock.parallel.layout import Layout, build_layout
 from penstock.parallel.mesh import Mesh
 from penstock.parallel.placement import Box, Placement, Split
+from penstock.parallel.plan import plan_weights
+from penstock.parallel.weights import Weights
 
-__all__ = ["Box", "Layout", "Mesh", "Placement", "Split", "build_layout"]
+__all__ = ["Box", "Layout", "Mesh", "Placement", "Split", "Weights", "build_layout", "plan_weights"]

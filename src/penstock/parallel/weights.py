@@ -1,0 +1,77 @@
+"""The trained parameters as a rank holds them, and the way to and from their full form.
+
+A module may hold a parameter as FSDP2's DTensor; optimizers, averages and snapshots work on plain tensors by logical name. `Weights` keeps both:
+`locals[name]` shares its memory with the parameter, and `collect` puts the parameter's gradient beside it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from penstock.comm import local
+from penstock.parallel.mesh import Mesh
+from penstock.parallel.placement import Placement
+
+
+class Weights:
+    """Parameters of `model` by logical name, as placed on the mesh; tied ones once, under the first of their names."""
+
+    def __init__(self, model: nn.Module, placements: dict[str, Placement], mesh: Mesh) -> None:
+        self.mesh, self.parameters = mesh, dict(model.named_parameters())
+        self.placements = {name: placements[name] for name in self.parameters}
+        self.locals: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            expected = self.placements[name].local_shape(mesh.layout, mesh.world.rank)
+            tensor = local(parameter)
+            assert tensor.shape == expected, f"{name} is {tuple(tensor.shape)} on rank {mesh.world.rank}, planned {expected}"
+            self.locals[name] = tensor
+
+    @property
+    def n_total(self) -> int:
+        """Trained numbers of the whole model."""
+        return sum(torch.Size(placement.shape).numel() for placement in self.placements.values())
+
+    def collect(self) -> None:
+        """Put every parameter's gradient, as far as this rank holds it, on its plain tensor."""
+        for name, parameter in self.parameters.items():
+            self.locals[name].grad = None if parameter.grad is None else local(parameter.grad)
+
+    def drop_gradients(self) -> None:
+        """Forget all gradients."""
+        for name, parameter in self.parameters.items():
+            parameter.grad = self.locals[name].grad = None
+
+    def whole(self, name: str, tensor: Tensor, purpose: str) -> Tensor:
+        """The full tensor of which every rank gives its part, placed like parameter `name`; on every rank. All ranks must call it."""
+        return assemble(tensor, self.placements[name], self.mesh, purpose)
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        """This rank's part of a full tensor placed like parameter `name`, a copy."""
+        return own_part(whole, self.placements[name], self.mesh)
+
+
+def assemble(tensor: Tensor, placement: Placement, mesh: Mesh, purpose: str) -> Tensor:
+    """Join the parts of a tensor from all ranks that hold different ones; every rank of the mesh must call it."""
+    axes = tuple(sorted(placement.axes, key=lambda a: -mesh.layout.stride(a)))
+    axis = mesh.axis(*axes)
+    if axis.size == 1:
+        return tensor.clone()
+    boxes = [placement.boxes(mesh.layout, rank) for rank in axis.ranks]
+    room = max(sum(box.numel for box in of_rank) for of_rank in boxes)
+    flat = tensor.new_zeros(room)
+    flat[: tensor.numel()] = tensor.reshape(-1)
+    parts = axis.all_gather(flat, 0, purpose).view(axis.size, room)
+    whole = tensor.new_empty(placement.shape)
+    for of_rank, part in zip(boxes, parts):
+        start = 0
+        for box in of_rank:
+            whole[box.slices] = part[start : start + box.numel].view(box.sizes)
+            start += box.numel
+    return whole
+
+
+def own_part(whole: Tensor, placement: Placement, mesh: Mesh) -> Tensor:
+    """This rank's part of a full tensor, a copy."""
+    boxes = placement.boxes(mesh.layout, mesh.world.rank)
+    return torch.cat([whole[box.slices] for box in boxes]) if len(boxes) > 1 else whole[boxes[0].slices].clone()
