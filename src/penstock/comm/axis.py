@@ -1,7 +1,7 @@
 """One axis of the mesh as a rank sees it: the ranks along it, and the collectives between them, each counted.
 
-Every collective of Penstock is called here (or by FSDP2 through `counted_all_gather` and `counted_reduce_scatter` of `parallel.shard`), so
-that its bytes are in the meter under `axis.purpose` and its wait has the process group's deadline. An axis of one rank has no group,
+Every collective of Penstock is called here (or, for FSDP2, with `count`), so that its bytes are in the meter under `axis.purpose` and its wait
+has the process group's deadline. An axis of one rank has no group,
 sends nothing, and every operation on it is the identity.
 
 `dim` counts a tensor's dimensions, as everywhere; tensors are split and joined along it in the order of the axis' ranks.
@@ -20,8 +20,8 @@ from torch import Tensor
 from penstock.comm.meter import ByteMeter, ring_bytes
 
 # Newer releases give these two other names and warn about the old ones.
-_all_gather: Any = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+all_gather_into: Any = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+reduce_scatter_into: Any = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Axis:
 
     def start_all_reduce(self, tensor: Tensor, purpose: str) -> dist.Work:
         """Begin summing `tensor` in place; the sum is there when the returned work has been waited for. Needs two ranks or more."""
-        self._count(purpose, "all_reduce", _bytes(tensor))
+        self.count(purpose, "all_reduce", _bytes(tensor))
         work = dist.all_reduce(tensor, group=self.group, async_op=True)
         assert work is not None
         return work
@@ -60,7 +60,7 @@ class Axis:
         part = tensor.movedim(dim, 0).contiguous()
         whole = part.new_empty((self.size * part.shape[0], *part.shape[1:]))
         with self._counted(purpose, "all_gather", _bytes(whole), tensor):
-            _all_gather(whole, part, group=self.group)
+            all_gather_into(whole, part, group=self.group)
         return whole.movedim(0, dim)
 
     def reduce_scatter(self, tensor: Tensor, dim: int, purpose: str) -> Tensor:
@@ -70,7 +70,7 @@ class Axis:
         whole = tensor.movedim(dim, 0).contiguous()
         part = whole.new_empty((whole.shape[0] // self.size, *whole.shape[1:]))
         with self._counted(purpose, "reduce_scatter", _bytes(whole), tensor):
-            _reduce_scatter(part, whole, group=self.group)
+            reduce_scatter_into(part, whole, group=self.group)
         return part.movedim(0, dim)
 
     def broadcast(self, tensor: Tensor, source: int, purpose: str) -> Tensor:
@@ -97,12 +97,13 @@ class Axis:
             dist.all_to_all_single(got, rows, list(receive), list(send), group=self.group)
         return got
 
-    def _count(self, purpose: str, operation: str, n_bytes: int) -> None:
+    def count(self, purpose: str, operation: str, n_bytes: int) -> None:
+        """Count one call on a whole tensor of `n_bytes` (of an all-to-all: bytes that leave) that somebody else makes."""
         sent = n_bytes if operation == "all_to_all" else ring_bytes(operation, n_bytes, self.size)
         self.meter.count(f"{self.name}.{purpose}", sent, operation)
 
     def _counted(self, purpose: str, operation: str, n_bytes: int, tensor: Tensor) -> Any:
-        self._count(purpose, operation, n_bytes)
+        self.count(purpose, operation, n_bytes)
         return self.meter.waiting(f"{self.name}.{purpose}", tensor.is_cuda)
 
 

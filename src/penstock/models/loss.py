@@ -42,13 +42,13 @@ def lm_loss(hidden_btd: Tensor, head_weight_vd: Tensor, targets_bt: Tensor, *, c
         return _ChunkedLoss.apply(hidden_nd, head_weight_vd, targets_n, chunk_tokens, kernel or softmax_gradient)
     weight_vd = head_weight_vd.to(hidden_nd.dtype)
     chunks = zip(hidden_nd.split(chunk_tokens), targets_n.split(chunk_tokens))
-    sums = [F.cross_entropy(_wide(h @ weight_vd.t()), t, ignore_index=IGNORE, reduction="sum") for h, t in chunks]
+    sums = [F.cross_entropy(wide(h @ weight_vd.t()), t, ignore_index=IGNORE, reduction="sum") for h, t in chunks]
     return torch.stack(sums).sum()
 
 
 def softmax_gradient(logits_nv: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy, and its gradient for the logits in their format."""
-    log_p = F.log_softmax(_wide(logits_nv), dim=-1)
+    log_p = F.log_softmax(wide(logits_nv), dim=-1)
     kept = (targets_n != IGNORE).unsqueeze(1)
     index = targets_n.clamp_min(0).unsqueeze(1)
     loss = -(log_p.gather(1, index) * kept).sum()
@@ -68,7 +68,7 @@ class _ChunkedLoss(torch.autograd.Function):
             loss, grad_nv = kernel(hidden @ weight_vd.t(), targets)
             losses.append(loss)
             torch.mm(grad_nv, weight_vd, out=out)
-            _add_product(grad_head, grad_nv.t(), hidden)
+            add_product(grad_head, grad_nv.t(), hidden)
         ctx.gradients = (grad_hidden, grad_head)
         return torch.stack(losses).sum()
 
@@ -81,8 +81,8 @@ class _ChunkedLoss(torch.autograd.Function):
         return grad_hidden.mul_(factor), grad_head.mul_(factor), None, None, None
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, where `total` may be of a wider format than the factors."""
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add the product: total += a @ b, where `total` may be of a wider format than the factors."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)
     elif total.is_cuda:
@@ -91,5 +91,6 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total += a @ b
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """The tensor in float32 at least."""
     return x if x.dtype == torch.float64 else x.float()

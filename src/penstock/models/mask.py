@@ -33,14 +33,35 @@ def training_mask(batch_tokens: tuple[int, int], window: int, documents_bt: Tens
 
 def dense_mask(queries: int, keys: int, window: int, documents_bt: Tensor | None, device: torch.device) -> Tensor:
     """Boolean (1 or b, 1, queries, keys), true where a query may look; the last query sits at the last key."""
-    query = torch.arange(keys - queries, keys, device=device)[:, None]
-    key = torch.arange(keys, device=device)[None, :]
-    seen = query >= key
+    key_s = torch.arange(keys, device=device)
+    return dense_mask_at(key_s[keys - queries :], key_s, window, documents_bt, documents_bt)
+
+
+def dense_mask_at(query_t: Tensor, key_s: Tensor, window: int, query_documents_bt: Tensor | None, key_documents_bs: Tensor | None) -> Tensor:
+    """Boolean (1 or b, 1, t, s), true where the query at position `query_t` may look at the key at `key_s`."""
+    distance_ts = query_t[:, None] - key_s[None, :]
+    seen = distance_ts >= 0
     if window:
-        seen &= query - key < window
-    if documents_bt is None:
+        seen &= distance_ts < window
+    if query_documents_bt is None or key_documents_bs is None:
         return seen[None, None]
-    return (seen & (documents_bt[:, :, None] == documents_bt[:, None, :]))[:, None]
+    return (seen & (query_documents_bt[:, :, None] == key_documents_bs[:, None, :]))[:, None]
+
+
+def block_mask_at(query_t: Tensor, key_s: Tensor, window: int, query_documents_bt: Tensor | None, key_documents_bs: Tensor | None) -> BlockMask:
+    """`dense_mask_at` for CUDA: FlexAttention's block mask."""
+
+    def seen(b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        distance = query_t[query] - key_s[key]
+        allowed = distance >= 0
+        if window:
+            allowed = allowed & (distance < window)
+        if query_documents_bt is None or key_documents_bs is None:
+            return allowed
+        return allowed & (query_documents_bt[b, query] == key_documents_bs[b, key])
+
+    batch = None if query_documents_bt is None else len(query_documents_bt)
+    return cast(Any, _create_block_mask)(seen, batch, None, len(query_t), len(key_s), device=query_t.device)
 
 
 def _block_mask(batch_tokens: tuple[int, int], window: int, documents_bt: Tensor | None, device: torch.device) -> BlockMask:

@@ -73,6 +73,10 @@ class Placement:
         """The placement with further splits, applied after the others."""
         return replace(self, splits=(*self.splits, *(s for s in splits if s.axes)))
 
+    def without(self, *axes: tuple[str, ...]) -> Placement:
+        """The placement without the splits over exactly these sets of axes."""
+        return replace(self, splits=tuple(split for split in self.splits if split.axes not in axes))
+
     def boxes(self, layout: Layout, rank: int) -> list[Box]:
         """What `rank` holds of the full tensor: one box, or one for each of its experts' slots, in local order along dim 0."""
         whole = _cut(self.shape, self.splits, layout, rank)

@@ -1,0 +1,83 @@
+"""A layout applied to a decoder, in one fixed order:
+
+    plan → layers of the tensor grid → context → experts → local shapes → shard (FSDP2) → memory → initial values
+
+The decoder is built without memory (on the meta device), so no rank ever holds more than its part; initial values are a pure function of seed
+and name, drawn in full one matrix at a time and kept in part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from penstock.comm import Axis
+from penstock.config import ModelSection
+from penstock.models import Decoder, initial_value
+from penstock.parallel.context import split_context
+from penstock.parallel.grid import apply_grid
+from penstock.parallel.mesh import Mesh
+from penstock.parallel.placement import Placement
+from penstock.parallel.plan import plan_weights
+from penstock.parallel.shard import Sharder, shard_weights
+from penstock.parallel.weights import Weights, own_part
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A decoder laid out on the mesh: its weights as this rank holds them, and the handle of the shard axis."""
+
+    decoder: Decoder
+    weights: Weights
+    sharder: Sharder
+
+    def replica_axes(self) -> list[tuple[nn.Parameter, Axis]]:
+        """Every parameter with the axis over which its gradient is still to be summed after the backward pass."""
+        mesh, weights = self.weights.mesh, self.weights
+        return [(p, mesh.axis(*weights.placements[name].replicas(mesh.layout))) for name, p in weights.parameters.items()]
+
+
+def lay_out(model: ModelSection, seed: int, mesh: Mesh, dtype: torch.dtype = torch.float32) -> Laid:
+    """Build the resolved `model` on the mesh with its initial weights for `seed`, held in `dtype`."""
+    with torch.device("meta"):
+        decoder = Decoder(model).to(dtype)
+    plan = plan_weights(model, mesh.layout, {name: tuple(p.shape) for name, p in decoder.named_parameters()})
+    if mesh.layout.tensor > 1:
+        apply_grid(decoder, mesh)
+    if mesh.layout.context > 1:
+        split_context(decoder, mesh.axis("context"))
+    _shrink(decoder, plan, mesh)
+    sharder = shard_weights(decoder, mesh, plan)
+    decoder.to_empty(device=mesh.world.device)
+    weights = Weights(decoder, plan, mesh)
+    _draw(weights, model, seed)
+    with torch.no_grad():
+        for buffer in decoder.buffers():
+            buffer.zero_()
+    return Laid(decoder, weights, sharder)
+
+
+def _shrink(decoder: Decoder, plan: dict[str, Placement], mesh: Mesh) -> None:
+    """Give every parameter the shape it has on this rank before FSDP cuts it."""
+    for name, parameter in list(decoder.named_parameters()):
+        shape = plan[name].without(mesh.layout.shard_axes, mesh.layout.expert_shard_axes).local_shape(mesh.layout, mesh.world.rank)
+        owner, _, key = name.rpartition(".")
+        setattr(decoder.get_submodule(owner), key, nn.Parameter(parameter.new_empty(shape)))
+
+
+@torch.no_grad()
+def _draw(weights: Weights, model: ModelSection, seed: int) -> None:
+    """Fill every local tensor with its part of the initial value."""
+    mesh = weights.mesh
+    for name, tensor in weights.locals.items():
+        placement = weights.placements[name]
+        if len(placement.shape) < 3:
+            tensor.copy_(own_part(initial_value(model, seed, name, placement.shape), placement, mesh))
+            continue
+        row = 0
+        for box in placement.boxes(mesh.layout, mesh.world.rank):  # stacks of experts, drawn one by one to bound the memory on the CPU
+            for expert in range(box.offsets[0], box.offsets[0] + box.sizes[0]):
+                tensor[row].copy_(initial_value(model, seed, name, placement.shape[1:], expert)[box.slices[1:]])
+                row += 1
