@@ -156,10 +156,12 @@ class OptimSection(Section):
 
 
 class PrecisionSection(Section):
-    """Number formats. Master weights, moments and gradient sums are float32 always."""
+    """Number formats. Master weights, moments and gradient sums are float32 (float64 where that computes)."""
 
-    compute: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Format of activations and matrix products; auto: bfloat16 on CUDA, float32 on the CPU."
+    compute: Literal["auto", "float32", "bfloat16", "float64"] = Field(
+        "auto",
+        description="Format of activations and matrix products; auto: bfloat16 on CUDA, float32 on the CPU. float64 holds weights and moments in it too, "
+        "to check results against each other.",
     )
 
 
@@ -182,7 +184,7 @@ class LayoutSection(Section):
     context: Positive = Field(1, description="Ranks that share each sequence, in balanced causal halves; for contexts too long for one rank.")
     tensor: Positive = Field(1, description="Ranks that share each matrix (tensor parallelism); keep them inside a node.")
     tensor_topology: Literal["1d", "2d", "2.5d"] = Field(
-        "1d", description="Grid of the tensor ranks: '1d' Megatron's rows and columns, '2d' an x×y grid, '2.5d' SUMMA on q×q with depth d (Tesseract)."
+        "1d", description="Grid of the tensor ranks: '1d' Megatron's rows and columns, '2d' an x×y grid, '2.5d' SUMMA on q×q × depth (Tesseract)."
     )
     tensor_grid: str = Field(
         "", pattern=r"^(\d+([x×]\d+)+)?$", description="The grid's shape, such as '2x4' (x×y) or '2x2x2' (q×q×d); empty: chosen from layout.tensor."

@@ -131,7 +131,8 @@ class Layout:
 
     def as_dict(self) -> dict[str, Any]:
         """As printed by `penstock layout --json`."""
-        return asdict(self) | {"tensor": self.tensor, "ranks": self.ranks, "expert_shard": self.expert_shard, "expert_replicate": self.expert_replicate}
+        derived = ("tensor", "ranks", "expert_shard", "expert_replicate")
+        return asdict(self) | {name: getattr(self, name) for name in derived}
 
     def __str__(self) -> str:
         names = {"replicate": self.replicate, "shard": self.shard, "context": self.context, "expert": self.expert}
@@ -175,7 +176,7 @@ def tensor_grid(size: int, topology: str, text: str) -> tuple[int, int, int]:
     """
     if topology == "1d":
         if text:
-            raise ConfigError(f"layout.tensor_grid = '{text}' has no meaning with layout.tensor_topology = '1d'; leave it empty or choose '2d' or '2.5d'")
+            raise ConfigError(f"layout.tensor_grid = '{text}' has no meaning with layout.tensor_topology = '1d'; empty it, or choose '2d' or '2.5d'")
         return 1, size, 1
     numbers = [int(number) for number in re.split("[x×]", text)] if text else _choose_grid(size, topology)
     if math.prod(numbers) != size:

@@ -25,7 +25,9 @@ from penstock.parallel.layout import Layout
 from penstock.parallel.placement import Placement, Split
 
 
-def plan_weights(model: ModelSection, layout: Layout, shapes: dict[str, tuple[int, ...]], slots: tuple[tuple[int, ...], ...] = ()) -> dict[str, Placement]:
+def plan_weights(
+    model: ModelSection, layout: Layout, shapes: dict[str, tuple[int, ...]], slots: tuple[tuple[int, ...], ...] = ()
+) -> dict[str, Placement]:
     """Placement of every parameter by logical name, from its full shape; FSDP's cut included."""
     plan = {}
     for name, shape in shapes.items():

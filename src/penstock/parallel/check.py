@@ -1,0 +1,80 @@
+"""Whether a model and its batch fit a layout, said in one sentence that names the settings to change.
+
+What does not divide is either padded by the layers (heads, feed-forward widths, vocabularies, experts) or refused here; nothing else is possible.
+"""
+
+from __future__ import annotations
+
+from penstock.config import Config, ConfigError
+from penstock.parallel.layout import Layout
+
+
+def check_layout(config: Config, layout: Layout) -> None:
+    """Raise `ConfigError` if `config`'s model or batch cannot be laid out so."""
+    for broken, sentence in [*_context(config, layout), *_grid(config, layout), *_experts(config, layout), *_batch(config, layout)]:
+        if broken:
+            raise ConfigError(sentence)
+
+
+def _context(config: Config, layout: Layout) -> list[tuple[bool, str]]:
+    tokens, ranks = config.model.context, layout.context
+    return [
+        (2 * ranks > tokens and ranks > 1, f"layout.context = {ranks} ranks need two pieces each of model.context = {tokens} tokens; use fewer ranks"),
+        (
+            ranks > 1 and tokens % (2 * ranks) != 0,
+            f"model.context = {tokens} is not a multiple of 2 × layout.context = {2 * ranks}, the pieces a sequence is cut into; "
+            f"change it, for example to {_up(tokens, 2 * ranks)}",
+        ),
+    ]
+
+
+def _grid(config: Config, layout: Layout) -> list[tuple[bool, str]]:
+    model, square = config.model, layout.topology == "2.5d"
+    tokens = model.context // layout.context
+    kv = model.kv_heads or model.heads
+    sharing = layout.column if square else layout.row * layout.column
+    setting = f"layout.tensor = {layout.tensor} (layout.tensor_topology = '{layout.topology}')"
+    return [
+        (
+            not square and tokens % layout.row != 0,
+            f"{setting} cuts model.context / layout.context = {tokens} tokens over {layout.row} ranks, which does not divide; change one of them",
+        ),
+        (
+            model.dim % layout.column != 0 or (square and model.dim % layout.row != 0),
+            f"{setting} cuts model.dim = {model.dim} over {layout.column} columns, which does not divide; change one of them",
+        ),
+        (
+            model.heads <= (sharing - 1) * -(-model.heads // sharing),
+            f"{setting} spreads model.heads = {model.heads} over {sharing} ranks, and leaves some without a head; use fewer tensor ranks",
+        ),
+        (
+            square and kv not in (model.heads, 0) and kv % layout.column != 0,
+            f"{setting} cuts model.kv_heads = {kv} over {layout.column} columns, which does not divide; change one, or choose layout.tensor_topology = '1d'",
+        ),
+    ]
+
+
+def _experts(config: Config, layout: Layout) -> list[tuple[bool, str]]:
+    experts, ranks = config.model.moe.experts, layout.expert
+    return [
+        (ranks > 1 and experts == 0, f"layout.expert = {ranks} spreads experts, and model.moe.experts = 0 has none; set layout.expert to 1"),
+        (
+            experts > 0 and experts <= (ranks - 1) * -(-experts // ranks),
+            f"layout.expert = {ranks} leaves ranks without any of model.moe.experts = {experts}; use fewer",
+        ),
+    ]
+
+
+def _batch(config: Config, layout: Layout) -> list[tuple[bool, str]]:
+    sequences, parts = config.batch.global_, layout.size(*layout.sequence_axes)
+    return [
+        (
+            sequences % parts != 0,
+            f"batch.global = {sequences} sequences do not divide into the {parts} parts of this layout ({layout}); "
+            f"change it, for example to {_up(sequences, parts)}, or start another number of ranks",
+        )
+    ]
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
