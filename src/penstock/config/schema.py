@@ -160,7 +160,7 @@ class PrecisionSection(Section):
 
     compute: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "auto",
-        description="Format of activations and matrix products; auto: bfloat16 on CUDA, float32 on the CPU. float64 holds weights and moments in it too, "
+        description="Format of activations and matrix products; auto: bfloat16 on CUDA, float32 on the CPU. float64 holds weights and moments too, "
         "to check results against each other.",
     )
 

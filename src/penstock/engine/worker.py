@@ -87,8 +87,9 @@ def use_threads(config: Config) -> None:
 def announce(parts: Parts) -> None:
     """Say what begins, or goes on."""
     config, step = parts.config, parts.progress.step
-    n_parameters = sum(p.numel() for p in parts.parameters)
-    how = f"{parts.world.size} rank{'s' if parts.world.size > 1 else ''} on {parts.world.device.type}, {config.precision.compute}"
+    n_parameters = parts.weights.n_total
+    ranks = f"{parts.world.size} ranks ({parts.layout})" if parts.world.size > 1 else "1 rank"
+    how = f"{ranks} on {parts.world.device.type}, {config.precision.compute}"
     compiled = ", compiled" if config.compile.enabled == "on" else ""
     parts.journal.say(f"{parts.run.path}: {n_parameters / 1e6:.2f} M parameters, {len(parts.corpus.train):,} training tokens, {how}{compiled}")
     if step:

@@ -41,13 +41,13 @@ class Attention(nn.Module):
     def __init__(self, model: ModelSection) -> None:
         super().__init__()
         self.head_dim = model.head_dim
-        self.wq = Linear(model.dim, model.heads * model.head_dim)
-        self.wk = Linear(model.dim, model.kv_heads * model.head_dim)
-        self.wv = Linear(model.dim, model.kv_heads * model.head_dim)
-        self.wo = Linear(model.heads * model.head_dim, model.dim)
+        self.wq: nn.Module = Linear(model.dim, model.heads * model.head_dim)
+        self.wk: nn.Module = Linear(model.dim, model.kv_heads * model.head_dim)
+        self.wv: nn.Module = Linear(model.dim, model.kv_heads * model.head_dim)
+        self.wo: nn.Module = Linear(model.heads * model.head_dim, model.dim)
         self.q_norm = RMSNorm(model.head_dim, model.norm_eps) if model.qk_norm else None
         self.k_norm = RMSNorm(model.head_dim, model.norm_eps) if model.qk_norm else None
-        self.core = AttentionCore()
+        self.core: nn.Module = AttentionCore()
 
     def forward(self, x_btd: Tensor, cos_tk: Tensor, sin_tk: Tensor, mask: Mask, cache: LayerCache | None = None) -> Tensor:
         """Attend within (b, t, d), or to `cache` and the new tokens; without a mask, causally."""

@@ -46,9 +46,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.gate = Linear(dim, hidden)
-        self.up = Linear(dim, hidden)
-        self.down = Linear(hidden, dim)
+        self.gate: nn.Module = Linear(dim, hidden)
+        self.up: nn.Module = Linear(dim, hidden)
+        self.down: nn.Module = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., d) to (..., d)."""

@@ -19,7 +19,7 @@ def check_layout(config: Config, layout: Layout) -> None:
 def _context(config: Config, layout: Layout) -> list[tuple[bool, str]]:
     tokens, ranks = config.model.context, layout.context
     return [
-        (2 * ranks > tokens and ranks > 1, f"layout.context = {ranks} ranks need two pieces each of model.context = {tokens} tokens; use fewer ranks"),
+        (2 * ranks > tokens and ranks > 1, f"layout.context = {ranks} needs two pieces a rank of model.context = {tokens} tokens; use fewer ranks"),
         (
             ranks > 1 and tokens % (2 * ranks) != 0,
             f"model.context = {tokens} is not a multiple of 2 × layout.context = {2 * ranks}, the pieces a sequence is cut into; "
@@ -49,7 +49,7 @@ def _grid(config: Config, layout: Layout) -> list[tuple[bool, str]]:
         ),
         (
             square and kv not in (model.heads, 0) and kv % layout.column != 0,
-            f"{setting} cuts model.kv_heads = {kv} over {layout.column} columns, which does not divide; change one, or choose layout.tensor_topology = '1d'",
+            f"{setting} cuts model.kv_heads = {kv} over {layout.column} columns, which does not divide; change one, or use the topology '1d'",
         ),
     ]
 

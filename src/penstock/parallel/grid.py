@@ -25,7 +25,7 @@ it: across nodes, and with one or two sequences of few tokens, where exchanges a
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +34,9 @@ from torch import Tensor, nn
 from penstock.comm import Axis, gather, scatter_sum, total
 from penstock.models import Decoder
 from penstock.models.attention import Attention
+from penstock.models.decoder import blocks_of
 from penstock.models.grouped import grouped_linear
-from penstock.models.layers import FeedForward, Linear, RMSNorm
+from penstock.models.layers import FeedForward
 from penstock.models.moe import Experts, MixtureOfExperts, Router
 from penstock.parallel.mesh import Mesh
 from penstock.parallel.placement import padded_part, part
@@ -47,14 +48,14 @@ def apply_grid(decoder: Decoder, mesh: Mesh) -> None:
     """Replace the layers of `decoder` by those of the grid, in place; names of parameters stay, their shapes are left to the caller."""
     row, column = mesh.axis("row"), mesh.axis("column")
     model, layout = decoder.model, mesh.layout
-    for block in decoder.blocks.values():
+    for block in blocks_of(decoder).values():
         _replace_attention(block.attention, row, column, kv_everywhere(model, layout))
         if isinstance(block.ffn, MixtureOfExperts):
             block.ffn.router = GridRouter(block.ffn.router, column)
             block.ffn.experts = GridExperts(block.ffn.experts, row, column)
             if block.ffn.shared is not None:
                 _replace_ffn(block.ffn.shared, row, column)
-        else:
+        elif isinstance(block.ffn, FeedForward):
             _replace_ffn(block.ffn, row, column)
         block.attention_norm, block.ffn_norm = SplitNorm(block.attention_norm, column), SplitNorm(block.ffn_norm, column)
         for sublayer, name in ((block.attention, "attention"), (block.ffn, "ffn")):
@@ -75,7 +76,7 @@ def _scatter_tokens(row: Axis, name: str, module: nn.Module, inputs: tuple[Any, 
 
 def _replace_attention(attention: Attention, row: Axis, column: Axis, everywhere: bool) -> None:
     unit = column.size * attention.head_dim
-    heads = attention.wq.weight.shape[0] // attention.head_dim
+    heads = weight_of(attention.wq).shape[0] // attention.head_dim
     attention.wq = FirstLinear(attention.wq, row, column, unit, "attention")
     attention.wo = LastLinear(attention.wo, row, column, unit, "attention")
     if everywhere:
@@ -89,6 +90,11 @@ def _replace_ffn(ffn: FeedForward, row: Axis, column: Axis) -> None:
     ffn.down = LastLinear(ffn.down, row, column, column.size, "ffn")
 
 
+def weight_of(layer: nn.Module) -> nn.Parameter:
+    """The layer's only matrix or vector."""
+    return cast(nn.Parameter, layer.weight)
+
+
 def padded(weight: Tensor, dim: int, size: int) -> Tensor:
     """The weight with zeros up to `size` along `dim`, for a part that the cut left short."""
     missing = size - weight.shape[dim]
@@ -98,10 +104,11 @@ def padded(weight: Tensor, dim: int, size: int) -> Tensor:
 class FirstLinear(nn.Module):
     """The local part of a matrix that leads out of the residual stream: (..., d/x) to this rank's part of the outputs, (..., out/(y x))."""
 
-    def __init__(self, linear: Linear, row: Axis, column: Axis, unit: int, purpose: str) -> None:
+    def __init__(self, linear: nn.Module, row: Axis, column: Axis, unit: int, purpose: str) -> None:
         super().__init__()
-        self.rows = padded_part(linear.weight.shape[0], row.size, unit)
-        self.column, self.purpose, self.weight = column, purpose, linear.weight
+        self.weight = weight_of(linear)
+        self.rows = padded_part(self.weight.shape[0], row.size, unit)
+        self.column, self.purpose = column, purpose
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply, and sum over the columns keeping a part."""
@@ -112,10 +119,11 @@ class FirstLinear(nn.Module):
 class LastLinear(nn.Module):
     """The local part of a matrix that leads into the residual stream: (..., in/(y x)) to a share of (..., d/x), to be summed over the rows."""
 
-    def __init__(self, linear: Linear, row: Axis, column: Axis, unit: int, purpose: str) -> None:
+    def __init__(self, linear: nn.Module, row: Axis, column: Axis, unit: int, purpose: str) -> None:
         super().__init__()
-        self.inputs = padded_part(linear.weight.shape[1], row.size, unit)
-        self.column, self.purpose, self.weight = column, purpose, linear.weight
+        self.weight = weight_of(linear)
+        self.inputs = padded_part(self.weight.shape[1], row.size, unit)
+        self.column, self.purpose = column, purpose
 
     def forward(self, x: Tensor) -> Tensor:
         """Gather the columns' parts, and multiply."""
@@ -130,15 +138,14 @@ class OwnHeads(nn.Module):
     query heads are padding.
     """
 
-    own: Tensor
-
-    def __init__(self, linear: Linear, heads: int, head_dim: int, row: Axis, column: Axis) -> None:
+    def __init__(self, linear: nn.Module, heads: int, head_dim: int, row: Axis, column: Axis) -> None:
         super().__init__()
-        groups = linear.weight.shape[0] // head_dim
+        self.weight = weight_of(linear)
+        groups = self.weight.shape[0] // head_dim
         here = padded_part(heads, row.size, column.size) // column.size
         first = (row.index * column.size + column.index) * here
         self.own_heads = [min(head, heads - 1) // (heads // groups) for head in range(first, first + here)]
-        self.head_dim, self.column, self.weight = head_dim, column, linear.weight
+        self.head_dim, self.column = head_dim, column
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, t, d/x) to (b, t, own heads · head_dim)."""
@@ -149,9 +156,10 @@ class OwnHeads(nn.Module):
 class SplitNorm(nn.Module):
     """RMSNorm over features that are cut over the columns; the squares are summed over them."""
 
-    def __init__(self, norm: RMSNorm, column: Axis) -> None:
+    def __init__(self, norm: nn.Module, column: Axis) -> None:
         super().__init__()
-        self.weight, self.eps, self.width, self.column = norm.weight, norm.eps, norm.weight.shape[0], column
+        self.weight, self.eps, self.column = weight_of(norm), cast(float, norm.eps), column
+        self.width = self.weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., d/x), keeping the format of `x`."""
@@ -163,10 +171,10 @@ class SplitNorm(nn.Module):
 class GridEmbedding(nn.Module):
     """Rows of the vocabulary cut over the grid's rows: each looks up what it has, and the sum goes back to each row's own tokens."""
 
-    def __init__(self, embedding: nn.Embedding, row: Axis) -> None:
+    def __init__(self, embedding: nn.Module, row: Axis) -> None:
         super().__init__()
-        self.row, self.weight = row, embedding.weight
-        self.start, _ = part(embedding.weight.shape[0], row.size, row.index)
+        self.row, self.weight = row, weight_of(embedding)
+        self.start, _ = part(self.weight.shape[0], row.size, row.index)
 
     def forward(self, tokens_bt: Tensor) -> Tensor:
         """(b, t) tokens, the same on all rows, to (b, t/y, d/x)."""

@@ -1,0 +1,224 @@
+"""Optimizers, clipping and averaging where each rank holds parts of the tensors, against one plain process in float64."""
+
+import math
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from penstock.comm import World
+from penstock.config import load_config
+from penstock.optim import WeightAverage, build_optimizer, clip_grad_norm
+from penstock.optim import muon as muon_module
+from penstock.parallel import Layout, Matrices, Mesh, Placement, Split, assemble, own_part
+from penstock.parallel.weights import box_views
+
+GRID = (Split(0, ("row",)), Split(1, ("column",)))
+FSDP = Split(0, ("shard", "context"))
+
+#: Ranks form a layout, and the tensors are cut so; shapes are odd, so parts are uneven and some are empty.
+CASES = {
+    "rows over two, uneven": (
+        Layout(shard=2),
+        {
+            "embedding.weight": Placement((9, 6), (FSDP,)),
+            "norm.weight": Placement((1,), (FSDP,)),
+            "blocks.0.attention.wq.weight": Placement((7, 6), (FSDP,)),
+            "blocks.0.ffn.up.weight": Placement((7, 6), (FSDP,)),
+            "blocks.1.ffn.up.weight": Placement((7, 6), (FSDP,)),
+            "blocks.0.ffn.down.weight": Placement((4, 12), (FSDP,)),
+        },
+    ),
+    "rows over three, one part empty": (
+        Layout(shard=3),
+        {
+            "embedding.weight": Placement((2, 6), (FSDP,)),
+            "blocks.0.attention.wq.weight": Placement((4, 6), (FSDP,)),
+            "blocks.0.ffn.down.weight": Placement((1, 5), (FSDP,)),
+        },
+    ),
+    "a grid of two by two": (
+        Layout(row=2, column=2, topology="2d"),
+        {
+            "embedding.weight": Placement((9, 5), GRID),
+            "blocks.0.attention_norm.weight": Placement((5,), (Split(0, ("column",)),)),
+            "blocks.0.attention.wq.weight": Placement((9, 5), GRID),
+            "blocks.0.attention.wk.weight": Placement((9, 5), (Split(1, ("column",)),)),
+            "blocks.0.attention.wo.weight": Placement((5, 9), (Split(0, ("column",)), Split(1, ("row",), 3))),
+            "blocks.0.ffn.router.weight": Placement((3, 5), (Split(1, ("column",)),)),
+        },
+    ),
+    "rows of a cut matrix sharded again": (
+        Layout(shard=2, row=2),
+        {
+            "blocks.0.attention.wq.weight": Placement((7, 5), (Split(0, ("row",), 3), FSDP)),
+            "blocks.0.attention.wo.weight": Placement((5, 7), (Split(1, ("row",), 3), FSDP)),
+            "blocks.1.attention.wq.weight": Placement((7, 5), (Split(0, ("row",), 3), FSDP)),
+        },
+    ),
+    "replicas of shards": (
+        Layout(replicate=2, shard=2),
+        {
+            "embedding.weight": Placement((5, 4), (FSDP,)),
+            "blocks.0.attention.wq.weight": Placement((5, 4), (FSDP,)),
+            "blocks.1.attention.wq.weight": Placement((5, 4), (FSDP,)),
+            "blocks.2.attention.wq.weight": Placement((5, 4)),
+        },
+    ),
+    "stacks of experts": (
+        Layout(shard=4, expert=2),
+        {
+            "blocks.0.ffn.experts.gate_efd": Placement((5, 6, 4), (Split(0, ("expert",)), Split(1, ("expert_shard",)))),
+            "blocks.0.ffn.experts.down_edf": Placement((5, 4, 7), (Split(0, ("expert",)), Split(1, ("expert_shard",)))),
+            "blocks.1.ffn.experts.down_edf": Placement((5, 4, 7), (Split(0, ("expert",)), Split(0, ("expert_shard",)))),
+        },
+    ),
+    "experts in places on a grid's columns": (
+        Layout(shard=2, expert=2, row=2),
+        {
+            "blocks.0.ffn.experts.gate_efd": Placement((3, 6, 5), (Split(1, ("row",)),), ((2, 0), (1, 2))),
+            "blocks.0.ffn.experts.down_edf": Placement((3, 5, 6), (Split(2, ("row",)),), ((2, 0), (1, 2))),
+            "blocks.1.ffn.experts.gate_efd": Placement((3, 6, 5), (Split(1, ("row",)),), ((2, 1), (0,))),
+        },
+    ),
+}
+
+
+def settings(kind):
+    return load_config(None, [f"optim.kind={kind}", "optim.weight_decay=0.1", "optim.lr=0.01"]).optim
+
+
+def values(placements, step):
+    generator = torch.Generator().manual_seed(step)
+    return {name: torch.randn(p.shape, generator=generator, dtype=torch.float64) for name, p in placements.items()}
+
+
+def take_steps(tensors, optimizer, average, gradients):
+    for step_gradients in gradients:
+        for name, tensor in tensors.items():
+            tensor.grad = step_gradients[name]
+        optimizer.step()
+        average.update()
+    return tensors | optimizer.state_tensors() | average.state_tensors()
+
+
+def plainly(placements, kind):
+    tensors = values(placements, 0)
+    gradients = [values(placements, step) for step in (1, 2, 3)]
+    return take_steps(tensors, build_optimizer(tensors, settings(kind)), WeightAverage(tensors, 0.9), gradients)
+
+
+def in_parts(world, case, kind, room):
+    layout, placements = CASES[case]
+    mesh = Mesh(layout, world)
+
+    def parts(tensors):
+        return {name: own_part(tensor, placements[name], mesh) for name, tensor in tensors.items()}
+
+    muon_module.CHUNK_ELEMENTS = room
+    tensors = parts(values(placements, 0))
+    gradients = [parts(values(placements, step)) for step in (1, 2, 3)]
+    shared = Matrices(placements, mesh)
+    state = take_steps(tensors, build_optimizer(tensors, settings(kind), shared), WeightAverage(tensors, 0.9), gradients)
+    whole = {}
+    for name, tensor in state.items():
+        parameter = next((p for p in placements if p in name), None)
+        if parameter is not None and tensor.dim():
+            whole[name] = assemble(tensor, placements[parameter], mesh, "test")
+    copies = {(name, box): part for name, p in placements.items() for box, part in zip(p.boxes(layout, world.rank), box_views(tensors[name], p.boxes(layout, world.rank)))}
+    sent = world.meter.take()
+    return whole, copies, {key: n for key, n in sent.items() if key.endswith("muon_bytes") or key.endswith("muon_calls")}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("case", CASES)
+def test_parts_are_updated_as_the_whole_is(case, kind):
+    layout, placements = CASES[case]
+    expected = plainly(placements, kind)
+    answers = run_ranks(in_parts, layout.ranks, case, kind, 1 << 26)
+    for whole, _, _ in answers:
+        assert {f"ema.{name}" for name in placements} | placements.keys() <= whole.keys()
+        for name, tensor in whole.items():
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+    seen = {}
+    for _, copies, _ in answers:
+        for key, part in copies.items():
+            assert torch.equal(seen.setdefault(key, part), part), f"replicas of {key} differ"
+
+
+def test_matrices_that_exceed_the_room_are_exchanged_in_turns():
+    case = "rows over two, uneven"
+    expected = plainly(CASES[case][1], "muon")
+    (whole, _, sent), _ = run_ranks(in_parts, 2, case, "muon", 42)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-12)
+    assert sent["shard.muon_calls"] == 3 * 2 * (2 + 1), "three steps, there and back, three matrices of one shape in two turns and one of another"
+
+
+def test_each_matrix_travels_once_to_its_owner_and_back():
+    _, placements = CASES["rows over two, uneven"]
+    answers = run_ranks(in_parts, 2, "rows over two, uneven", "muon", 1 << 26)
+    elements = sum(math.prod(p.shape) for name, p in placements.items() if name.startswith("blocks."))
+    by_rank = [sent["shard.muon_bytes"] / 8 / 3 for _, _, sent in answers]
+    assert sum(by_rank) == elements, "half of every matrix there, the other half back"
+    assert {sent["shard.muon_calls"] for _, _, sent in answers} == {3 * 2 * 2}, "one exchange each way for each of two shapes"
+
+
+def update_with_a_gradient_on_one_rank(world):
+    placement = Placement((6, 4), (FSDP,))
+    mesh = Mesh(Layout(shard=2), world)
+    whole = values({"w": placement}, 0)["w"]
+    weight = own_part(whole, placement, mesh)
+    if world.rank == 0:
+        weight.grad = own_part(whole, placement, mesh)
+    muon_module.Muon([("w", weight)], 0.1, 0.9, 0.0, Matrices({"w": placement}, mesh)).step()
+    return assemble(weight, placement, mesh, "test")
+
+
+def test_a_gradient_missing_on_one_rank_counts_as_zero_there():
+    placement = Placement((6, 4), (FSDP,))
+    weight = values({"w": placement}, 0)["w"]
+    weight.grad = torch.cat([weight[:3], torch.zeros(3, 4)])
+    muon_module.Muon([weight], 0.1, 0.9, 0.0).step()
+    for joined in run_ranks(update_with_a_gradient_on_one_rank, 2):
+        torch.testing.assert_close(joined, weight, rtol=1e-12, atol=1e-12)
+
+
+def clip_in_parts(world, case, dtype, max_norm):
+    layout, placements = CASES[case]
+    mesh = Mesh(layout, world)
+    gradients = {name: own_part(tensor.to(dtype), placements[name], mesh) for name, tensor in values(placements, 1).items()}
+    counted = [
+        part
+        for name, gradient in gradients.items()
+        for part, owned in zip(box_views(gradient, placements[name].boxes(layout, world.rank)), placements[name].owned(layout, world.rank))
+        if owned
+    ]
+    norm = clip_grad_norm(list(gradients.values()), max_norm, counted, lambda square: world.sum_(square, "norm"))
+    return norm, {name: assemble(gradient, placements[name], mesh, "test") for name, gradient in gradients.items()}
+
+
+@pytest.mark.parametrize("dtype,max_norm", [(torch.float64, 0.5), (torch.float64, 0.0), (torch.float32, 0.5)])
+@pytest.mark.parametrize("case", ["replicas of shards", "experts in places on a grid's columns", "rows over three, one part empty"])
+def test_every_element_counts_once_in_the_norm_however_often_it_is_held(case, dtype, max_norm):
+    layout, placements = CASES[case]
+    expected = {name: tensor.to(dtype) for name, tensor in values(placements, 1).items()}
+    norm = clip_grad_norm(list(expected.values()), max_norm)
+    answers = run_ranks(clip_in_parts, layout.ranks, case, dtype, max_norm)
+    assert len({float(rank_norm) for rank_norm, _ in answers}) == 1 and answers[0][0].dtype == dtype
+    tolerance = {"rtol": 1e-13, "atol": 1e-13} if dtype == torch.float64 else {"rtol": 1e-6, "atol": 1e-7}
+    for rank_norm, whole in answers:
+        torch.testing.assert_close(rank_norm, norm, **tolerance)
+        for name, tensor in whole.items():
+            torch.testing.assert_close(tensor, expected[name], **tolerance)
+
+
+def test_a_plain_process_shares_nothing_and_updates_the_same_bits():
+    placements = {name: Placement(p.shape) for name, p in CASES["rows over two, uneven"][1].items()}
+    expected = plainly(placements, "muon")
+    tensors = values(placements, 0)
+    mesh = Mesh(Layout(), World())
+    gradients = [values(placements, step) for step in (1, 2, 3)]
+    state = take_steps(tensors, build_optimizer(tensors, settings("muon"), Matrices(placements, mesh)), WeightAverage(tensors, 0.9), gradients)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
+    assert not mesh.world.meter.take()
