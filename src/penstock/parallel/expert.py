@@ -31,7 +31,6 @@ from penstock.parallel.balance import Slots, even_slots
 from penstock.parallel.mesh import Mesh
 
 
-
 @dataclass(frozen=True)
 class _Route:
     """The way of one call's rows: how many go to and come from each place, and the two orders in which they are laid."""
