@@ -45,7 +45,8 @@ class _Dispatch(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_md: Tensor) -> tuple[Tensor, None, None]:
         (order,) = ctx.saved_tensors
-        return grad_md[_inverse(order)].unflatten(0, (-1, ctx.copies)).sum(1), None, None
+        grad_md = grad_md[_inverse(order)]
+        return grad_md if ctx.copies == 1 else grad_md.unflatten(0, (-1, ctx.copies)).sum(1), None, None
 
 
 class _Combine(torch.autograd.Function):

@@ -20,25 +20,39 @@ left along dim 0, or along dim 1 for stacks of experts where it divides.
 
 from __future__ import annotations
 
-from penstock.config import ModelSection
+from collections.abc import Mapping
+
+from penstock.config import ConfigError, ModelSection
+from penstock.parallel.balance import Slots
 from penstock.parallel.layout import Layout
 from penstock.parallel.placement import Placement, Split
 
 
 def plan_weights(
-    model: ModelSection, layout: Layout, shapes: dict[str, tuple[int, ...]], slots: tuple[tuple[int, ...], ...] = ()
+    model: ModelSection, layout: Layout, shapes: dict[str, tuple[int, ...]], slots: Mapping[str, Slots] | None = None
 ) -> dict[str, Placement]:
-    """Placement of every parameter by logical name, from its full shape; FSDP's cut included."""
+    """Placement of every parameter by logical name, from its full shape; FSDP's cut included.
+
+    `slots[block]` places the experts of a block by hand; those of the other blocks are cut evenly. Raises `ConfigError` where FSDP would have to
+    cut between the experts of hand-placed stacks.
+    """
     plan = {}
     for name, shape in shapes.items():
-        placement = place(name, shape, model, layout, slots)
+        block = name.split(".")[1] if name.startswith("blocks.") else ""
+        placement = place(name, shape, model, layout, (slots or {}).get(block, ()))
         expert = _is_expert(name)
         axes = layout.expert_shard_axes if expert else layout.shard_axes
-        plan[name] = placement.also(Split(shard_dim(placement, layout, expert), axes))
+        dim = shard_dim(placement, layout, expert)
+        if placement.slots and axes and dim == 0:
+            raise ConfigError(
+                f"{name}: places with different numbers of experts, or widths that the {layout.expert_shard} ranks which shard an expert "
+                "do not divide, cannot be sharded where experts are placed by load; change layout.shard, layout.expert or model.moe.dim"
+            )
+        plan[name] = placement.also(Split(dim, axes))
     return plan
 
 
-def place(name: str, shape: tuple[int, ...], model: ModelSection, layout: Layout, slots: tuple[tuple[int, ...], ...] = ()) -> Placement:
+def place(name: str, shape: tuple[int, ...], model: ModelSection, layout: Layout, slots: Slots = ()) -> Placement:
     """Placement of one parameter on the tensor grid and the expert axis."""
     if _is_expert(name):
         along_experts = () if slots else (Split(0, ("expert",)),)
