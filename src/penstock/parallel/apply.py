@@ -8,6 +8,7 @@ and name, drawn in full one matrix at a time and kept in part.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,9 @@ from torch import nn
 from penstock.comm import Axis
 from penstock.config import ModelSection
 from penstock.models import Decoder, initial_value
+from penstock.parallel.balance import Slots
 from penstock.parallel.context import split_context
+from penstock.parallel.expert import spread_experts
 from penstock.parallel.grid import apply_grid
 from penstock.parallel.mesh import Mesh
 from penstock.parallel.placement import Placement
@@ -39,15 +42,20 @@ class Laid:
         return [(p, mesh.axis(*weights.placements[name].replicas(mesh.layout))) for name, p in weights.parameters.items()]
 
 
-def lay_out(model: ModelSection, seed: int, mesh: Mesh, dtype: torch.dtype = torch.float32) -> Laid:
-    """Build the resolved `model` on the mesh with its initial weights for `seed`, held in `dtype`."""
+def lay_out(model: ModelSection, seed: int, mesh: Mesh, dtype: torch.dtype = torch.float32, slots: Mapping[str, Slots] | None = None) -> Laid:
+    """Build the resolved `model` on the mesh with its initial weights for `seed`, held in `dtype`.
+
+    `slots[block]` places a block's experts by hand.
+    """
     with torch.device("meta"):
         decoder = Decoder(model).to(dtype)
-    plan = plan_weights(model, mesh.layout, {name: tuple(p.shape) for name, p in decoder.named_parameters()})
+    plan = plan_weights(model, mesh.layout, {name: tuple(p.shape) for name, p in decoder.named_parameters()}, slots)
     if mesh.layout.tensor > 1:
         apply_grid(decoder, mesh)
     if mesh.layout.context > 1:
         split_context(decoder, mesh.axis("context"))
+    if mesh.layout.expert > 1:
+        spread_experts(decoder, mesh, slots)
     _shrink(decoder, plan, mesh)
     sharder = shard_weights(decoder, mesh, plan)
     decoder.to_empty(device=mesh.world.device)
