@@ -7,10 +7,9 @@ its own config section; nothing here decides how a part works.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from penstock.comm import GradientReducer, World
 from penstock.config import Config
@@ -19,12 +18,13 @@ from penstock.engine.compile import compile_model
 from penstock.engine.control import StopRequest
 from penstock.engine.journal import Journal
 from penstock.engine.resolve import micro_batch
-from penstock.engine.state import Progress, state_tensors
+from penstock.engine.state import Progress, saved_buffers, state_placements, state_tensors
 from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
 from penstock.models import Decoder, balance_experts, build_decoder, lm_loss
 from penstock.models.loss import Kernel, softmax_gradient
 from penstock.optim import Optimizer, WeightAverage, build_optimizer
+from penstock.parallel import Layout, Mesh, Placement, Weights, shared_matrices
 from penstock.store import Run, list_snapshots, load_snapshot
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -40,6 +40,7 @@ class Parts:
     corpus: TokenCorpus
     plan: BatchPlan
     decoder: Decoder
+    weights: Weights
     kernel: Kernel
     optimizer: Optimizer
     reducer: GradientReducer
@@ -60,11 +61,6 @@ class Parts:
         """Sequences this rank computes at a time."""
         return micro_batch(self.config, self.world.size)
 
-    @cached_property
-    def parameters(self) -> list[nn.Parameter]:
-        """The trained parameters, each once."""
-        return list(self.decoder.parameters())
-
     @property
     def nominal_weight(self) -> float:
         """One over the target tokens of a global batch in which nothing is masked."""
@@ -81,8 +77,12 @@ class Parts:
             self.journal.add(loads)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The live tensors of the training state by logical name."""
-        return state_tensors(self.decoder, self.optimizer, self.average)
+        """The live tensors of this rank's training state by logical name."""
+        return state_tensors(self.weights, saved_buffers(self.decoder), self.optimizer, self.average)
+
+    def placements(self) -> dict[str, Placement]:
+        """Where those of `tensors` lie that are not whole on every rank."""
+        return state_placements(self.tensors(), self.weights.placements)
 
 
 def batch_loss(decoder: Decoder, batch: Batch, device: torch.device, dtype: torch.dtype, chunk: int, kernel: Kernel) -> Tensor:
@@ -98,6 +98,8 @@ def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: Sto
     kernel: Kernel = softmax_gradient
     if config.compile.enabled == "on":
         kernel = compile_model(decoder, DTYPES[config.precision.compute], micro_batch(config, world.size), config.model.context, world, journal.warn)
+    mesh = Mesh(Layout(replicate=world.size), world, config.layout.timeout_s)
+    weights = Weights(decoder, {name: Placement(tuple(p.shape)) for name, p in decoder.named_parameters()}, mesh)
     parts = Parts(
         run=run,
         config=config,
@@ -105,16 +107,19 @@ def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: Sto
         corpus=corpus,
         plan=BatchPlan(corpus.train, config.model.context, config.batch.global_, config.run.seed, config.data.document_mask),
         decoder=decoder,
+        weights=weights,
         kernel=kernel,
-        reducer=GradientReducer(decoder.parameters(), world, config.layout.bucket_mb),
-        optimizer=build_optimizer(decoder, config.optim),
-        average=WeightAverage(decoder, config.optim.ema) if config.optim.ema else None,
+        reducer=GradientReducer(
+            [(p, mesh.axis(*weights.placements[name].replicas(mesh.layout))) for name, p in weights.parameters.items()], config.layout.bucket_mb
+        ),
+        optimizer=build_optimizer(weights.locals, config.optim, shared_matrices(weights)),
+        average=WeightAverage(weights.locals, config.optim.ema) if config.optim.ema else None,
         journal=journal,
         stop=stop,
         timer=PhaseTimer(world.device),
     )
     snapshots = list_snapshots(run.snapshots)
     if snapshots:
-        parts.progress = Progress(**load_snapshot(snapshots[-1], parts.tensors()))
+        parts.progress = Progress(**load_snapshot(snapshots[-1], parts.tensors(), world, parts.placements(), mesh.layout))
         parts.saved_step = parts.progress.step
     return parts

@@ -137,7 +137,7 @@ def summary(parts: Parts, digest: str, state: str) -> dict[str, Any]:
         "state": state,
         "step": progress.step,
         "tokens": progress.tokens,
-        "parameters": sum(p.numel() for p in parts.parameters),
+        "parameters": parts.weights.n_total,
         "val_loss": progress.evals[-1]["val_loss"] if progress.evals else None,
         "evals": progress.evals,
         "tokens_per_s": speed,

@@ -48,7 +48,7 @@ def take_step(parts: Parts, step: int) -> StepResult:
     with phase("data"):
         micro_ids = rank_share(parts.plan.sample_ids(step), parts)
         batches = [parts.plan.fetch(ids) for ids in micro_ids]
-    parts.optimizer.zero_grad()
+    parts.weights.drop_gradients()
     losses, tokens = [], 0
     for index, batch in enumerate(batches):
         if index == len(batches) - 1:
@@ -62,8 +62,9 @@ def take_step(parts: Parts, step: int) -> StepResult:
         parts.reducer.finish()
         totals = parts.world.sum_(_totals(losses, tokens, parts), "totals")
     with phase("optimizer"):
+        parts.weights.collect()
         _correct_weight(parts, totals)
-        norm = clip_grad_norm(parts.parameters, parts.config.optim.clip)
+        norm = _clip(parts)
         loss_sum, n_tokens, stop, grad_norm = torch.cat([totals, norm.double().view(1)]).tolist()
         if not (math.isfinite(loss_sum) and math.isfinite(grad_norm)):
             raise NonFinite(_blame(parts, step, losses, loss_sum / max(n_tokens, 1), grad_norm))
@@ -90,11 +91,19 @@ def _totals(losses: list[Tensor], tokens: int, parts: Parts) -> Tensor:
     return torch.cat([torch.stack(losses).double().sum().view(1), counts])
 
 
+def _clip(parts: Parts) -> Tensor:
+    """Norm of the whole gradient, after which this rank's part is clipped by it."""
+    weights, limit = parts.weights, parts.config.optim.clip
+    if weights.whole_here:
+        return clip_grad_norm(weights.gradients, limit)
+    return clip_grad_norm(weights.gradients, limit, weights.counted(), lambda square: parts.world.sum_(square, "grad_norm"))
+
+
 def _correct_weight(parts: Parts, totals: Tensor) -> None:
     """Replace the nominal token count in the gradients by the true one; nothing to do where no target is masked."""
     if parts.config.data.document_mask:
         correction = (1.0 / parts.nominal_weight / totals[1]).float()
-        torch._foreach_mul_([p.grad for p in parts.parameters if p.grad is not None], correction)
+        torch._foreach_mul_(parts.weights.gradients, correction)
 
 
 def _update(parts: Parts, factor: float) -> None:

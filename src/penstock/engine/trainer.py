@@ -65,6 +65,9 @@ def save(parts: Parts) -> None:
     if parts.saved_step == step:
         return
     began = time.perf_counter()
-    save_snapshot(parts.run.snapshots, step, parts.tensors(), parts.progress.numbers(), parts.world, parts.config.snapshot.keep)
+    save_snapshot(
+        parts.run.snapshots, step, parts.tensors(), parts.progress.numbers(), parts.world, parts.config.snapshot.keep, parts.placements(),
+        parts.weights.mesh.layout,
+    )  # fmt: skip
     parts.saved_step = step
     parts.journal.event(step, "snapshot", f"saved the state of step {step} in {time.perf_counter() - began:.2f} s")

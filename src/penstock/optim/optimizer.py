@@ -33,11 +33,6 @@ class Optimizer:
         for part in self._parts:
             part.step()
 
-    def zero_grad(self) -> None:
-        """Drop all gradients."""
-        for part in self._parts:
-            part.zero_grad(set_to_none=True)
-
     def set_factor(self, factor: float) -> None:
         """Set every rate to `factor` times its peak."""
         for part, peaks in zip(self._parts, self._peaks):

@@ -32,10 +32,21 @@ class Weights:
         """Trained numbers of the whole model."""
         return sum(torch.Size(placement.shape).numel() for placement in self.placements.values())
 
+    @property
+    def whole_here(self) -> bool:
+        """Whether every rank holds every parameter whole."""
+        layout = self.mesh.layout
+        return all(layout.size(*placement.axes) == 1 and not placement.slots for placement in self.placements.values())
+
     def collect(self) -> None:
         """Put every parameter's gradient, as far as this rank holds it, on its plain tensor."""
         for name, parameter in self.parameters.items():
             self.locals[name].grad = None if parameter.grad is None else local(parameter.grad)
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The collected gradients, as far as this rank holds them."""
+        return [tensor.grad for tensor in self.locals.values() if tensor.grad is not None]
 
     def counted(self) -> list[Tensor]:
         """Views of the collected gradients that together, over all ranks, hold every element of the whole gradient once."""

@@ -81,7 +81,7 @@ def write_boxes(file: Path, tensors: dict[str, Tensor]) -> str:
     text += b" " * (-len(text) % 8)
     digest = xxhash.xxh3_128()
     with open(file, "wb") as stream:
-        for block in itertools.chain([len(text).to_bytes(8, "little"), text], (_bytes(tensors[name]) for name in order)):
+        for block in itertools.chain([memoryview(len(text).to_bytes(8, "little")), memoryview(text)], (_bytes(tensors[name]) for name in order)):
             digest.update(block)
             stream.write(block)
         stream.flush()
@@ -122,4 +122,4 @@ def overlap(stored: Box, wanted: Box) -> tuple[tuple[slice, ...] | None, tuple[s
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy().data
+    return memoryview(tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
