@@ -1,6 +1,6 @@
 """Optimizers, clipping and averaging where each rank holds parts of the tensors, against one plain process in float64."""
 
-import math
+import functools
 
 import pytest
 import torch
@@ -120,53 +120,36 @@ def in_parts(world, case, kind, room):
     gradients = [parts(values(placements, step)) for step in (1, 2, 3)]
     shared = Matrices(placements, mesh)
     state = take_steps(tensors, build_optimizer(tensors, settings(kind), shared), WeightAverage(tensors, 0.9), gradients)
+    sent = world.meter.take()
     whole = {}
     for name, tensor in state.items():
         parameter = next((p for p in placements if p in name), None)
         if parameter is not None and tensor.dim():
             whole[name] = assemble(tensor, placements[parameter], mesh, "test")
-    copies = {(name, box): part for name, p in placements.items() for box, part in zip(p.boxes(layout, world.rank), box_views(tensors[name], p.boxes(layout, world.rank)))}
-    sent = world.meter.take()
-    return whole, copies, {key: n for key, n in sent.items() if key.endswith("muon_bytes") or key.endswith("muon_calls")}
+    copies = {(name, box): part for name, p in placements.items() for box, part in views(tensors[name], p, mesh)}
+    return whole, copies, sent
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-@pytest.mark.parametrize("case", CASES)
-def test_parts_are_updated_as_the_whole_is(case, kind):
+def views(tensor, placement, mesh):
+    boxes = placement.boxes(mesh.layout, mesh.world.rank)
+    return zip(boxes, box_views(tensor, boxes))
+
+
+def clip_in_parts(world, case, dtype, max_norm):
     layout, placements = CASES[case]
-    expected = plainly(placements, kind)
-    answers = run_ranks(in_parts, layout.ranks, case, kind, 1 << 26)
-    for whole, _, _ in answers:
-        assert {f"ema.{name}" for name in placements} | placements.keys() <= whole.keys()
-        for name, tensor in whole.items():
-            torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
-    seen = {}
-    for _, copies, _ in answers:
-        for key, part in copies.items():
-            assert torch.equal(seen.setdefault(key, part), part), f"replicas of {key} differ"
-
-
-def test_matrices_that_exceed_the_room_are_exchanged_in_turns():
-    case = "rows over two, uneven"
-    expected = plainly(CASES[case][1], "muon")
-    (whole, _, sent), _ = run_ranks(in_parts, 2, case, "muon", 42)
-    for name, tensor in whole.items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-12)
-    assert sent["shard.muon_calls"] == 3 * 2 * (2 + 1), "three steps, there and back, three matrices of one shape in two turns and one of another"
-
-
-def test_each_matrix_travels_once_to_its_owner_and_back():
-    _, placements = CASES["rows over two, uneven"]
-    answers = run_ranks(in_parts, 2, "rows over two, uneven", "muon", 1 << 26)
-    elements = sum(math.prod(p.shape) for name, p in placements.items() if name.startswith("blocks."))
-    by_rank = [sent["shard.muon_bytes"] / 8 / 3 for _, _, sent in answers]
-    assert sum(by_rank) == elements, "half of every matrix there, the other half back"
-    assert {sent["shard.muon_calls"] for _, _, sent in answers} == {3 * 2 * 2}, "one exchange each way for each of two shapes"
+    mesh = Mesh(layout, world)
+    gradients = {name: own_part(tensor.to(dtype), placements[name], mesh) for name, tensor in values(placements, 1).items()}
+    counted = []
+    for name, gradient in gradients.items():
+        owned = placements[name].owned(layout, world.rank)
+        counted += [view for (_, view), mine in zip(views(gradient, placements[name], mesh), owned) if mine]
+    norm = clip_grad_norm(list(gradients.values()), max_norm, counted, lambda square: world.sum_(square, "norm"))
+    return norm, {name: assemble(gradient, placements[name], mesh, "test") for name, gradient in gradients.items()}
 
 
 def update_with_a_gradient_on_one_rank(world):
-    placement = Placement((6, 4), (FSDP,))
-    mesh = Mesh(Layout(shard=2), world)
+    placement = Placement((6, 4), (Split(0, ("replicate",)),))
+    mesh = Mesh(Layout(replicate=world.size), world)
     whole = values({"w": placement}, 0)["w"]
     weight = own_part(whole, placement, mesh)
     if world.rank == 0:
@@ -175,39 +158,70 @@ def update_with_a_gradient_on_one_rank(world):
     return assemble(weight, placement, mesh, "test")
 
 
+def everything(world):
+    """All that these tests want of so many ranks, because starting ranks takes longer than all of it."""
+    found = {}
+    for case, (layout, _) in CASES.items():
+        if layout.ranks == world.size:
+            found |= {(case, kind): in_parts(world, case, kind, 1 << 26) for kind in ("adamw", "muon")}
+            found[case, "in turns"] = in_parts(world, case, "muon", 42)
+            found |= {(case, *clip): clip_in_parts(world, case, *clip) for clip in CLIPS}
+    return found | {"one gradient": update_with_a_gradient_on_one_rank(world)}
+
+
+CLIPS = [(torch.float64, 0.5), (torch.float64, 0.0), (torch.float32, 0.5)]
+
+
+@functools.cache
+def answers(ranks):
+    return run_ranks(everything, ranks)
+
+
+def answers_of(case, *what):
+    return [answer[(case, *what)] for answer in answers(CASES[case][0].ranks)]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon", "in turns"])
+@pytest.mark.parametrize("case", CASES)
+def test_parts_are_updated_as_the_whole_is(case, kind):
+    placements = CASES[case][1]
+    expected = plainly(placements, kind if kind == "adamw" else "muon")
+    seen = {}
+    for whole, copies, _ in answers_of(case, kind):
+        assert {f"ema.{name}" for name in placements} | placements.keys() <= whole.keys()
+        for name, tensor in whole.items():
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+        for key, part in copies.items():
+            assert torch.equal(seen.setdefault(key, part), part), f"replicas of {key} differ"
+
+
+def test_each_matrix_travels_once_to_its_owner_and_back():
+    case = "rows over two, uneven"
+    sent = [sent for _, _, sent in answers_of(case, "muon")]
+    # Owners alternate: of three matrices of 4 + 3 rows of 6, then of one of 2 + 2 rows of 12, the part of the other rank travels.
+    assert sum(row["shard.muon_bytes"] for row in sent) == 3 * 8 * 2 * (18 + 24 + 18 + 24)
+    assert {row["shard.muon_calls"] for row in sent} == {3 * 2 * 2}, "three steps, there and back, two shapes"
+    in_turns = answers_of(case, "in turns")[0][2]
+    assert in_turns["shard.muon_calls"] == 3 * 2 * (2 + 1), "room for one matrix on each rank: three of one shape take two turns"
+
+
 def test_a_gradient_missing_on_one_rank_counts_as_zero_there():
-    placement = Placement((6, 4), (FSDP,))
-    weight = values({"w": placement}, 0)["w"]
+    weight = values({"w": Placement((6, 4))}, 0)["w"]
     weight.grad = torch.cat([weight[:3], torch.zeros(3, 4)])
     muon_module.Muon([weight], 0.1, 0.9, 0.0).step()
-    for joined in run_ranks(update_with_a_gradient_on_one_rank, 2):
-        torch.testing.assert_close(joined, weight, rtol=1e-12, atol=1e-12)
+    for answer in answers(2):
+        torch.testing.assert_close(answer["one gradient"], weight, rtol=1e-12, atol=1e-12)
 
 
-def clip_in_parts(world, case, dtype, max_norm):
-    layout, placements = CASES[case]
-    mesh = Mesh(layout, world)
-    gradients = {name: own_part(tensor.to(dtype), placements[name], mesh) for name, tensor in values(placements, 1).items()}
-    counted = [
-        part
-        for name, gradient in gradients.items()
-        for part, owned in zip(box_views(gradient, placements[name].boxes(layout, world.rank)), placements[name].owned(layout, world.rank))
-        if owned
-    ]
-    norm = clip_grad_norm(list(gradients.values()), max_norm, counted, lambda square: world.sum_(square, "norm"))
-    return norm, {name: assemble(gradient, placements[name], mesh, "test") for name, gradient in gradients.items()}
-
-
-@pytest.mark.parametrize("dtype,max_norm", [(torch.float64, 0.5), (torch.float64, 0.0), (torch.float32, 0.5)])
-@pytest.mark.parametrize("case", ["replicas of shards", "experts in places on a grid's columns", "rows over three, one part empty"])
+@pytest.mark.parametrize("dtype,max_norm", CLIPS)
+@pytest.mark.parametrize("case", CASES)
 def test_every_element_counts_once_in_the_norm_however_often_it_is_held(case, dtype, max_norm):
-    layout, placements = CASES[case]
-    expected = {name: tensor.to(dtype) for name, tensor in values(placements, 1).items()}
+    expected = {name: tensor.to(dtype) for name, tensor in values(CASES[case][1], 1).items()}
     norm = clip_grad_norm(list(expected.values()), max_norm)
-    answers = run_ranks(clip_in_parts, layout.ranks, case, dtype, max_norm)
-    assert len({float(rank_norm) for rank_norm, _ in answers}) == 1 and answers[0][0].dtype == dtype
+    found = answers_of(case, dtype, max_norm)
+    assert len({float(rank_norm) for rank_norm, _ in found}) == 1 and found[0][0].dtype == dtype
     tolerance = {"rtol": 1e-13, "atol": 1e-13} if dtype == torch.float64 else {"rtol": 1e-6, "atol": 1e-7}
-    for rank_norm, whole in answers:
+    for rank_norm, whole in found:
         torch.testing.assert_close(rank_norm, norm, **tolerance)
         for name, tensor in whole.items():
             torch.testing.assert_close(tensor, expected[name], **tolerance)

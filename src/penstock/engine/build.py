@@ -20,13 +20,13 @@ from penstock.engine.compile import compile_model
 from penstock.engine.control import StopRequest
 from penstock.engine.journal import Journal
 from penstock.engine.resolve import micro_batch
-from penstock.engine.state import Progress, state_tensors
+from penstock.engine.state import Progress, saved_buffers, state_placements, state_tensors
 from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
 from penstock.models import Decoder, balance_experts
 from penstock.models.loss import Kernel, softmax_gradient
 from penstock.optim import Optimizer, WeightAverage, build_optimizer
-from penstock.parallel import Laid, Layout, Mesh, Weights, build_layout, context_positions, lay_out, shared_matrices
+from penstock.parallel import Laid, Layout, Mesh, Placement, Weights, build_layout, context_positions, lay_out, shared_matrices
 from penstock.store import Run, list_snapshots, load_snapshot
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -99,10 +99,6 @@ class Core:
         ranks, place = self.layout.context, self.layout.coordinate(self.world.rank, "context")
         return batch if ranks == 1 else batch.columns(context_positions(self.config.model.context, ranks, place))
 
-    def reduce_norm(self, square: Tensor) -> Tensor:
-        """Add the squares that ranks count of the gradient's norm."""
-        return self.world.sum_(square, "norm")
-
     def loss(self, batch: Batch) -> Tensor:
         """Summed cross-entropy of this rank's tokens of a micro-batch, float32 (float64 where that computes)."""
         return batch_loss(self.decoder, batch, self.world.device, self.dtype, self.config.train.loss_chunk, self.kernel)
@@ -114,8 +110,12 @@ class Core:
             self.notes |= loads
 
     def tensors(self) -> dict[str, Tensor]:
-        """The live tensors of the training state by logical name."""
-        return state_tensors(self.decoder, self.optimizer, self.average)
+        """The live tensors of this rank's training state by logical name."""
+        return state_tensors(self.weights, saved_buffers(self.decoder), self.optimizer, self.average)
+
+    def placements(self) -> dict[str, Placement]:
+        """Where those of `tensors` lie that are not whole on every rank."""
+        return state_placements(self.tensors(), self.weights.placements)
 
 
 @dataclass
@@ -164,6 +164,6 @@ def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: Sto
     parts = Parts(**{f.name: getattr(core, f.name) for f in fields(core)}, run=run, corpus=corpus, journal=journal)
     snapshots = list_snapshots(run.snapshots)
     if snapshots:
-        parts.progress = Progress(**load_snapshot(snapshots[-1], parts.tensors()))
+        parts.progress = Progress(**load_snapshot(snapshots[-1], parts.tensors(), world, parts.placements(), parts.layout))
         parts.saved_step = parts.progress.step
     return parts

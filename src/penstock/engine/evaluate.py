@@ -16,7 +16,8 @@ import torch
 
 from penstock.data import Batch, Tokenizer, ValidationPlan, validation_plan
 from penstock.data.batches import IGNORED
-from penstock.models import Decoder, generate
+from penstock.engine.state import saved_buffers, whole_model
+from penstock.models import Decoder, generate, load_decoder
 
 if TYPE_CHECKING:
     from penstock.engine.build import Parts
@@ -59,11 +60,28 @@ def window_batch(plan: ValidationPlan, ids: np.ndarray, size: int) -> Batch:
 
 
 def sample_text(parts: Parts, prompt: str, step: int) -> str:
-    """Text the model writes after `prompt`; a pure function of weights, seed and step."""
-    settings, tokenizer = parts.config.eval, parts.corpus.tokenizer
-    return continue_text(
-        parts.decoder, tokenizer, prompt, settings.sample_tokens, settings.temperature, settings.top_k, parts.config.run.seed + step, parts.dtype
-    )
+    """Text the model writes after `prompt`, on the lead rank; a pure function of weights, seed and step. Every rank takes part."""
+    settings, tokenizer, seed = parts.config.eval, parts.corpus.tokenizer, parts.config.run.seed + step
+    decoder = whole_decoder(parts)
+    if decoder is None:
+        return ""
+    return continue_text(decoder, tokenizer, prompt, settings.sample_tokens, settings.temperature, settings.top_k, seed, parts.dtype)
+
+
+def whole_decoder(parts: Parts) -> Decoder | None:
+    """The model as one plain process has it, on the lead rank; None on the others, which must take part.
+
+    Gathered where the layout cuts it: on the GPU if it has room for a copy in the format of computation, else on the CPU.
+    """
+    if parts.layout.size("shard", "context", "tensor", "expert") == 1:
+        return parts.decoder if parts.world.is_lead else None
+    state = whole_model(parts.weights, saved_buffers(parts.decoder))
+    if not parts.world.is_lead:
+        return None
+    device, room = parts.world.device, sum(tensor.numel() for tensor in state.values()) * parts.dtype.itemsize
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 2 * room:
+        device = torch.device("cpu")
+    return load_decoder(parts.config.model, state, device, parts.dtype)
 
 
 def continue_text(

@@ -46,7 +46,7 @@ def take_step(parts: Core, step: int) -> StepResult:
     """Advance the state from `step` to `step + 1`; raises `NonFinite` instead of making a bad update."""
     losses, totals, grads = accumulate(parts, step)
     with parts.timer.phase("optimizer"):
-        norm = clip_grad_norm(grads, parts.config.optim.clip, parts.weights.counted(), parts.reduce_norm)
+        norm = gradient_norm(parts, grads, parts.config.optim.clip)
         loss_sum, n_tokens, stop, grad_norm = torch.cat([totals, norm.double().view(1)]).tolist()
         if not (math.isfinite(loss_sum) and math.isfinite(grad_norm)):
             raise NonFinite(_blame(parts, step, losses, loss_sum / max(n_tokens, 1), grad_norm))
@@ -83,6 +83,13 @@ def accumulate(parts: Core, step: int) -> tuple[list[Tensor], Tensor, list[Tenso
         grads = parts.weights.collect()
         _correct_weight(parts, grads, totals)
     return losses, totals, grads
+
+
+def gradient_norm(parts: Core, grads: list[Tensor], limit: float) -> Tensor:
+    """Norm of the whole gradient, by which this rank's part is then clipped to `limit` (0: not)."""
+    if parts.weights.whole_here:
+        return clip_grad_norm(grads, limit)
+    return clip_grad_norm(grads, limit, parts.weights.counted(), lambda square: parts.world.sum_(square, "norm"))
 
 
 def micro_batches(sample_ids: np.ndarray, parts: Core) -> list[np.ndarray]:

@@ -4,7 +4,8 @@ Both sides start from the same initial weights (a pure function of seed and name
 only by the order of additions: 1e-10 relative for one step, 1e-8 for the losses of twenty, where differences have grown. In float32 and
 bfloat16 the plain process is itself off its float64 self by rounding; a layout may be off by a few times that (`ROUNDING`).
 
-Also checked: that every rank's replicas of a weight hold the same bits after those steps. A replica that drifts is wrong long before the loss shows it.
+Also checked: that all replicas of a weight hold the same bits after those steps. A replica that drifts is wrong long before the loss
+shows it.
 
 Every rank of the world calls `check`; the lead alone computes the plain side, the others wait for it within the collectives' deadline.
 """
@@ -23,10 +24,9 @@ from penstock.comm import World
 from penstock.config import Config, ConfigError, with_values
 from penstock.data import Batch
 from penstock.data.batches import IGNORED
-from penstock.engine import Core, StopRequest, accumulate, build_core, check_world, take_step
+from penstock.engine import Core, StopRequest, accumulate, build_core, check_world, gradient_norm, take_step
 from penstock.lab.cases import Case
 from penstock.models import balance_experts
-from penstock.optim import clip_grad_norm
 
 ONE_STEP, MANY_STEPS, STEPS = 1e-10, 1e-8, 20
 #: Accepted error in a coarser format, as a multiple of the plain process's own, and the least error meant, in roundings of the format.
@@ -110,7 +110,7 @@ def check(world: World, config: Config, case: Case, plain: dict[str, Trace]) -> 
 def trace_steps(core: Core) -> Trace:
     """Gradients of the first step, without taking it, then all steps."""
     _, totals, grads = accumulate(core, 0)
-    norm = clip_grad_norm(grads, 0.0, core.weights.counted(), core.reduce_norm).item()
+    norm = gradient_norm(core, grads, 0.0).item()
     gradients = {name: _whole_gradient(core, name) for name in core.weights.locals}
     if core.config.model.moe.experts:
         balance_experts(core.decoder, 0.0, None)  # the first step's tokens come again

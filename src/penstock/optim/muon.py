@@ -11,9 +11,9 @@ Muon share AdamW's rate, is not used: `optim.muon_lr` is a rate of its own.)
 Cost: one moment instead of AdamW's two, and per step about 5 (4 a² b + 2 a³) FLOPs for a matrix with sides a ≤ b, whatever the batch: next to
 nothing beside a batch of a hundred thousand tokens, as much as forward and backward at a few hundred. Matrices of one shape are
 iterated as one batch, which keeps small ones efficient, in bfloat16 on CUDA (the iteration is insensitive to rounding) and in the
-weights' own format on the CPU. Where ranks hold parts of a matrix, momentum and weight are updated part by part, and only the product of both,
-u, travels to be orthogonalised whole (`SharedMatrices`). When not to use it: for embeddings and heads, whose rows are looked up or scored one by one, routers
-and norms.
+weights' own format on the CPU. Where ranks hold parts of a matrix, momentum and weight are updated part by part, and only u
+travels, to be orthogonalised whole (`SharedMatrices`). When not to use it: for embeddings and heads, whose rows are looked up or scored
+one by one, routers and norms.
 """
 
 from __future__ import annotations
@@ -64,7 +64,12 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Tensor] | Iterable[tuple[str, Tensor]], lr: float, momentum: float, weight_decay: float, shared: SharedMatrices | None = None
+        self,
+        params: Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        shared: SharedMatrices | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self._shared = shared

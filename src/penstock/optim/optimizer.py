@@ -33,11 +33,6 @@ class Optimizer:
         for part in self._parts:
             part.step()
 
-    def zero_grad(self) -> None:
-        """Drop all gradients."""
-        for part in self._parts:
-            part.zero_grad(set_to_none=True)
-
     def set_factor(self, factor: float) -> None:
         """Set every rate to `factor` times its peak."""
         for part, peaks in zip(self._parts, self._peaks):
@@ -60,7 +55,8 @@ def build_optimizer(named: dict[str, Tensor], optim: OptimSection, shared: Share
     `shared` joins matrices of which each rank holds a part; without it every matrix is whole.
     """
     matrices = {name: p for name, p in named.items() if optim.kind == "muon" and is_block_matrix(name, p)}
-    parts: list[torch.optim.Optimizer] = [_adamw([p for name, p in named.items() if name not in matrices], optim)]
+    others = [p for name, p in named.items() if name not in matrices]
+    parts: list[torch.optim.Optimizer] = [_adamw(others, optim)] if others else []
     if matrices:
         parts.append(Muon(list(matrices.items()), optim.muon_lr, optim.momentum, optim.weight_decay, shared))
     return Optimizer(parts, {p: name for name, p in named.items()})

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -78,20 +78,15 @@ class _Matrix:
     pieces: tuple[_Piece, ...]
 
 
-@dataclass
 class _Round:
-    """Matrices of one shape that are exchanged together. Lists of pieces are by the rank on the other side."""
+    """Matrices of one shape that are exchanged together; the lists of pieces are by the rank on the other side."""
 
-    axis: Axis
-    shape: tuple[int, int]
-    own: int = 0
-    give: list[list[tuple[str, int]]] = field(default_factory=list)
-    take: list[list[tuple[int, Box]]] = field(default_factory=list)
-    give_back: list[list[tuple[int, Box]]] = field(default_factory=list)
-    take_back: list[list[tuple[str, int]]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.give, self.take, self.give_back, self.take_back = ([[] for _ in range(self.axis.size)] for _ in range(4))
+    def __init__(self, axis: Axis, shape: tuple[int, int]) -> None:
+        self.axis, self.shape, self.own = axis, shape, 0
+        self.give: list[list[tuple[str, int]]] = [[] for _ in axis.ranks]
+        self.take: list[list[tuple[int, Box]]] = [[] for _ in axis.ranks]
+        self.give_back: list[list[tuple[int, Box]]] = [[] for _ in axis.ranks]
+        self.take_back: list[list[tuple[str, int]]] = [[] for _ in axis.ranks]
 
     def add(self, matrix: _Matrix) -> None:
         """Note what this rank gives and takes for a matrix."""

@@ -26,6 +26,9 @@ class Weights:
             tensor = local(parameter)
             assert tensor.shape == expected, f"{name} is {tuple(tensor.shape)} on rank {mesh.world.rank}, planned {expected}"
             self.locals[name] = tensor
+        layout = mesh.layout
+        #: Whether every rank holds every parameter whole.
+        self.whole_here = all(layout.size(*placement.axes) == 1 and not placement.slots for placement in self.placements.values())
 
     @property
     def n_total(self) -> int:
