@@ -12,7 +12,8 @@ Tensor grid (`layout.py`); `|` reads "cut over":
 so that 1-D is Megatron's column and row split with sequence parallelism (Korthikanti et al., arXiv 2205.05198), 2-D is the weight-stationary
 grid of AxoNN (Singh et al., arXiv 2305.13525) with its all-reduces taken apart into the two halves that need less memory, and 2.5-D is
 Tesseract (Wang et al., arXiv 2105.14500). Heads, feed-forward widths and vocabularies that do not divide leave the last parts short; the
-layers pad. Where grouped key-value heads do not divide over a 1-D or 2-D grid, every rank holds them all (`kv_everywhere`); a 2.5-D grid refuses them.
+layers pad. Where grouped key-value heads do not divide over a 1-D or 2-D grid, every rank holds them all (`kv_everywhere`); a 2.5-D grid
+refuses them.
 
 Experts are cut over the expert axis, or placed by `slots`; each expert's matrices are cut like a dense layer's. FSDP then cuts what is
 left along dim 0, or along dim 1 for stacks of experts where it divides.

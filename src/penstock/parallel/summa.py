@@ -134,7 +134,8 @@ class _Linear(torch.autograd.Function):
 
 def _from(mine: Tensor, axis: Axis, source: int, purpose: str) -> Tensor:
     """The tensor of the rank at place `source`; this rank's own is left as it is."""
-    return axis.broadcast(mine.contiguous() if axis.index == source else torch.empty_like(mine, memory_format=torch.contiguous_format), source, purpose)
+    tensor = mine.contiguous() if axis.index == source else torch.empty_like(mine, memory_format=torch.contiguous_format)
+    return axis.broadcast(tensor, source, purpose)
 
 
 def _onto(part: Tensor, before: Tensor, axis: Axis, target: int, purpose: str) -> Tensor:

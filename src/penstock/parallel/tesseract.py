@@ -44,7 +44,7 @@ def apply_tesseract(decoder: Decoder, mesh: Mesh) -> None:
     """
     model, grid = decoder.model, Grid(mesh.axis("row"), mesh.axis("column"))
     assert grid.row.size == grid.column.size, f"a 2.5-D grid is square, not {grid.row.size} by {grid.column.size}"
-    assert model.kv_heads in (model.heads, padded_part(model.kv_heads, grid.size) * grid.size), "grouped key-value heads divide over the columns"
+    assert model.kv_heads == model.heads or model.kv_heads % grid.size == 0, f"{model.kv_heads} grouped key-value heads over {grid.size} columns"
     with torch.device("meta"):
         decoder.embedding = TesseractEmbedding(model, grid)
         decoder.norm = TesseractNorm(model, grid)
@@ -118,6 +118,10 @@ class TesseractEmbedding(nn.Embedding):
 class TesseractAttention(Attention):
     """Attention whose heads lie over columns; those that do not divide are padded with heads of zeros, which attend to nothing but zeros."""
 
+    wq: TesseractLinear
+    wk: TesseractLinear
+    wv: TesseractLinear
+
     def __init__(self, model: ModelSection, grid: Grid) -> None:
         super().__init__(model)
         k = model.head_dim
@@ -134,6 +138,9 @@ class TesseractAttention(Attention):
 
 class TesseractFeedForward(FeedForward):
     """SwiGLU, its hidden features over columns."""
+
+    gate: TesseractLinear
+    up: TesseractLinear
 
     def __init__(self, dim: int, hidden: int, grid: Grid) -> None:
         super().__init__(dim, hidden)
