@@ -37,6 +37,8 @@ LAYOUTS = {
     "2x2x2": Layout(depth=2, row=2, column=2, topology="2.5d"),
     "2x2x1, replicated": Layout(replicate=2, row=2, column=2, topology="2.5d"),
 }
+#: A data axis beside the grid changes nothing of the layers, so two models do there.
+CASES = [(layout, model) for layout in LAYOUTS for model in MODELS if "replicated" not in layout or model in ("odd vocabulary, tied", "experts")]
 B, T = 2, 12
 
 
@@ -125,11 +127,11 @@ def compare_all(world, layout, models, seed):
 def found():
     """By layout, what `compare_all` returned on every rank; computed once."""
     seed = int(torch.randint(2**31, ()))
-    return {name: run_ranks(compare_all, layout.ranks, layout, MODELS, seed) for name, layout in LAYOUTS.items()}
+    models = {layout: {model: MODELS[model] for of, model in CASES if of == layout} for layout in LAYOUTS}
+    return {name: run_ranks(compare_all, layout.ranks, layout, models[name], seed) for name, layout in LAYOUTS.items()}
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("layout", "model"), CASES)
 def test_a_grid_gives_the_plain_loss_and_gradients(found, layout, model):
     for of_rank in found[layout]:
         wrong = {name: error for name, error in of_rank[model].items() if not error < 1e-10}
