@@ -25,6 +25,7 @@ from penstock.parallel.mesh import Mesh
 from penstock.parallel.placement import Placement
 from penstock.parallel.plan import plan_weights
 from penstock.parallel.shard import Sharder, shard_weights
+from penstock.parallel.tesseract import apply_tesseract
 from penstock.parallel.weights import Weights, own_part
 
 
@@ -51,7 +52,7 @@ def lay_out(model: ModelSection, seed: int, mesh: Mesh, dtype: torch.dtype = tor
         decoder = Decoder(model).to(dtype)
     plan = plan_weights(model, mesh.layout, {name: tuple(p.shape) for name, p in decoder.named_parameters()}, slots)
     if mesh.layout.tensor > 1:
-        apply_grid(decoder, mesh)
+        (apply_tesseract if mesh.layout.topology == "2.5d" else apply_grid)(decoder, mesh)
     if mesh.layout.context > 1:
         split_context(decoder, mesh.axis("context"))
     if mesh.layout.expert > 1:

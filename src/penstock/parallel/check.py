@@ -40,7 +40,7 @@ def _grid(config: Config, layout: Layout) -> list[tuple[bool, str]]:
             f"{setting} cuts model.context / layout.context = {tokens} tokens over {layout.row} ranks, which does not divide; change one of them",
         ),
         (
-            model.dim % layout.column != 0 or (square and model.dim % layout.row != 0),
+            not square and model.dim % layout.column != 0,
             f"{setting} cuts model.dim = {model.dim} over {layout.column} columns, which does not divide; change one of them",
         ),
         (

@@ -36,12 +36,13 @@ from penstock.models import Decoder
 from penstock.models.attention import Attention
 from penstock.models.decoder import blocks_of
 from penstock.models.grouped import grouped_linear
-from penstock.models.layers import FeedForward
+from penstock.models.layers import FeedForward, wide
+from penstock.models.loss import Kernel, add_product, chunked_loss
 from penstock.models.moe import Experts, MixtureOfExperts, Router
 from penstock.parallel.mesh import Mesh
-from penstock.parallel.placement import padded_part, part
+from penstock.parallel.placement import padded_part
 from penstock.parallel.plan import kv_everywhere
-from penstock.parallel.vocabulary import GridLoss
+from penstock.parallel.vocabulary import look_up, split_softmax_gradient
 
 
 def apply_grid(decoder: Decoder, mesh: Mesh) -> None:
@@ -163,9 +164,9 @@ class SplitNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., d/x), keeping the format of `x`."""
-        wide = x if x.dtype == torch.float64 else x.float()
-        squares = total(wide.square().sum(-1, keepdim=True), self.column, "norm")
-        return (wide * torch.rsqrt(squares / self.width + self.eps) * self.weight).to(x.dtype)
+        x_wide = wide(x)
+        squares = total(x_wide.square().sum(-1, keepdim=True), self.column, "norm")
+        return (x_wide * torch.rsqrt(squares / self.width + self.eps) * self.weight).to(x.dtype)
 
 
 class GridEmbedding(nn.Module):
@@ -174,20 +175,12 @@ class GridEmbedding(nn.Module):
     def __init__(self, embedding: nn.Module, row: Axis) -> None:
         super().__init__()
         self.row, self.weight = row, weight_of(embedding)
-        self.start, _ = part(self.weight.shape[0], row.size, row.index)
+        self.rows = padded_part(self.weight.shape[0], row.size)
 
     def forward(self, tokens_bt: Tensor) -> Tensor:
         """(b, t) tokens, the same on all rows, to (b, t/y, d/x)."""
-        return scatter_sum(look_up(self.weight, self.start, tokens_bt), self.row, 1, "embedding")
-
-
-def look_up(weight_vd: Tensor, start: int, tokens_bt: Tensor) -> Tensor:
-    """Vectors of those tokens whose rows are here, from row `start` on, and zeros for the others."""
-    places = tokens_bt - start
-    here = (places >= 0) & (places < len(weight_vd))
-    if len(weight_vd) == 0:
-        return (weight_vd.sum(0) * 0).expand(*tokens_bt.shape, -1)
-    return F.embedding(places.clamp(0, len(weight_vd) - 1), weight_vd) * here.unsqueeze(-1)
+        own_vd = padded(self.weight, 0, self.rows)
+        return scatter_sum(look_up(tokens_bt, own_vd, self.row.index * self.rows), self.row, 1, "embedding")
 
 
 class GridRouter(Router):
@@ -220,3 +213,34 @@ class GridExperts(Experts):
         )
         hidden_nf = gather(F.silu(gate) * up, self.column, -1, "experts")
         return grouped_linear(hidden_nf, padded(self.down_edf, 2, self.hidden), ends_e)
+
+
+class GridLoss:
+    """The `TokenLoss` of a head (v/y, d/x): every rank of the grid returns the loss of all its tokens.
+
+    A rank multiplies its features with its vocabulary rows; the sum over the columns leaves each with v/(y x) of a token's logits. Elements one
+    rank sends for n tokens: hidden states 2 n (d/x)(y - 1)/y, logits and their gradients 2 n v (x - 1)/(y x), softmax `vocabulary.py`.
+    """
+
+    def __init__(self, vocab: int, row: Axis, column: Axis, both: Axis) -> None:
+        """`both` is row and column taken together, over which the logits are cut."""
+        self.row, self.column, self.both = row, column, both
+        self.part = padded_part(vocab, row.size)  # rows of the head that a row of the grid has, but for the last
+        self.piece = padded_part(self.part, column.size)  # logits that a rank has, some of them padding
+
+    @torch.compiler.disable
+    def __call__(self, hidden_btd: Tensor, head_weight_vd: Tensor, targets_bt: Tensor, *, chunk_tokens: int, kernel: Kernel | None = None) -> Tensor:
+        """Sum of the cross-entropies of `targets_bt` (b, t), the same on all ranks of the grid; `kernel` is for uncut vocabularies."""
+        return chunked_loss(gather(hidden_btd, self.row, 1, "head"), head_weight_vd, targets_bt, chunk_tokens * self.both.size, self._step)
+
+    def _step(self, hidden_nd: Tensor, weight_vd: Tensor, targets_n: Tensor, gradients: tuple[Tensor, Tensor] | None) -> Tensor:
+        rows, place = len(weight_vd), self.column.index * self.piece
+        logits_nv = F.pad(hidden_nd @ weight_vd.t(), (0, self.piece * self.column.size - rows))
+        own_nv = self.column.reduce_scatter(logits_nv, 1, "head")
+        count = min(max(rows - place, 0), self.piece)
+        loss, grad_nv = split_softmax_gradient(own_nv, targets_n, self.both, self.row.index * self.part + place, count)
+        if gradients is not None:
+            grad_nv = self.column.all_gather(grad_nv, 1, "head")[:, :rows]
+            torch.mm(grad_nv, weight_vd, out=gradients[0])
+            add_product(gradients[1], grad_nv.t(), hidden_nd)
+        return loss

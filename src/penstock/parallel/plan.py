@@ -12,7 +12,8 @@ Tensor grid (`layout.py`); `|` reads "cut over":
 so that 1-D is Megatron's column and row split with sequence parallelism (Korthikanti et al., arXiv 2205.05198), 2-D is the weight-stationary
 grid of AxoNN (Singh et al., arXiv 2305.13525) with its all-reduces taken apart into the two halves that need less memory, and 2.5-D is
 Tesseract (Wang et al., arXiv 2105.14500). Heads, feed-forward widths and vocabularies that do not divide leave the last parts short; the
-layers pad. Where the key-value heads do not divide over the grid, every rank holds them all (`kv_everywhere`).
+layers pad. Where grouped key-value heads do not divide over a 1-D or 2-D grid, every rank holds them all (`kv_everywhere`); a 2.5-D grid
+refuses them.
 
 Experts are cut over the expert axis, or placed by `slots`; each expert's matrices are cut like a dense layer's. FSDP then cuts what is
 left along dim 0, or along dim 1 for stacks of experts where it divides.
@@ -72,9 +73,8 @@ def place(name: str, shape: tuple[int, ...], model: ModelSection, layout: Layout
 
 
 def kv_everywhere(model: ModelSection, layout: Layout) -> bool:
-    """Whether every rank of the grid holds all key-value heads, because grouped ones do not divide over those that share the heads."""
-    over = layout.column if layout.topology == "2.5d" else layout.row * layout.column
-    return model.kv_heads != model.heads and model.kv_heads % over != 0
+    """Whether every rank of the grid holds all key-value heads, because grouped ones do not divide over a 1-D or 2-D grid."""
+    return layout.topology != "2.5d" and model.kv_heads != model.heads and model.kv_heads % (layout.row * layout.column) != 0
 
 
 def shard_dim(placement: Placement, layout: Layout, expert: bool) -> int:
