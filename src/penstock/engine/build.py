@@ -18,16 +18,17 @@ from penstock.config import Config
 from penstock.data import Batch, BatchPlan, SamplePlan, TokenCorpus
 from penstock.engine.compile import compile_model
 from penstock.engine.control import StopRequest
+from penstock.engine.experts import ExpertPlacer, SlotLists, first_slots
 from penstock.engine.journal import Journal
 from penstock.engine.resolve import micro_batch
-from penstock.engine.state import Progress, saved_buffers, state_placements, state_tensors
+from penstock.engine.state import Progress, parameter_of, saved_buffers, state_placements, state_tensors
 from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
 from penstock.models import Decoder, balance_experts
 from penstock.models.loss import Kernel, softmax_gradient
 from penstock.optim import Optimizer, WeightAverage, build_optimizer
 from penstock.parallel import Laid, Layout, Mesh, Placement, Weights, build_layout, context_positions, lay_out, shared_matrices
-from penstock.store import Run, list_snapshots, load_snapshot
+from penstock.store import Run, list_snapshots, load_snapshot, read_numbers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -44,6 +45,7 @@ class Core:
     reducer: GradientReducer
     optimizer: Optimizer
     average: WeightAverage | None
+    placer: ExpertPlacer
     stop: StopRequest
     timer: PhaseTimer
     #: Further numbers of the step, for whoever writes its row.
@@ -104,10 +106,16 @@ class Core:
         return batch_loss(self.decoder, batch, self.world.device, self.dtype, self.config.train.loss_chunk, self.kernel)
 
     def balance(self) -> None:
-        """Move the routers' balancing bias; nothing for a dense model."""
+        """Move the routers' balancing bias, and take note of the experts' load; nothing for a dense model."""
         if self.config.model.moe.experts:
-            loads = balance_experts(self.decoder, self.config.model.moe.bias_rate, lambda load: self.world.sum_(load, "expert_load"))
-            self.notes |= loads
+            self.notes |= balance_experts(self.decoder, self.config.model.moe.bias_rate, self._sum_loads)
+
+    def place_experts(self, steps: int) -> None:
+        """After so many steps, move experts to other ranks if that is due."""
+        self.placer.place(steps, self.tensors, lambda name: parameter_of(name) or "")
+
+    def _sum_loads(self, load_le: Tensor) -> None:
+        self.placer.observe(self.world.sum_(load_le, "expert_load"))
 
     def tensors(self) -> dict[str, Tensor]:
         """The live tensors of this rank's training state by logical name."""
@@ -135,11 +143,14 @@ def batch_loss(decoder: Decoder, batch: Batch, device: torch.device, dtype: torc
     return decoder.loss(tokens_bt, targets_bt, documents_bt=documents_bt, dtype=dtype, chunk_tokens=chunk, kernel=kernel)
 
 
-def build_core(config: Config, world: World, plan: SamplePlan, stop: StopRequest, warn: Callable[[str], None]) -> Core:
-    """Build what a rank takes steps with, from a resolved config."""
+def build_core(
+    config: Config, world: World, plan: SamplePlan, stop: StopRequest, warn: Callable[[str], None], slots: SlotLists | None = None
+) -> Core:
+    """Build what a rank takes steps with, from a resolved config; `slots` are those of a state that will be taken up."""
     mesh = Mesh(build_layout(config, world.size), world, config.layout.timeout_s)
     dtype = DTYPES[config.precision.compute]
-    laid = lay_out(config.model, config.run.seed, mesh, torch.float64 if dtype == torch.float64 else torch.float32)
+    placed = first_slots(config, mesh.layout, slots or {})
+    laid = lay_out(config.model, config.run.seed, mesh, torch.float64 if dtype == torch.float64 else torch.float32, placed)
     kernel: Kernel = softmax_gradient
     if config.compile.enabled == "on":
         kernel = compile_model(laid.decoder, dtype, micro_batch(config, mesh.layout), config.model.context, world, warn)
@@ -152,6 +163,7 @@ def build_core(config: Config, world: World, plan: SamplePlan, stop: StopRequest
         reducer=GradientReducer(laid.replica_axes(), config.layout.bucket_mb),
         optimizer=build_optimizer(laid.weights.locals, config.optim, shared_matrices(laid.weights)),
         average=WeightAverage(laid.weights.locals, config.optim.ema) if config.optim.ema else None,
+        placer=ExpertPlacer(laid.decoder, laid.weights, placed, config.layout.expert_every),
         stop=stop,
         timer=PhaseTimer(world.device),
     )
@@ -160,9 +172,10 @@ def build_core(config: Config, world: World, plan: SamplePlan, stop: StopRequest
 def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: StopRequest, journal: Journal) -> Parts:
     """Build a rank's parts and take up the run's newest snapshot if it has one."""
     plan = BatchPlan(corpus.train, config.model.context, config.batch.global_, config.run.seed, config.data.document_mask)
-    core = build_core(config, world, plan, stop, journal.warn)
-    parts = Parts(**{f.name: getattr(core, f.name) for f in fields(core)}, run=run, corpus=corpus, journal=journal)
     snapshots = list_snapshots(run.snapshots)
+    slots = read_numbers(snapshots[-1]).get("slots") if snapshots else None
+    core = build_core(config, world, plan, stop, journal.warn, slots)
+    parts = Parts(**{f.name: getattr(core, f.name) for f in fields(core)}, run=run, corpus=corpus, journal=journal)
     if snapshots:
         parts.progress = Progress(**load_snapshot(snapshots[-1], parts.tensors(), world, parts.placements(), parts.layout))
         parts.saved_step = parts.progress.step

@@ -32,6 +32,8 @@ class Progress:
     wall_s: float = 0.0
     evals: list[dict[str, float]] = field(default_factory=list)
     recoveries: list[dict[str, Any]] = field(default_factory=list)
+    #: Where experts are placed by hand: by block, for each place on the expert axis the experts it holds.
+    slots: dict[str, list[list[int]]] = field(default_factory=dict)
 
     def numbers(self) -> dict[str, Any]:
         """As stored in a snapshot."""
@@ -47,13 +49,15 @@ def state_tensors(weights: Weights, buffers: dict[str, Tensor], optimizer: Optim
 
 def state_placements(names: Iterable[str], placements: dict[str, Placement]) -> dict[str, Placement]:
     """Placements of a state's tensors, from those of the parameters; tensors left out (buffers, counters) are whole everywhere."""
-    found = {}
-    for name in names:
-        kind, _, rest = name.partition(".")
-        parameter, _, moment = rest.rpartition(".") if kind == "optim" else (rest, "", "")
-        if parameter in placements and moment != "step":
-            found[name] = placements[parameter]
-    return found
+    owners = {name: parameter_of(name) for name in names}
+    return {name: placements[owner] for name, owner in owners.items() if owner in placements}
+
+
+def parameter_of(name: str) -> str | None:
+    """The parameter (or buffer) that a tensor of the state belongs to and is placed like; None for counters."""
+    kind, _, rest = name.partition(".")
+    parameter, _, moment = rest.rpartition(".") if kind == "optim" else (rest, "", "")
+    return None if moment == "step" else parameter
 
 
 def saved_buffers(model: nn.Module) -> dict[str, Tensor]:

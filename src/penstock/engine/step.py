@@ -22,6 +22,7 @@ from torch import Tensor
 from penstock.config import SharedError
 from penstock.data import Batch
 from penstock.optim import clip_grad_norm, lr_factor
+from penstock.parallel import sync_replicas
 
 if TYPE_CHECKING:
     from penstock.engine.build import Core
@@ -51,7 +52,7 @@ def take_step(parts: Core, step: int) -> StepResult:
         if not (math.isfinite(loss_sum) and math.isfinite(grad_norm)):
             raise NonFinite(_blame(parts, step, losses, loss_sum / max(n_tokens, 1), grad_norm))
         factor = lr_factor(parts.config.optim, parts.config.train.steps, step)
-        _update(parts, factor)
+        _update(parts, factor, step)
     return StepResult(loss_sum / n_tokens, round(n_tokens), grad_norm, factor, stop > 0)
 
 
@@ -81,6 +82,7 @@ def accumulate(parts: Core, step: int) -> tuple[list[Tensor], Tensor, list[Tenso
         parts.reducer.finish()
         totals = parts.world.sum_(_totals(losses, tokens, parts), "totals")
         grads = parts.weights.collect()
+        sync_replicas(parts.weights.locals, parts.weights.placements, parts.mesh)
         _correct_weight(parts, grads, totals)
     return losses, totals, grads
 
@@ -116,12 +118,13 @@ def _correct_weight(parts: Core, grads: list[Tensor], totals: Tensor) -> None:
         torch._foreach_mul_(grads, (1.0 / parts.nominal_weight / totals[1].round()).to(grads[0].dtype))
 
 
-def _update(parts: Core, factor: float) -> None:
+def _update(parts: Core, factor: float, step: int) -> None:
     parts.optimizer.set_factor(factor)
     parts.optimizer.step()
     parts.balance()
     if parts.average is not None:
         parts.average.update()
+    parts.place_experts(step + 1)
 
 
 def _blame(parts: Core, step: int, losses: list[Tensor], loss: float, grad_norm: float) -> str:

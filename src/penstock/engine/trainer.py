@@ -65,6 +65,7 @@ def save(parts: Parts) -> None:
     if parts.saved_step == step:
         return
     began = time.perf_counter()
+    parts.progress.slots = parts.placer.numbers()
     save_snapshot(
         parts.run.snapshots, step, parts.tensors(), parts.progress.numbers(), parts.world, parts.config.snapshot.keep, parts.placements(),
         parts.weights.mesh.layout,

@@ -2,6 +2,6 @@
 
 from penstock.lab.cases import AXES, Case, layout_cases
 from penstock.lab.equivalence import Result, check
-from penstock.lab.verify import verify
+from penstock.lab.verify import table, verify
 
-__all__ = ["AXES", "Case", "Result", "check", "layout_cases", "verify"]
+__all__ = ["AXES", "Case", "Result", "check", "layout_cases", "table", "verify"]

@@ -31,7 +31,7 @@ AXES: dict[str, tuple[dict[str, Any], ...]] = {
         {"layout.tensor": math.prod(grid), "layout.tensor_topology": "2.5d", "layout.tensor_grid": "x".join(map(str, grid))}
         for grid in ((2, 2, 1), (2, 2, 2))
     ),
-    "expert": ({"layout.expert": 2}, {"layout.expert": 4}),
+    "expert": ({"layout.expert": 2}, {"layout.expert": 4}, {"layout.expert": 2, "layout.expert_spare": 1, "layout.expert_every": 3}),
 }
 TOPOLOGIES = ("tensor", "tensor 2d", "tensor 2.5d")
 
@@ -89,6 +89,8 @@ def _name(settings: dict[str, Any]) -> str:
     parts = [f"{axis} {values[axis]}" for axis in ("replicate", "shard", "context", "expert") if values.get(axis, 1) > 1]
     if "shard" in values:
         parts[parts.index(f"shard {values['shard']}")] += f" zero {values['zero']}"
+    if "expert_every" in values:
+        parts[-1] += " moving"
     if "tensor" in values:
         parts.append(f"tensor {values.get('tensor_grid', values['tensor'])} {values.get('tensor_topology', '1d')}")
     return ", ".join(parts)

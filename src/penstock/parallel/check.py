@@ -56,7 +56,16 @@ def _grid(config: Config, layout: Layout) -> list[tuple[bool, str]]:
 
 def _experts(config: Config, layout: Layout) -> list[tuple[bool, str]]:
     experts, ranks = config.model.moe.experts, layout.expert
+    section = config.layout
     return [
+        (
+            ranks == 1 and section.expert_spare > 0,
+            f"layout.expert_spare = {section.expert_spare} gives expert ranks spare slots, and layout.expert = 1 has no such ranks; change one",
+        ),
+        (
+            ranks == 1 and section.expert_every > 0,
+            f"layout.expert_every = {section.expert_every} moves experts between ranks, and layout.expert = 1 has one rank for all; change one",
+        ),
         (ranks > 1 and experts == 0, f"layout.expert = {ranks} spreads experts, and model.moe.experts = 0 has none; set layout.expert to 1"),
         (
             experts > 0 and experts <= (ranks - 1) * -(-experts // ranks),

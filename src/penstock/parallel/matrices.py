@@ -33,7 +33,7 @@ class Matrices:
 
     def __init__(self, placements: dict[str, Placement], mesh: Mesh) -> None:
         self._placements, self._mesh = placements, mesh
-        self._plans: dict[tuple[tuple[str, ...], int], list[_Round]] = {}
+        self._plans: dict[tuple[object, ...], list[_Round]] = {}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of the whole tensor."""
@@ -44,7 +44,7 @@ class Matrices:
 
         `function` maps batches (b, m, n) of at most `room` elements (or of one matrix) to as many of the same shape.
         """
-        key = (tuple(parts), room)
+        key: tuple[object, ...] = (tuple(parts), room, tuple(self._placements[name].slots for name in parts))
         if key not in self._plans:
             self._plans[key] = list(_plan(list(parts), self._placements, self._mesh, room))
         results = {name: torch.empty_like(part, memory_format=torch.contiguous_format) for name, part in parts.items()}
