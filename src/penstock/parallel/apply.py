@@ -49,7 +49,7 @@ def lay_out(model: ModelSection, seed: int, mesh: Mesh, dtype: torch.dtype = tor
     `slots[block]` places a block's experts by hand.
     """
     with torch.device("meta"):
-        decoder = Decoder(model).to(dtype)
+        decoder = Decoder(model)
     plan = plan_weights(model, mesh.layout, {name: tuple(p.shape) for name, p in decoder.named_parameters()}, slots)
     if mesh.layout.tensor > 1:
         (apply_tesseract if mesh.layout.topology == "2.5d" else apply_grid)(decoder, mesh)
@@ -57,7 +57,7 @@ def lay_out(model: ModelSection, seed: int, mesh: Mesh, dtype: torch.dtype = tor
         split_context(decoder, mesh.axis("context"))
     if mesh.layout.expert > 1:
         spread_experts(decoder, mesh, slots)
-    _shrink(decoder, plan, mesh)
+    _shrink(decoder.to(dtype), plan, mesh)
     sharder = shard_weights(decoder, mesh, plan)
     decoder.to_empty(device=mesh.world.device)
     weights = Weights(decoder, plan, mesh)
