@@ -98,7 +98,7 @@ def saved(folder):
     """Snapshots of every layout, and what went wrong when the four ranks loaded those of four ranks."""
     save_all(World(), folder)
     run_ranks(save_all, 2, folder)
-    return run_ranks(save_and_load_all, 4, folder)
+    return run_ranks(save_and_load_all, 4, folder, timeout_s=300.0)
 
 
 @pytest.fixture(scope="module")
