@@ -130,7 +130,7 @@ def found(layout):
     """The seed, and what `compare_all` returned on every rank of the layout; computed once for all its models."""
     seed = random.SystemRandom().randrange(2**31)
     models = {model: MODELS[model] for of, model in CASES if of == layout}
-    return seed, run_ranks(compare_all, LAYOUTS[layout].ranks, LAYOUTS[layout], models, seed)
+    return seed, run_ranks(compare_all, LAYOUTS[layout].ranks, LAYOUTS[layout], models, seed, timeout_s=300.0)
 
 
 @pytest.mark.parametrize(("layout", "model"), [pytest.param(*case, marks=() if case[0] == "2x2x1" else pytest.mark.slow) for case in CASES])
