@@ -217,7 +217,7 @@ def test_slots_are_given_by_block_and_refused_where_shards_would_cut_between_exp
     assert plan["blocks.0.ffn.experts.up_efd"].slots == () and plan["blocks.0.ffn.experts.up_efd"].local_shape(Layout(replicate=2, expert=2), 1) == (3, 7, 12)
     assert plan["blocks.1.ffn.experts.up_efd"].local_shape(Layout(replicate=2, expert=2), 1) == (4, 7, 12)
     assert plan["blocks.1.ffn.router.weight"].slots == ()
-    with pytest.raises(ConfigError, match="model.moe.dim"):
+    with pytest.raises(ConfigError, match=r"model\.moe\.dim"):
         plan_weights(model, Layout(shard=4, expert=2), shapes, {"1": even_slots(6, 2)})
 
 

@@ -9,9 +9,9 @@ one to the expert with the most load per replica; then replicas, heaviest first,
 experts a further replica at the cost of another expert that has several. Every step lowers the maximum or the number of places at
 it, so the result is never above EPLB's; it ends where no step helps or the maximum is within `GOOD` of the mean.
 
-All are pure functions of the loads, in float64 operations that IEEE 754 fixes to the bit, so every rank finds the same slots from the same loads.
-Cost: milliseconds a layer for 64 experts, up to a second for 256 of very uneven load. When not to use it: where the routers are balanced
-already, as a move sends every changed slot's weights and moments.
+All are pure functions of the loads: ranks that run the same numpy find the same slots from the same loads, and nothing is sent.
+Cost: milliseconds a layer where exchanges suffice, tenths of a second for 32 or 64 experts and up to some seconds for 256 where replicas have to
+change. When not to use it: where the routers are balanced already, as a move sends every changed slot's weights and moments.
 """
 
 from __future__ import annotations
