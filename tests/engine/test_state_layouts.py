@@ -57,7 +57,7 @@ class State:
         layout, slots = LAYOUTS[which]
         self.mesh = Mesh(layout, world)
         named = dict(decoder.named_parameters())
-        plan = plan_weights(model, layout, {name: tuple(p.shape) for name, p in named.items()}, slots)
+        plan = plan_weights(model, layout, {name: tuple(p.shape) for name, p in named.items()}, {"1": slots} if slots else None)
         parts = {name: own_part(p.detach(), plan[name], self.mesh) for name, p in named.items()}
         self.weights = Weights(SimpleNamespace(named_parameters=parts.items), plan, self.mesh)
         self.finish(decoder, optim)
