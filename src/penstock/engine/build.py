@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from penstock.comm import GradientReducer, World
 from penstock.config import Config
 from penstock.data import Batch, BatchPlan, TokenCorpus
-from penstock.engine.compile import compile_model
+from penstock.engine.compile import LossFunction, compile_model, sequence_loss
 from penstock.engine.control import StopRequest
 from penstock.engine.journal import Journal
 from penstock.engine.resolve import micro_batch
 from penstock.engine.state import Progress, state_tensors
 from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
-from penstock.models import Decoder, balance_experts, build_decoder, lm_loss
-from penstock.models.loss import Kernel, softmax_gradient
+from penstock.models import Decoder, balance_experts, build_decoder
 from penstock.optim import Optimizer, WeightAverage, build_optimizer
 from penstock.store import Run, list_snapshots, load_snapshot
 
@@ -40,7 +39,7 @@ class Parts:
     corpus: TokenCorpus
     plan: BatchPlan
     decoder: Decoder
-    kernel: Kernel
+    loss_of: LossFunction
     optimizer: Optimizer
     reducer: GradientReducer
     average: WeightAverage | None
@@ -72,7 +71,7 @@ class Parts:
 
     def loss(self, batch: Batch) -> Tensor:
         """Summed cross-entropy of a micro-batch, float32."""
-        return batch_loss(self.decoder, batch, self.world.device, self.dtype, self.config.train.loss_chunk, self.kernel)
+        return batch_loss(self.decoder, batch, self.world.device, self.dtype, self.config.train.loss_chunk, self.loss_of)
 
     def balance(self) -> None:
         """Move the routers' balancing bias; nothing for a dense model."""
@@ -85,19 +84,19 @@ class Parts:
         return state_tensors(self.decoder, self.optimizer, self.average)
 
 
-def batch_loss(decoder: Decoder, batch: Batch, device: torch.device, dtype: torch.dtype, chunk: int, kernel: Kernel) -> Tensor:
+def batch_loss(
+    decoder: Decoder, batch: Batch, device: torch.device, dtype: torch.dtype, chunk: int, loss_of: LossFunction = sequence_loss
+) -> Tensor:
     """Summed cross-entropy of a batch under `decoder`, float32; no logits beyond `chunk` tokens are held."""
-    tokens_bt, targets_bt, documents_bt = device_batch(batch, device)
-    hidden_btd = decoder(tokens_bt, documents_bt=documents_bt, dtype=dtype)
-    return lm_loss(hidden_btd, decoder.head_weight_vd, targets_bt, chunk_tokens=chunk, kernel=kernel)
+    return loss_of(decoder, *device_batch(batch, device), dtype, chunk)
 
 
 def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: StopRequest, journal: Journal) -> Parts:
     """Build a rank's parts and take up the run's newest snapshot if it has one."""
     decoder = build_decoder(config.model, config.run.seed, world.device)
-    kernel: Kernel = softmax_gradient
+    loss_of: LossFunction = sequence_loss
     if config.compile.enabled == "on":
-        kernel = compile_model(decoder, DTYPES[config.precision.compute], micro_batch(config, world.size), config.model.context, world, journal.warn)
+        loss_of = compile_model(decoder, config, DTYPES[config.precision.compute], micro_batch(config, world.size), world, journal.warn)
     parts = Parts(
         run=run,
         config=config,
@@ -105,7 +104,7 @@ def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: Sto
         corpus=corpus,
         plan=BatchPlan(corpus.train, config.model.context, config.batch.global_, config.run.seed, config.data.document_mask),
         decoder=decoder,
-        kernel=kernel,
+        loss_of=loss_of,
         reducer=GradientReducer(decoder.parameters(), world, config.layout.bucket_mb),
         optimizer=build_optimizer(decoder, config.optim),
         average=WeightAverage(decoder, config.optim.ema) if config.optim.ema else None,
