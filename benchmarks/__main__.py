@@ -12,8 +12,10 @@ import json
 import os
 import sys
 
+from penstock.cli.threads import set_waiting
+
 os.environ.setdefault("TORCHINDUCTOR_MIX_ORDER_REDUCTION", "0")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+set_waiting(os.environ)  # as the command line does
 
 NAMES = ("cpu_speed", "step_overhead", "cost_growth", "learning", "gpu_speed", "expert_balance")
 

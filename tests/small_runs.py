@@ -26,7 +26,7 @@ def write_corpus(folder: Path, documents: int = 40) -> Path:
 def small_sets(tmp_path: Path, **changes: Any) -> list[str]:
     """`--set` arguments of a run that takes a second."""
     values = {
-        "data.path": write_corpus(tmp_path / "corpus"),
+        "data.path": changes.pop("data__path", None) or write_corpus(tmp_path / "corpus"),
         "data.tokenizer": "bytes",
         "data.cache_dir": tmp_path / "cache",
         "model.layers": 2,

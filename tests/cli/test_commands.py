@@ -1,4 +1,4 @@
-"""The commands as a user types them, each in a process of its own."""
+"""The commands as a user types them: in a process of its own what is killed, signalled or timed, the others in this one."""
 
 import json
 import os
@@ -43,6 +43,18 @@ def refuses(here):
     return run
 
 
+@pytest.fixture
+def answer(here):
+    """Run a command that must succeed, with --json: a function of its arguments that returns the object printed."""
+
+    def run(*arguments):
+        code, out, err = here(*arguments, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    return run
+
+
 def start(*arguments):
     """Start a command without waiting for it."""
     return subprocess.Popen([sys.executable, "-m", "penstock", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -63,14 +75,8 @@ def test_help_is_instant_and_needs_no_torch():
     assert "train" in penstock("--help").stdout
 
 
-def test_train_then_use_the_run(tmp_path, here):
+def test_train_then_use_the_run(tmp_path, here, answer):
     run = tmp_path / "runs" / "mine"
-
-    def answer(*arguments):
-        code, out, err = here(*arguments, "--json")
-        assert code == 0, err
-        return json.loads(out)
-
     result = answer("train", *small_sets(tmp_path), "--run-dir", run)
     assert result["step"] == 6 and result["run"] == str(run)
     text = answer("generate", run, "--prompt", "the ", "--tokens", 10)
@@ -94,22 +100,22 @@ def test_every_setting_is_printed_and_explained():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("nproc", "compiled"), [(1, "off"), (2, "off"), (1, "on"), (2, "on")])
-def test_a_killed_run_resumes_to_the_very_same_weights(tmp_path, nproc, compiled):
+def test_a_killed_run_resumes_to_the_very_same_weights(tmp_path, answer, nproc, compiled):
     sets = small_sets(tmp_path, train__steps=60, snapshot__every=3, eval__every=0, compile__enabled=compiled, eval__sample_tokens=0)
-    whole = summary(penstock("train", *sets, "--nproc", nproc, "--run-dir", tmp_path / "whole", "--json"))
+    whole = answer("train", *sets, "--nproc", nproc, "--run-dir", tmp_path / "whole")
     run = tmp_path / "killed"
     process = start("train", *sets, "--nproc", nproc, "--run-dir", run)
     wait_for_snapshot(run, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     assert not (run / "summary.json").exists(), "it was killed in the middle"
-    resumed = summary(penstock("resume", run, "--nproc", nproc, "--json"))
+    resumed = answer("resume", run, "--nproc", nproc)
     assert resumed["weights_digest"] == whole["weights_digest"] and resumed["step"] == 60
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nproc", [1, 2])
-def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, nproc):
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, answer, nproc):
     sets = small_sets(tmp_path, train__steps=100000, snapshot__every=5, eval__every=0)
     run = tmp_path / "r"
     process = start("train", *sets, "--nproc", nproc, "--run-dir", run, "--json")
@@ -120,22 +126,22 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, nproc):
     assert f"penstock resume {run}" in err and "Traceback" not in err
     result = json.loads(out)
     assert result["state"] == "interrupted" and list_snapshots(run / "snapshots")[-1].step == result["step"]
-    more = summary(penstock("resume", run, "--nproc", nproc, "--set", f"train.steps={result['step'] + 3}", "--json"))
+    more = answer("resume", run, "--nproc", nproc, "--set", f"train.steps={result['step'] + 3}")
     assert more["step"] == result["step"] + 3
 
 
 @pytest.mark.slow
-def test_two_ranks_learn_what_one_does(tmp_path):
+def test_two_ranks_learn_what_one_does(tmp_path, answer):
     sets = small_sets(tmp_path, train__steps=8, data__document_mask=True)
-    one = summary(penstock("train", *sets, "--run-dir", tmp_path / "one", "--json"))
-    two = summary(penstock("train", *sets, "--nproc", 2, "--run-dir", tmp_path / "two", "--json"))
+    one = answer("train", *sets, "--run-dir", tmp_path / "one")
+    two = answer("train", *sets, "--nproc", 2, "--run-dir", tmp_path / "two")
     assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-4) and two["tokens"] == one["tokens"]
-    again = summary(penstock("resume", tmp_path / "two", "--set", "train.steps=10", "--json"))
+    again = answer("resume", tmp_path / "two", "--set", "train.steps=10")
     assert again["step"] == 10, "a run of two ranks goes on with one"
 
 
 @pytest.mark.slow
-def test_torchrun_trains_the_same_config(tmp_path):
+def test_torchrun_trains_the_same_config(tmp_path, answer):
     sets = small_sets(tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "penstock", "train", *sets, "--run-dir", str(tmp_path / "r"), "--json"],
@@ -143,7 +149,7 @@ def test_torchrun_trains_the_same_config(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    alone = summary(penstock("train", *sets, "--nproc", 2, "--run-dir", tmp_path / "alone", "--json"))
+    alone = answer("train", *sets, "--nproc", 2, "--run-dir", tmp_path / "alone")
     assert result["weights_digest"] == alone["weights_digest"]
 
 
@@ -232,13 +238,13 @@ def test_a_full_disk_while_training_keeps_the_last_snapshot_and_says_so(tmp_path
 
 
 @pytest.mark.slow
-def test_export_and_import_go_round(tmp_path):
+def test_export_and_import_go_round(tmp_path, answer, refuses):
     transformers = pytest.importorskip("transformers")
     import torch
 
     run = tmp_path / "r"
-    penstock("train", *small_sets(tmp_path), "--run-dir", run)
-    penstock("export", run, tmp_path / "hf")
+    answer("train", *small_sets(tmp_path), "--run-dir", run)
+    answer("export", run, tmp_path / "hf")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     from penstock.engine import open_model
@@ -248,9 +254,9 @@ def test_export_and_import_go_round(tmp_path):
     assert ids[0].tolist() == list(ours.tokenizer.encode("the quick brown"))
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, ours.decoder.logits(ours.decoder(ids)), atol=1e-4, rtol=0)
-    penstock("import", tmp_path / "hf", *small_sets(tmp_path), "--run-dir", tmp_path / "back")
-    score = [summary(penstock("eval", r, "--data", tmp_path / "corpus", "--json"))["loss"] for r in (run, tmp_path / "back")]
+    answer("import", tmp_path / "hf", *small_sets(tmp_path), "--run-dir", tmp_path / "back")
+    score = [answer("eval", r, "--data", tmp_path / "corpus")["loss"] for r in (run, tmp_path / "back")]
     assert score[0] == pytest.approx(score[1], rel=1e-5)
-    result = summary(penstock("resume", tmp_path / "back", "--json"))
+    result = answer("resume", tmp_path / "back")
     assert result["step"] == 6 and result["val_loss"] < score[0] + 0.5
-    assert "not an empty folder" in refused("export", run, tmp_path / "hf")
+    assert "not an empty folder" in refuses("export", run, tmp_path / "hf")

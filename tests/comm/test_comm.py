@@ -63,8 +63,8 @@ def agreements(world):
 
 
 def test_ranks_agree_on_numbers_and_flags():
-    for row, some, none, total in run_ranks(agreements, 3):
-        assert row == [0.5, 1.5, 2.5] and some and not none and total == [3.0, 3.0]
+    for row, some, none, summed in run_ranks(agreements, 3):
+        assert row == [0.5, 1.5, 2.5] and some and not none and summed == [3.0, 3.0]
 
 
 def wait_alone(world):

@@ -4,7 +4,7 @@ import itertools
 import shutil
 
 import pytest
-from small_runs import small_config
+from small_runs import small_config, write_corpus
 
 from penstock.engine import resume_run, start_run
 from penstock.monitor import MetricStore
@@ -31,11 +31,18 @@ def losses(result):
     return [row["loss"] for row in MetricStore(find_run(result["run"]).path / "metrics").read("train")]
 
 
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Settings of one corpus for all tests of this file, prepared once."""
+    folder = tmp_path_factory.mktemp("corpus")
+    return {"data__path": write_corpus(folder / "text"), "data__cache_dir": folder / "cache"}
+
+
 def check(tmp_path, changes):
     """Train whole and in pieces, then resume the latter from its middle."""
     runs = {}
-    for name, micro in (("whole", 4), ("pieces", 2)):
-        runs[name] = start_run(small_config(tmp_path, **BASE, **changes, batch__micro=micro), "test", "test", 1, tmp_path / name, None)
+    for name, cut in (("whole", {"batch__micro": 4, "snapshot__every": 0}), ("pieces", {"batch__micro": 2})):
+        runs[name] = start_run(small_config(tmp_path, **BASE | changes | cut), "test", "test", 1, tmp_path / name, None)
     rough = "precision__compute" in changes
     assert losses(runs["pieces"]) == pytest.approx(losses(runs["whole"]), rel=5e-3 if rough else 5e-5)
     run = find_run(runs["pieces"]["run"])
@@ -45,13 +52,13 @@ def check(tmp_path, changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pair", itertools.combinations(SWITCHES, 2), ids=" + ".join)
-def test_every_pair_of_switches_composes(tmp_path, pair):
-    check(tmp_path, SWITCHES[pair[0]] | SWITCHES[pair[1]])
+@pytest.mark.parametrize("pair", list(itertools.combinations(SWITCHES, 2)), ids=" + ".join)
+def test_every_pair_of_switches_composes(tmp_path, corpus, pair):
+    check(tmp_path, corpus | SWITCHES[pair[0]] | SWITCHES[pair[1]])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("names", [("experts", "document mask", "muon"), ("sliding window", "grouped queries", "qk-norm"), ("tied embeddings", "averaged weights")], ids=" + ".join)
-def test_compiling_composes_with_the_switches(tmp_path, names):
+def test_compiling_composes_with_the_switches(tmp_path, corpus, names):
     changes = {key: value for name in names for key, value in SWITCHES[name].items()}
-    check(tmp_path, changes | {"compile__enabled": "on"})
+    check(tmp_path, corpus | changes | {"compile__enabled": "on"})

@@ -3,11 +3,11 @@
 import time
 
 import pytest
-from lab.models_to_verify import small_question
 from ranks import run_ranks
 from small_runs import penstock, small_config, small_sets
 from torch.distributed.tensor.debug import CommDebugMode
 
+from lab.models_to_verify import small_question
 from penstock.config import ConfigError, with_values
 from penstock.engine import StopRequest, build_core, check_world, start_run, take_step
 from penstock.engine.start import make_run

@@ -5,9 +5,9 @@ import random
 import re
 
 import pytest
-from lab.models_to_verify import small_question
 from ranks import run_ranks
 
+from lab.models_to_verify import small_question
 from penstock.lab import AXES, Case, check, layout_cases
 from penstock.lab.faults import FAULTS
 

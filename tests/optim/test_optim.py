@@ -233,3 +233,18 @@ def test_an_average_that_took_anothers_state_goes_on_bit_for_bit():
     follow([(models[0], first), (models[1], second)], range(7, 12))
     expected = first.state_tensors()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in second.state_tensors().items())
+
+
+def test_the_fused_adamw_is_torchs_bit_for_bit():
+    config = settings("optim.lr=0.01", "optim.weight_decay=0.3")
+    ours, theirs = decoder(config), decoder(config)
+    groups = [{"params": [p for p in theirs.parameters() if (p.ndim < 2) == norms], "weight_decay": 0.0 if norms else 0.3} for norms in (False, True)]
+    optimizers = build_optimizer(ours, config.optim), torch.optim.AdamW(groups, lr=0.01, betas=(config.optim.beta1, config.optim.beta2), fused=True)
+    for step in range(3):
+        for model, optimizer in zip((ours, theirs), optimizers):
+            put_gradients(model, step)
+            if step == 1:  # a parameter without a gradient is left as it is, and its step is not counted
+                next(model.parameters()).grad = None
+            optimizer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters()):
+        assert torch.equal(a, b)

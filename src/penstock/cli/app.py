@@ -15,6 +15,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from penstock.cli import output
+from penstock.cli.threads import set_waiting
 
 app = typer.Typer(
     name="penstock",
@@ -27,9 +28,7 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 
-# Waiting OpenMP threads sleep instead of spinning. On a host that does something else too, spinning threads take the cores from those
-# they wait for: a step beside two busy processes was 12 times slower (docs/log.md). Read when torch is loaded; the user's own value wins.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+set_waiting(os.environ)  # read when torch is loaded
 
 Sets = Annotated[Optional[list[str]], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; may be given several times.")]  # noqa: UP045
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

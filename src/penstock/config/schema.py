@@ -253,8 +253,8 @@ class Config(Section):
         return self
 
     def _impossible(self) -> list[tuple[bool, str]]:
-        m, moe = self.model, self.model.moe
-        kv = m.kv_heads or m.heads
+        m, moe, layout = self.model, self.model.moe, self.layout
+        kv, inner = m.kv_heads or m.heads, (layout.tensor, layout.context, layout.expert)
         return [
             (m.head_dim == 0 and m.dim % m.heads != 0,
              f"model.dim = {m.dim} is not divisible by model.heads = {m.heads}; change one or set model.head_dim"),
@@ -262,6 +262,9 @@ class Config(Section):
              f"model.dim = {m.dim} over model.heads = {m.heads} gives an odd head width, which a rotary embedding cannot split"),
             (m.head_dim % 2 != 0, f"model.head_dim = {m.head_dim} is odd; a rotary embedding needs an even width"),
             (m.heads % kv != 0, f"model.heads = {m.heads} is not a multiple of model.kv_heads = {kv}; queries share keys in equal groups"),
+            (self.compile.enabled == "on" and max(inner) > 1,
+             f"compile.enabled = 'on' does not go with layout.tensor, layout.context, layout.expert = {', '.join(map(str, inner))}: the exchanges "
+             "inside a block break its graph; set compile.enabled to 'auto' or those to 1"),
             (moe.experts > 0 and moe.active > moe.experts,
              f"model.moe.active = {moe.active} is more than model.moe.experts = {moe.experts}"),
             (moe.experts > 0 and moe.experts % moe.groups != 0,

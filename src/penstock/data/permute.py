@@ -12,6 +12,7 @@ a stored permutation is simpler.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -27,6 +28,7 @@ def mix(value: np.ndarray) -> np.ndarray:
     return value ^ (value >> np.uint64(31))
 
 
+@lru_cache(maxsize=64)  # every batch asks for its epoch's
 def keyed(*words: int) -> int:
     """A 64-bit number that is a fixed pseudo-random function of non-negative integers (taken modulo 2^64)."""
     state = np.zeros(1, dtype=np.uint64)

@@ -16,7 +16,7 @@ from torch import Tensor
 from penstock.comm import GradientReducer, World
 from penstock.config import Config
 from penstock.data import Batch, BatchPlan, SamplePlan, TokenCorpus
-from penstock.engine.compile import compile_model
+from penstock.engine.compile import LossFunction, compile_model, sequence_loss
 from penstock.engine.control import StopRequest
 from penstock.engine.experts import ExpertPlacer, SlotLists, first_slots
 from penstock.engine.journal import Journal
@@ -25,7 +25,6 @@ from penstock.engine.state import Progress, parameter_of, saved_buffers, state_p
 from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
 from penstock.models import Decoder, balance_experts
-from penstock.models.loss import Kernel, softmax_gradient
 from penstock.optim import Optimizer, WeightAverage, build_optimizer
 from penstock.parallel import Laid, Layout, Mesh, Placement, Weights, build_layout, context_positions, lay_out, shared_matrices
 from penstock.store import Run, list_snapshots, load_snapshot, read_numbers
@@ -41,7 +40,7 @@ class Core:
     world: World
     plan: SamplePlan
     laid: Laid
-    kernel: Kernel
+    loss_of: LossFunction
     reducer: GradientReducer
     optimizer: Optimizer
     average: WeightAverage | None
@@ -103,7 +102,7 @@ class Core:
 
     def loss(self, batch: Batch) -> Tensor:
         """Summed cross-entropy of this rank's tokens of a micro-batch, float32 (float64 where that computes)."""
-        return batch_loss(self.decoder, batch, self.world.device, self.dtype, self.config.train.loss_chunk, self.kernel)
+        return batch_loss(self.decoder, batch, self.world.device, self.dtype, self.config.train.loss_chunk, self.loss_of)
 
     def balance(self) -> None:
         """Move the routers' balancing bias, and take note of the experts' load; nothing for a dense model."""
@@ -137,10 +136,11 @@ class Parts(Core):
     saved_step: int = field(default=-1, kw_only=True)
 
 
-def batch_loss(decoder: Decoder, batch: Batch, device: torch.device, dtype: torch.dtype, chunk: int, kernel: Kernel) -> Tensor:
+def batch_loss(
+    decoder: Decoder, batch: Batch, device: torch.device, dtype: torch.dtype, chunk: int, loss_of: LossFunction = sequence_loss
+) -> Tensor:
     """Summed cross-entropy of a batch under `decoder`, float32; no logits beyond `chunk` tokens are held."""
-    tokens_bt, targets_bt, documents_bt = device_batch(batch, device)
-    return decoder.loss(tokens_bt, targets_bt, documents_bt=documents_bt, dtype=dtype, chunk_tokens=chunk, kernel=kernel)
+    return loss_of(decoder, *device_batch(batch, device), dtype, chunk)
 
 
 def build_core(
@@ -151,15 +151,15 @@ def build_core(
     dtype = DTYPES[config.precision.compute]
     placed = first_slots(config, mesh.layout, slots or {})
     laid = lay_out(config.model, config.run.seed, mesh, torch.float64 if dtype == torch.float64 else torch.float32, placed)
-    kernel: Kernel = softmax_gradient
+    loss_of: LossFunction = sequence_loss
     if config.compile.enabled == "on":
-        kernel = compile_model(laid.decoder, dtype, micro_batch(config, mesh.layout), config.model.context, world, warn)
+        loss_of = compile_model(laid.decoder, config, dtype, micro_batch(config, mesh.layout), world, warn, mesh.layout.sharded)
     return Core(
         config=config,
         world=world,
         plan=plan,
         laid=laid,
-        kernel=kernel,
+        loss_of=loss_of,
         reducer=GradientReducer(laid.replica_axes(), config.layout.bucket_mb),
         optimizer=build_optimizer(laid.weights.locals, config.optim, shared_matrices(laid.weights)),
         average=WeightAverage(laid.weights.locals, config.optim.ema) if config.optim.ema else None,

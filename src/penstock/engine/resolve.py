@@ -82,8 +82,11 @@ def _compute_format(config: Config, device: str) -> str:
 
 
 def _compile(config: Config, device: str, cores: int) -> str:
+    layout = config.layout
     if config.compile.enabled != "auto":
         return config.compile.enabled
+    if max(layout.tensor, layout.context, layout.expert) > 1:
+        return "off"
     tokens = config.train.steps * config.batch.global_ * config.model.context
     seconds = tokens * flops_per_token(config.model) / (CPU_FLOPS_PER_CORE * cores)
     return "on" if device == "cuda" or seconds > WORTH_COMPILING_S else "off"

@@ -22,7 +22,6 @@ from penstock.engine.evaluate import continue_text, window_batch
 from penstock.engine.resolve import cores, settle_machine
 from penstock.engine.state import Progress, saved_buffers, state_tensors
 from penstock.models import Decoder, build_decoder, export_hf, import_hf
-from penstock.models.loss import softmax_gradient
 from penstock.optim import WeightAverage, build_optimizer
 from penstock.parallel import Layout, Mesh, Placement, Weights
 from penstock.plan import describe_environment
@@ -95,7 +94,7 @@ def score(model: Model, path: str) -> dict[str, Any]:
     with torch.no_grad():
         for start in range(0, plan.count, config.batch.micro):
             batch = window_batch(plan, np.arange(start, min(start + config.batch.micro, plan.count)), config.batch.micro)
-            total += batch_loss(model.decoder, batch, device, dtype, config.train.loss_chunk, softmax_gradient).item()
+            total += batch_loss(model.decoder, batch, device, dtype, config.train.loss_chunk).item()
             tokens += int((batch.targets_bt >= 0).sum())
     loss = total / tokens
     return {

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from penstock.config import OptimSection
+from penstock.optim.adamw import FusedAdamW
 from penstock.optim.muon import Muon, SharedMatrices
 
 
@@ -67,12 +68,9 @@ def is_block_matrix(name: str, parameter: Tensor) -> bool:
     return name.startswith("blocks.") and parameter.ndim >= 2 and "router" not in name.split(".")
 
 
-def _adamw(parameters: list[Tensor], optim: OptimSection) -> torch.optim.AdamW:
+def _adamw(parameters: list[Tensor], optim: OptimSection) -> FusedAdamW:
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
-    for p in parameters:  # torch would allocate these in the first step; the step counter's place and format are the fused kernel's
-        adamw.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-    return adamw
+    return FusedAdamW([g for g in groups if g["params"]], lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps)
