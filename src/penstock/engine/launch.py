@@ -26,7 +26,8 @@ from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from penstock.config import RankFailed, UserError
+from penstock.config import UserError
+from penstock.engine.failures import cause, forget_failures
 from penstock.engine.resolve import cores
 from penstock.store import Run
 
@@ -40,8 +41,8 @@ def launch(run: Run, nproc: int, port: int) -> None:
 def start_ranks(module: str, folder: Path, nproc: int, port: int, mend: str) -> None:
     """Run `python -m module folder` on `nproc` ranks of this host and wait for them.
 
-    A rank writes a user's mistake to `failure-rank-N.txt` in `folder` and exits with 2; it is raised here as `UserError`. A rank that ends
-    otherwise is `RankFailed`, with `mend` as advice.
+    A user's mistake that a rank finds is raised as `UserError`, any other failure of a rank as `RankFailed` with `mend` as advice
+    (`failures.py`).
     """
     check_port(port)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -58,12 +59,13 @@ def start_ranks(module: str, folder: Path, nproc: int, port: int, mend: str) -> 
             max_restarts=0,
             local_addr="localhost",
             logs_specs=DefaultLogsSpecs(log_dir=logs),
-            **_known_to_this_torch(signals_to_handle="SIGHUP", shutdown_timeout=10),
+            **_known_to_this_torch(signals_to_handle="SIGHUP", shutdown_timeout=5),
         )
         try:
             elastic_launch(config, sys.executable)("-m", module, str(folder))
         except ChildFailedError as error:
-            raise _cause(folder, mend, error) from None
+            exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            raise cause(folder, exit_codes, error.get_first_failure()[0], mend) from None
 
 
 def _known_to_this_torch(**options: Any) -> dict[str, Any]:
@@ -81,12 +83,6 @@ def check_port(port: int) -> None:
             probe.bind(("localhost", port))
         except OSError as error:
             raise UserError(f"layout.port = {port} cannot be used: {error.strerror}; choose another, or 0 for any free one") from None
-
-
-def forget_failures(folder: Path) -> None:
-    """Remove the complaints of an earlier start."""
-    for file in folder.glob("failure-rank-*.txt"):
-        file.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -110,17 +106,3 @@ def forwarded_signals(module: str) -> Iterator[None]:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
-
-def _cause(folder: Path, mend: str, error: ChildFailedError) -> Exception:
-    complaints = {file.stem.removeprefix("failure-rank-"): file.read_text(encoding="utf-8") for file in sorted(folder.glob("failure-rank-*.txt"))}
-    forget_failures(folder)
-    if complaints:
-        messages: dict[str, list[str]] = {}
-        for rank, text in complaints.items():
-            messages.setdefault(text, []).append(rank)
-        everyone = len(messages) == 1 and len(complaints) > 1
-        return UserError("\n".join(text if everyone else f"rank {', '.join(ranks)}: {text}" for text, ranks in messages.items()))
-    first, failure = error.get_first_failure()
-    code = failure.exitcode
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code} (its traceback is above)"
-    return RankFailed(f"rank {first} {how}; {mend}")

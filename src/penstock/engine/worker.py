@@ -1,8 +1,7 @@
 """One rank of a run: join the others, build, train, sum up.
 
 `run_rank` is what every way of starting ends in: in this process for one rank, below Penstock's launcher for `--nproc`
-(`python -m penstock.engine.worker RUN`), and below torchrun. A user's mistake found by a rank is written to
-`failure-rank-N.txt` in the run's folder, from where the launcher shows it once.
+(`python -m penstock.engine.worker RUN`), and below torchrun. What a rank below the launcher fails with is shown once (`failures.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from penstock.config import Config, SharedError, UserError, disk_errors
 from penstock.data import TokenCorpus, prepare
 from penstock.engine.build import DTYPES, Parts, build
 from penstock.engine.control import StopRequest
+from penstock.engine.failures import run_reporting
 from penstock.engine.journal import Journal, summary
 from penstock.engine.resolve import check_world, cores
 from penstock.engine.state import saved_buffers, weights_digest
@@ -116,20 +116,18 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
 
-def main(folder: str) -> int:
+def main(folder: Path) -> int:
     """Entry of a rank below the launcher; the exit code is the command's."""
     die_with_parent()
-    run = Run(Path(folder))
-    rank = os.environ.get("RANK", "0")
-    try:
+    run = Run(folder)
+
+    def work() -> None:
         world = join_world(run.config().run.device, run.config().layout.timeout_s)
         run_rank(run, world, supervised=True)
         leave_world(world)
-    except UserError as error:
-        (run.path / f"failure-rank-{rank}.txt").write_text(str(error), encoding="utf-8")
-        return 2
-    return 0
+
+    return run_reporting(run.path, work)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(Path(sys.argv[1])))

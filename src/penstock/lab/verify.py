@@ -23,7 +23,7 @@ import torch
 
 from penstock.comm import join_world, leave_world
 from penstock.config import Config, UserError, with_values
-from penstock.engine import check_ranks, cores, die_with_parent, start_ranks
+from penstock.engine import check_ranks, cores, die_with_parent, run_reporting, start_ranks
 from penstock.lab.cases import AXES, Case, layout_cases
 from penstock.lab.equivalence import STEPS, Result, check
 from penstock.models import resolve_model
@@ -101,6 +101,10 @@ def _row(result: Result) -> str:
 def main(folder: Path) -> int:
     """One rank of a group: check all cases, the lead writing an answer as each is done."""
     die_with_parent()
+    return run_reporting(folder, lambda: _answer(folder))
+
+
+def _answer(folder: Path) -> None:
     torch.set_num_threads(1)
     question = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
     config = Config.model_validate(question["config"])
@@ -114,7 +118,6 @@ def main(folder: Path) -> int:
                 file.write(json.dumps(result.as_dict()) + "\n")
             print(f"  {_row(result)}  ({time.perf_counter() - began:.1f} s)", file=sys.stderr, flush=True)
     leave_world(world)
-    return 0
 
 
 if __name__ == "__main__":
