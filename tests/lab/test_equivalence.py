@@ -54,6 +54,31 @@ def test_axes_alone_equal_one_plain_process():
     assert not failures(results) and sum(r.verdict == "equal" for r in results) >= 8
 
 
+#: Switches of model and training that must go with every axis, beside the set-ups of `layout_cases`.
+SWITCHES = {
+    "sliding window": {"model.sliding_window": 7},
+    "one key-value head": {"model.kv_heads": 1, "model.qk_norm": True},
+    "stretched rope": {"model.rope_scaling.factor": 4.0, "model.rope_scaling.original_context": 16},
+    "averaged weights": {"optim.ema": 0.9},
+    "decay": {"optim.schedule": "wsd", "optim.decay": 0.5},
+    "softmax router": {"model.moe.scoring": "softmax", "model.moe.normalise": False, "model.moe.shared": 0, "model.moe.scale": 2.5},
+    "packing and muon": {"data.document_mask": True, "optim.kind": "muon", "batch.micro": 3},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_every_switch_goes_with_every_axis(ranks):
+    alone = [case for case in layout_cases(4, True) if case.ranks == ranks and ("," not in case.name or "expert 2" in case.name)]
+    cases = [
+        Case(f"{case.name} with {name}", ranks, {k: v for k, v in case.settings.items() if k.startswith("layout.")} | switch)
+        for case in (alone if ranks == 2 else [case for case in alone if "tensor 2x2" in case.name])
+        for name, switch in SWITCHES.items()
+    ]
+    results = run_ranks(verdicts, ranks, small_question(True, train__steps=2), cases, timeout_s=400)[0]
+    assert not failures(results) and sum(r.verdict == "equal" for r in results) > 0.8 * len(results)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_coarse_formats_differ_by_the_error_of_reordering(precision):
