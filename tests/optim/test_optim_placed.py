@@ -158,6 +158,22 @@ def update_with_a_gradient_on_one_rank(world):
     return assemble(weight, placement, mesh, "test")
 
 
+def count_matrices(world, case):
+    """How many matrices this rank works on in one step, and bits of the results, which depend on what else is in the batch."""
+    layout, placements = CASES[case]
+    mesh = Mesh(layout, world)
+    placements = {name: p for name, p in placements.items() if name.startswith("blocks.") and len(p.shape) > 1}
+    worked = []
+
+    def work(x_bmn):
+        worked.append(len(x_bmn))
+        return x_bmn + torch.arange(len(x_bmn)).view(-1, 1, 1) + world.rank
+
+    results = Matrices(placements, mesh).map(work, {name: own_part(t, placements[name], mesh) for name, t in values(placements, 0).items()}, 1 << 26)
+    copies = {(name, box): part for name, p in placements.items() for box, part in views(results[name], p, mesh)}
+    return sum(worked), copies
+
+
 def everything(world):
     """All that these tests want of so many ranks, because starting ranks takes longer than all of it."""
     found = {}
@@ -165,6 +181,7 @@ def everything(world):
         if layout.ranks == world.size:
             found |= {(case, kind): in_parts(world, case, kind, 1 << 26) for kind in ("adamw", "muon")}
             found[case, "in turns"] = in_parts(world, case, "muon", 42)
+            found[case, "count"] = count_matrices(world, case)
             found |= {(case, *clip): clip_in_parts(world, case, *clip) for clip in CLIPS}
     return found | {"one gradient": update_with_a_gradient_on_one_rank(world)}
 
@@ -203,6 +220,27 @@ def test_each_matrix_travels_once_to_its_owner_and_back():
     assert {row["shard.muon_calls"] for row in sent} == {3 * 2 * 2}, "three steps, there and back, two shapes"
     in_turns = answers_of(case, "in turns")[0][2]
     assert in_turns["shard.muon_calls"] == 3 * 2 * (2 + 1), "room for one matrix on each rank: three of one shape take two turns"
+
+
+@pytest.mark.parametrize(
+    "case,counts",
+    [
+        ("rows over two, uneven", [2, 2]),
+        ("a grid of two by two", [2, 2, 1, 1]),  # wq and wo are dealt to four ranks, wk and the router to each row's two
+        ("replicas of shards", [2, 2, 2, 2]),  # of each shard's pair, one matrix each, and the one that is whole everywhere
+        ("stacks of experts", [3 + 2, 2 + 1, 3 + 1, 2 + 1]),  # three experts here and two there; the last stack's are whole on one rank
+        ("experts in places on a grid's columns", [3, 3, 2, 1]),  # nine matrices, though one expert has two places
+    ],
+)
+def test_ranks_share_the_matrices_and_work_on_each_once(case, counts):
+    found = answers_of(case, "count")
+    assert [count for count, _ in found] == counts
+
+
+def test_an_expert_with_several_places_gets_one_result_in_all():
+    seen = {}
+    for _, copies in answers_of("experts in places on a grid's columns", "count"):
+        assert all(torch.equal(seen.setdefault(key, part), part) for key, part in copies.items())
 
 
 def test_a_gradient_missing_on_one_rank_counts_as_zero_there():
