@@ -41,6 +41,18 @@ class Laid:
 
 def lay_out(model: ModelSection, seed: int, mesh: Mesh, dtype: torch.dtype = torch.float32) -> Laid:
     """Build the resolved `model` on the mesh with its initial weights for `seed`, held in `dtype`."""
+    decoder, plan, sharder = shape_decoder(model, mesh, dtype)
+    decoder.to_empty(device=mesh.world.device)
+    weights = Weights(decoder, plan, mesh)
+    _draw(weights, model, seed)
+    with torch.no_grad():
+        for buffer in decoder.buffers():
+            buffer.zero_()
+    return Laid(decoder, weights, sharder)
+
+
+def shape_decoder(model: ModelSection, mesh: Mesh, dtype: torch.dtype) -> tuple[Decoder, dict[str, Placement], Sharder]:
+    """The laid-out decoder on the meta device, without memory; the plan of its weights; the handle of the shard axis."""
     with torch.device("meta"):
         decoder = Decoder(model).to(dtype)
     plan = plan_weights(model, mesh.layout, {name: tuple(p.shape) for name, p in decoder.named_parameters()})
@@ -49,14 +61,7 @@ def lay_out(model: ModelSection, seed: int, mesh: Mesh, dtype: torch.dtype = tor
     if mesh.layout.context > 1:
         split_context(decoder, mesh.axis("context"))
     _shrink(decoder, plan, mesh)
-    sharder = shard_weights(decoder, mesh, plan)
-    decoder.to_empty(device=mesh.world.device)
-    weights = Weights(decoder, plan, mesh)
-    _draw(weights, model, seed)
-    with torch.no_grad():
-        for buffer in decoder.buffers():
-            buffer.zero_()
-    return Laid(decoder, weights, sharder)
+    return decoder, plan, shard_weights(decoder, mesh, plan)
 
 
 def _shrink(decoder: Decoder, plan: dict[str, Placement], mesh: Mesh) -> None:
