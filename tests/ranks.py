@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 _context = mp.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed", "numpy"])
+_context.set_forkserver_preload(["torch", "torch.distributed", "torch.distributed.tensor", "torch._inductor.compile_fx", "numpy", "pydantic"])
 
 
 def free_port() -> int:

@@ -144,6 +144,28 @@ def import_(
 
 
 @app.command()
+def verify(
+    config: ConfigFile = None,
+    sets: Sets = None,
+    layouts: Annotated[str, typer.Option("--layouts", help="'all', or one axis: replicate, shard, context, tensor or expert.")] = "all",
+    nproc: Annotated[int, typer.Option("--nproc", help="Most ranks a layout may take.")] = 8,
+    full: Annotated[bool, typer.Option("--full", help="Check the model at its own size, not a shrunken one of the same structure.")] = False,
+    json: Json = False,
+) -> None:
+    """Hold every parallel layout of a model against one plain process, in float64: loss, gradients, their norm, 20 steps."""
+    from penstock.config import load_config
+
+    settings = load_config(config, sets or [])
+    from penstock.lab import table, verify
+
+    results = verify(settings, layouts, nproc, full, lambda line: print(line, file=sys.stderr, flush=True))
+    sorted_by = {key: [r.as_dict() for r in results if r.verdict == verdict] for key, verdict in output.VERDICTS.items()}
+    output.show(sorted_by, json, lambda _: table(results))
+    if sorted_by["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def runs(runs_dir: RunsDir = "runs", json: Json = False) -> None:
     """List the runs."""
     from penstock.store import list_runs

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from penstock.store import Run
 
 
+#: Keys of `verify --json`, and the verdict of the cases under each.
+VERDICTS = {"passed": "equal", "failed": "differs", "refused": "refused"}
+
 def show(result: dict[str, Any], as_json: bool, text: Callable[[dict[str, Any]], str]) -> None:
     """Print a result on stdout, as one JSON object or as text."""
     print(json.dumps(result, default=str) if as_json else text(result), flush=True)

@@ -40,7 +40,8 @@ class GradientReducer:
         self._missing: list[int] = []
         self._works: list[dist.Work] = []
         for parameter in self._bucket_of:
-            parameter.register_post_accumulate_grad_hook(self._on_gradient)
+            if not isinstance(parameter, DTensor):  # those of FSDP2 come on a stream of its own, and wait for `finish`
+                parameter.register_post_accumulate_grad_hook(self._on_gradient)
 
     def arm(self) -> None:
         """The next backward is the step's last: start each bucket as soon as it is complete."""
@@ -77,7 +78,8 @@ class GradientReducer:
 
 def local(tensor: Tensor) -> Tensor:
     """The plain tensor that this rank holds of a parameter or gradient, which FSDP2 makes a DTensor; it shares its memory."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def cut_buckets(parameters: list[tuple[nn.Parameter, Axis]], limit_bytes: int) -> list[tuple[list[nn.Parameter], Axis]]:

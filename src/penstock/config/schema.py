@@ -160,7 +160,7 @@ class PrecisionSection(Section):
 
     compute: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "auto",
-        description="Format of activations and matrix products; auto: bfloat16 on CUDA, float32 on the CPU. float64 holds weights and moments in it too, "
+        description="Format of activations and matrix products; auto: bfloat16 on CUDA, float32 on the CPU. float64 holds weights and moments too, "
         "to check results against each other.",
     )
 
@@ -190,6 +190,8 @@ class LayoutSection(Section):
         "", pattern=r"^(\d+([x×]\d+)+)?$", description="The grid's shape, such as '2x4' (x×y) or '2x2x2' (q×q×d); empty: chosen from layout.tensor."
     )
     expert: Positive = Field(1, description="Data-parallel ranks over which the routed experts are spread; tokens travel to them.")
+    expert_spare: Count = Field(0, description="Slots on every expert rank beyond its even share, for replicas of the busiest experts.")
+    expert_every: Count = Field(0, description="Steps between placing the experts anew by their load, replicas included; 0: never.")
     bucket_mb: Annotated[float, Field(gt=0.0, le=4096.0)] = Field(
         25.0, description="Size of a gradient bucket that is summed over ranks while backward goes on, MiB."
     )

@@ -1,12 +1,12 @@
 """Floor 2: corpora, tokenizers, token shards and global batches. Imports no torch."""
 
-from penstock.data.batches import Batch, BatchPlan, ValidationPlan, WindowPlan, validation_plan
+from penstock.data.batches import Batch, BatchPlan, SamplePlan, ValidationPlan, WindowPlan, validation_plan
 from penstock.data.corpus import corpus_path
 from penstock.data.preparation import prepare, text_stream
 from penstock.data.shards import TokenCorpus, TokenStream
 from penstock.data.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
-    "Batch", "BatchPlan", "TokenCorpus", "TokenStream", "Tokenizer", "ValidationPlan", "WindowPlan",
+    "Batch", "BatchPlan", "SamplePlan", "TokenCorpus", "TokenStream", "Tokenizer", "ValidationPlan", "WindowPlan",
     "corpus_path", "load_tokenizer", "prepare", "text_stream", "validation_plan",
 ]

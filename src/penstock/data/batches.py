@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -36,6 +37,24 @@ class Batch:
     tokens_bt: np.ndarray
     targets_bt: np.ndarray
     documents_bt: np.ndarray | None
+
+    def columns(self, positions: np.ndarray) -> Batch:
+        """The same sequences at some positions only."""
+        documents = None if self.documents_bt is None else np.ascontiguousarray(self.documents_bt[:, positions])
+        return Batch(self.tokens_bt[:, positions], self.targets_bt[:, positions], documents)
+
+
+class SamplePlan(Protocol):
+    """The order of training: which samples make a step, and how to read them."""
+
+    def sample_ids(self, step: int) -> np.ndarray:
+        """The samples of global batch `step`, int64 (global_batch,)."""
+
+    def fetch(self, sample_ids: np.ndarray) -> Batch:
+        """Any of them as a batch."""
+
+    def describe(self, sample_id: int) -> str:
+        """Where one comes from, for messages."""
 
 
 class WindowPlan(ABC):

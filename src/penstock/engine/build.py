@@ -1,54 +1,55 @@
 """Assembling what a rank trains with, from the run's resolved config, in one fixed and readable order.
 
-model → compile → gradient exchange → optimizer → averaged weights → state. Each part is built by its own room from
+layout → weights on it → compile → gradient exchange → optimizer → averaged weights → state. Each part is built by its own room from
 its own config section; nothing here decides how a part works.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from penstock.comm import GradientReducer, World
 from penstock.config import Config
-from penstock.data import Batch, BatchPlan, TokenCorpus
+from penstock.data import Batch, BatchPlan, SamplePlan, TokenCorpus
 from penstock.engine.compile import compile_model
 from penstock.engine.control import StopRequest
+from penstock.engine.experts import ExpertPlacer, SlotLists, first_slots
 from penstock.engine.journal import Journal
 from penstock.engine.resolve import micro_batch
-from penstock.engine.state import Progress, state_tensors
+from penstock.engine.state import Progress, parameter_of, saved_buffers, state_placements, state_tensors
 from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
-from penstock.models import Decoder, balance_experts, build_decoder, lm_loss
+from penstock.models import Decoder, balance_experts
 from penstock.models.loss import Kernel, softmax_gradient
 from penstock.optim import Optimizer, WeightAverage, build_optimizer
-from penstock.store import Run, list_snapshots, load_snapshot
+from penstock.parallel import Laid, Layout, Mesh, Placement, Weights, build_layout, context_positions, lay_out, shared_matrices
+from penstock.store import Run, list_snapshots, load_snapshot, read_numbers
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 @dataclass
-class Parts:
-    """Everything one rank trains with."""
+class Core:
+    """What a step needs: the data's plan, the laid-out model, its optimizer, and how ranks exchange. It knows no run and no files."""
 
-    run: Run
     config: Config
     world: World
-    corpus: TokenCorpus
-    plan: BatchPlan
-    decoder: Decoder
+    plan: SamplePlan
+    laid: Laid
     kernel: Kernel
-    optimizer: Optimizer
     reducer: GradientReducer
+    optimizer: Optimizer
     average: WeightAverage | None
-    journal: Journal
+    placer: ExpertPlacer
     stop: StopRequest
     timer: PhaseTimer
-    progress: Progress = field(default_factory=Progress)
-    saved_step: int = -1
+    #: Further numbers of the step, for whoever writes its row.
+    notes: dict[str, float] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -56,65 +57,126 @@ class Parts:
         return DTYPES[self.config.precision.compute]
 
     @property
+    def decoder(self) -> Decoder:
+        """The model, as laid out on this rank."""
+        return self.laid.decoder
+
+    @property
+    def weights(self) -> Weights:
+        """The trained parameters, as this rank holds them."""
+        return self.laid.weights
+
+    @property
+    def mesh(self) -> Mesh:
+        """The ranks in the form of the run's layout."""
+        return self.laid.weights.mesh
+
+    @property
+    def layout(self) -> Layout:
+        """Which axes the ranks form."""
+        return self.mesh.layout
+
+    @property
     def micro(self) -> int:
         """Sequences this rank computes at a time."""
-        return micro_batch(self.config, self.world.size)
+        return micro_batch(self.config, self.layout)
 
-    @cached_property
-    def parameters(self) -> list[nn.Parameter]:
-        """The trained parameters, each once."""
-        return list(self.decoder.parameters())
+    @property
+    def token_copies(self) -> int:
+        """Ranks that compute the loss of the same tokens."""
+        return self.layout.ranks // self.layout.size(*self.layout.token_axes)
+
+    def sequences_of(self, sample_ids: np.ndarray, rank: int) -> np.ndarray:
+        """The sequences of a global batch that a rank has a part in."""
+        axes = self.layout.sequence_axes
+        return np.split(sample_ids, self.layout.size(*axes))[self.layout.index(rank, axes)]
 
     @property
     def nominal_weight(self) -> float:
         """One over the target tokens of a global batch in which nothing is masked."""
         return 1.0 / (self.config.batch.global_ * self.config.model.context)
 
+    def own_tokens(self, batch: Batch) -> Batch:
+        """Of whole sequences, the tokens that this rank computes the loss of."""
+        ranks, place = self.layout.context, self.layout.coordinate(self.world.rank, "context")
+        return batch if ranks == 1 else batch.columns(context_positions(self.config.model.context, ranks, place))
+
     def loss(self, batch: Batch) -> Tensor:
-        """Summed cross-entropy of a micro-batch, float32."""
+        """Summed cross-entropy of this rank's tokens of a micro-batch, float32 (float64 where that computes)."""
         return batch_loss(self.decoder, batch, self.world.device, self.dtype, self.config.train.loss_chunk, self.kernel)
 
     def balance(self) -> None:
-        """Move the routers' balancing bias; nothing for a dense model."""
+        """Move the routers' balancing bias, and take note of the experts' load; nothing for a dense model."""
         if self.config.model.moe.experts:
-            loads = balance_experts(self.decoder, self.config.model.moe.bias_rate, lambda load: self.world.sum_(load, "expert_load"))
-            self.journal.add(loads)
+            self.notes |= balance_experts(self.decoder, self.config.model.moe.bias_rate, self._sum_loads)
+
+    def place_experts(self, steps: int) -> None:
+        """After so many steps, move experts to other ranks if that is due."""
+        self.placer.place(steps, self.tensors, lambda name: parameter_of(name) or "")
+
+    def _sum_loads(self, load_le: Tensor) -> None:
+        self.placer.observe(self.world.sum_(load_le, "expert_load"))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The live tensors of the training state by logical name."""
-        return state_tensors(self.decoder, self.optimizer, self.average)
+        """The live tensors of this rank's training state by logical name."""
+        return state_tensors(self.weights, saved_buffers(self.decoder), self.optimizer, self.average)
+
+    def placements(self) -> dict[str, Placement]:
+        """Where those of `tensors` lie that are not whole on every rank."""
+        return state_placements(self.tensors(), self.weights.placements)
+
+
+@dataclass
+class Parts(Core):
+    """Everything one rank trains a run with."""
+
+    run: Run = field(kw_only=True)
+    corpus: TokenCorpus = field(kw_only=True)
+    journal: Journal = field(kw_only=True)
+    progress: Progress = field(default_factory=Progress, kw_only=True)
+    saved_step: int = field(default=-1, kw_only=True)
 
 
 def batch_loss(decoder: Decoder, batch: Batch, device: torch.device, dtype: torch.dtype, chunk: int, kernel: Kernel) -> Tensor:
     """Summed cross-entropy of a batch under `decoder`, float32; no logits beyond `chunk` tokens are held."""
     tokens_bt, targets_bt, documents_bt = device_batch(batch, device)
-    hidden_btd = decoder(tokens_bt, documents_bt=documents_bt, dtype=dtype)
-    return lm_loss(hidden_btd, decoder.head_weight_vd, targets_bt, chunk_tokens=chunk, kernel=kernel)
+    return decoder.loss(tokens_bt, targets_bt, documents_bt=documents_bt, dtype=dtype, chunk_tokens=chunk, kernel=kernel)
+
+
+def build_core(
+    config: Config, world: World, plan: SamplePlan, stop: StopRequest, warn: Callable[[str], None], slots: SlotLists | None = None
+) -> Core:
+    """Build what a rank takes steps with, from a resolved config; `slots` are those of a state that will be taken up."""
+    mesh = Mesh(build_layout(config, world.size), world, config.layout.timeout_s)
+    dtype = DTYPES[config.precision.compute]
+    placed = first_slots(config, mesh.layout, slots or {})
+    laid = lay_out(config.model, config.run.seed, mesh, torch.float64 if dtype == torch.float64 else torch.float32, placed)
+    kernel: Kernel = softmax_gradient
+    if config.compile.enabled == "on":
+        kernel = compile_model(laid.decoder, dtype, micro_batch(config, mesh.layout), config.model.context, world, warn)
+    return Core(
+        config=config,
+        world=world,
+        plan=plan,
+        laid=laid,
+        kernel=kernel,
+        reducer=GradientReducer(laid.replica_axes(), config.layout.bucket_mb),
+        optimizer=build_optimizer(laid.weights.locals, config.optim, shared_matrices(laid.weights)),
+        average=WeightAverage(laid.weights.locals, config.optim.ema) if config.optim.ema else None,
+        placer=ExpertPlacer(laid.decoder, laid.weights, placed, config.layout.expert_every),
+        stop=stop,
+        timer=PhaseTimer(world.device),
+    )
 
 
 def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: StopRequest, journal: Journal) -> Parts:
     """Build a rank's parts and take up the run's newest snapshot if it has one."""
-    decoder = build_decoder(config.model, config.run.seed, world.device)
-    kernel: Kernel = softmax_gradient
-    if config.compile.enabled == "on":
-        kernel = compile_model(decoder, DTYPES[config.precision.compute], micro_batch(config, world.size), config.model.context, world, journal.warn)
-    parts = Parts(
-        run=run,
-        config=config,
-        world=world,
-        corpus=corpus,
-        plan=BatchPlan(corpus.train, config.model.context, config.batch.global_, config.run.seed, config.data.document_mask),
-        decoder=decoder,
-        kernel=kernel,
-        reducer=GradientReducer(decoder.parameters(), world, config.layout.bucket_mb),
-        optimizer=build_optimizer(decoder, config.optim),
-        average=WeightAverage(decoder, config.optim.ema) if config.optim.ema else None,
-        journal=journal,
-        stop=stop,
-        timer=PhaseTimer(world.device),
-    )
+    plan = BatchPlan(corpus.train, config.model.context, config.batch.global_, config.run.seed, config.data.document_mask)
     snapshots = list_snapshots(run.snapshots)
+    slots = read_numbers(snapshots[-1]).get("slots") if snapshots else None
+    core = build_core(config, world, plan, stop, journal.warn, slots)
+    parts = Parts(**{f.name: getattr(core, f.name) for f in fields(core)}, run=run, corpus=corpus, journal=journal)
     if snapshots:
-        parts.progress = Progress(**load_snapshot(snapshots[-1], parts.tensors()))
+        parts.progress = Progress(**load_snapshot(snapshots[-1], parts.tensors(), world, parts.placements(), parts.layout))
         parts.saved_step = parts.progress.step
     return parts

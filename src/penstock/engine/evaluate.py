@@ -2,7 +2,7 @@
 
 The validation loss is the mean cross-entropy in nats per token over fixed, non-overlapping windows of the held-out
 stream; every window is scored once, on whichever rank has it, and the sums are added over ranks. With averaged
-weights (`optim.ema`) it is theirs. A window of the last, incomplete batch is repeated with its targets masked, so every
+weights (`optim.ema`) it is theirs. An incomplete batch is filled up with a window whose targets are masked, so every
 batch has one shape and nothing compiles anew.
 """
 
@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from penstock.data import Batch, Tokenizer, ValidationPlan, validation_plan
-from penstock.models import Decoder, generate
+from penstock.data.batches import IGNORED
+from penstock.engine.state import saved_buffers, whole_model
+from penstock.models import Decoder, generate, load_decoder
 
 if TYPE_CHECKING:
     from penstock.engine.build import Parts
@@ -29,42 +31,57 @@ def averaged_weights(parts: Parts) -> AbstractContextManager[object]:
 def validation_loss(parts: Parts) -> float:
     """Mean cross-entropy over the validation windows, nats per token; every rank takes part."""
     plan = validation_plan(parts.corpus.validation, parts.config.model.context, parts.config.eval.sequences, parts.config.data.document_mask)
-    ids = np.arange(plan.count)[parts.world.rank :: parts.world.size]
-    total, tokens = score_windows(parts, plan, ids)
+    total, tokens = score_windows(parts, plan)
     loss_sum, n_tokens = parts.world.sum_(torch.tensor([total, tokens], dtype=torch.float64, device=parts.world.device), "eval").tolist()
     return loss_sum / n_tokens
 
 
 @torch.no_grad()
-def score_windows(parts: Parts, plan: ValidationPlan, ids: np.ndarray) -> tuple[float, int]:
-    """Summed cross-entropy and number of target tokens of the windows `ids`."""
-    total, tokens, size = 0.0, 0, parts.config.eval.micro or parts.micro
+def score_windows(parts: Parts, plan: ValidationPlan) -> tuple[float, int]:
+    """Summed cross-entropy and number of target tokens of this rank's windows; all ranks make as many passes, since passes may exchange."""
+    size, axes = parts.config.eval.micro or parts.micro, parts.layout.sequence_axes
+    ranks, place = parts.layout.size(*axes), parts.layout.index(parts.world.rank, axes)
+    total, tokens, ids = 0.0, 0, np.arange(plan.count)[place::ranks]
     parts.decoder.eval()
-    for start in range(0, len(ids), size):
-        batch = padded(plan.fetch(ids[start : start + size]), size)
+    for start in range(0, -(-plan.count // ranks), size):
+        batch = parts.own_tokens(window_batch(plan, ids[start : start + size], size))
         total += parts.loss(batch).item()
         tokens += int((batch.targets_bt >= 0).sum())
     parts.decoder.train()
+    parts.laid.sharder.reshard()
     return total, tokens
 
 
-def padded(batch: Batch, size: int) -> Batch:
-    """The batch grown to `size` sequences by repeating its first with all targets masked."""
-    missing = size - len(batch.tokens_bt)
-    if missing == 0:
-        return batch
-    rows = np.concatenate([np.arange(len(batch.tokens_bt)), np.zeros(missing, dtype=np.int64)])
-    targets = batch.targets_bt[rows]
-    targets[-missing:] = -100
-    return Batch(batch.tokens_bt[rows], targets, None if batch.documents_bt is None else batch.documents_bt[rows])
+def window_batch(plan: ValidationPlan, ids: np.ndarray, size: int) -> Batch:
+    """The windows `ids` as a batch of `size` sequences; missing ones are the first window with all targets masked."""
+    batch = plan.fetch(np.concatenate([ids, np.zeros(size - len(ids), dtype=np.int64)]))
+    batch.targets_bt[len(ids) :] = IGNORED
+    return batch
 
 
 def sample_text(parts: Parts, prompt: str, step: int) -> str:
-    """Text the model writes after `prompt`; a pure function of weights, seed and step."""
-    settings, tokenizer = parts.config.eval, parts.corpus.tokenizer
-    return continue_text(
-        parts.decoder, tokenizer, prompt, settings.sample_tokens, settings.temperature, settings.top_k, parts.config.run.seed + step, parts.dtype
-    )
+    """Text the model writes after `prompt`, on the lead rank; a pure function of weights, seed and step. Every rank takes part."""
+    settings, tokenizer, seed = parts.config.eval, parts.corpus.tokenizer, parts.config.run.seed + step
+    decoder = whole_decoder(parts)
+    if decoder is None:
+        return ""
+    return continue_text(decoder, tokenizer, prompt, settings.sample_tokens, settings.temperature, settings.top_k, seed, parts.dtype)
+
+
+def whole_decoder(parts: Parts) -> Decoder | None:
+    """The model as one plain process has it, on the lead rank; None on the others, which must take part.
+
+    Gathered where the layout cuts it: on the GPU if it has room for a copy in the format of computation, else on the CPU.
+    """
+    if parts.layout.size("shard", "context", "tensor", "expert") == 1:
+        return parts.decoder if parts.world.is_lead else None
+    state = whole_model(parts.weights, saved_buffers(parts.decoder))
+    if not parts.world.is_lead:
+        return None
+    device, room = parts.world.device, sum(tensor.numel() for tensor in state.values()) * parts.dtype.itemsize
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 2 * room:
+        device = torch.device("cpu")
+    return load_decoder(parts.config.model, state, device, parts.dtype)
 
 
 def continue_text(

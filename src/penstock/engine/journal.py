@@ -34,7 +34,6 @@ class Journal:
     def __init__(self, run: Run, config: Config, world: World, peak_flops: float, from_step: int) -> None:
         self._config, self._world, self._peak = config, world, peak_flops
         self._flops_per_token = flops_per_token(config.model)
-        self._extra: dict[str, float] = {}
         self.sample: dict[str, str] = {}
         self._steps, self._seconds, self._tokens = 0, 0.0, 0
         self._store: MetricStore | None = None
@@ -46,13 +45,10 @@ class Journal:
             self._board = TensorBoardWriter(run.path / "events", from_step) if config.metrics.tensorboard else None
             self._live = LiveLine(config.train.steps)
 
-    def add(self, values: dict[str, float]) -> None:
-        """Put further values into the next step's row."""
-        self._extra |= values
-
     def step(self, parts: Parts, result: StepResult, seconds: float) -> None:
         """Record a finished step that took `seconds`."""
-        phases, traffic = parts.timer.take(), parts.world.meter.take()
+        phases, traffic, notes = parts.timer.take(), parts.world.meter.take(), parts.notes
+        parts.notes = {}
         self._steps += 1
         if self._steps > WARM_UP_STEPS:
             self._seconds, self._tokens = self._seconds + seconds, self._tokens + result.tokens
@@ -70,8 +66,7 @@ class Journal:
             "step_s": seconds,
             "memory_bytes": memory_bytes(self._world.device),
         }
-        row |= {f"{name}_s": value for name, value in phases.items()} | traffic | self._extra
-        self._extra = {}
+        row |= {f"{name}_s": value for name, value in phases.items()} | traffic | notes
         self._live.update(row)
         if parts.progress.step % self._config.metrics.every == 0:
             self._write("train", row)
@@ -137,7 +132,7 @@ def summary(parts: Parts, digest: str, state: str) -> dict[str, Any]:
         "state": state,
         "step": progress.step,
         "tokens": progress.tokens,
-        "parameters": sum(p.numel() for p in parts.parameters),
+        "parameters": parts.weights.n_total,
         "val_loss": progress.evals[-1]["val_loss"] if progress.evals else None,
         "evals": progress.evals,
         "tokens_per_s": speed,

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -32,11 +33,21 @@ from penstock.store import Run
 
 def launch(run: Run, nproc: int, port: int) -> None:
     """Train `run` on `nproc` ranks of this host; raises `UserError` or `RankFailed` when one fails."""
+    mend = f"the run is {run.path}, go on from its last snapshot with `penstock resume {run.path}`"
+    start_ranks("penstock.engine.worker", run.path, nproc, port, mend)
+
+
+def start_ranks(module: str, folder: Path, nproc: int, port: int, mend: str) -> None:
+    """Run `python -m module folder` on `nproc` ranks of this host and wait for them.
+
+    A rank writes a user's mistake to `failure-rank-N.txt` in `folder` and exits with 2; it is raised here as `UserError`. A rank that ends
+    otherwise is `RankFailed`, with `mend` as advice.
+    """
     check_port(port)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // nproc)))
-    forget_failures(run)
-    with tempfile.TemporaryDirectory(prefix="penstock-logs-") as logs, forwarded_signals():
+    forget_failures(folder)
+    with tempfile.TemporaryDirectory(prefix="penstock-logs-") as logs, forwarded_signals(module):
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -50,9 +61,9 @@ def launch(run: Run, nproc: int, port: int) -> None:
             **_known_to_this_torch(signals_to_handle="SIGHUP", shutdown_timeout=10),
         )
         try:
-            elastic_launch(config, sys.executable)("-m", "penstock.engine.worker", str(run.path))
+            elastic_launch(config, sys.executable)("-m", module, str(folder))
         except ChildFailedError as error:
-            raise _cause(run, error) from None
+            raise _cause(folder, mend, error) from None
 
 
 def _known_to_this_torch(**options: Any) -> dict[str, Any]:
@@ -72,21 +83,21 @@ def check_port(port: int) -> None:
             raise UserError(f"layout.port = {port} cannot be used: {error.strerror}; choose another, or 0 for any free one") from None
 
 
-def forget_failures(run: Run) -> None:
+def forget_failures(folder: Path) -> None:
     """Remove the complaints of an earlier start."""
-    for file in run.path.glob("failure-rank-*.txt"):
+    for file in folder.glob("failure-rank-*.txt"):
         file.unlink(missing_ok=True)
 
 
 @contextmanager
-def forwarded_signals() -> Iterator[None]:
+def forwarded_signals(module: str) -> Iterator[None]:
     """Send each rank one SIGTERM on SIGINT or SIGTERM here, and keep waiting for them; a second one kills them."""
     count = 0
 
     def forward(number: int, frame: FrameType | None) -> None:
         nonlocal count
         count += 1
-        ranks = [p for p in psutil.Process().children() if "penstock.engine.worker" in p.cmdline()]
+        ranks = [p for p in psutil.Process().children() if module in p.cmdline()]
         for rank in ranks:
             rank.send_signal(signal.SIGTERM if count == 1 else signal.SIGKILL)
         if count == 1:
@@ -100,9 +111,9 @@ def forwarded_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _cause(run: Run, error: ChildFailedError) -> Exception:
-    complaints = {file.stem.removeprefix("failure-rank-"): file.read_text(encoding="utf-8") for file in sorted(run.path.glob("failure-rank-*.txt"))}
-    forget_failures(run)
+def _cause(folder: Path, mend: str, error: ChildFailedError) -> Exception:
+    complaints = {file.stem.removeprefix("failure-rank-"): file.read_text(encoding="utf-8") for file in sorted(folder.glob("failure-rank-*.txt"))}
+    forget_failures(folder)
     if complaints:
         messages: dict[str, list[str]] = {}
         for rank, text in complaints.items():
@@ -112,4 +123,4 @@ def _cause(run: Run, error: ChildFailedError) -> Exception:
     first, failure = error.get_first_failure()
     code = failure.exitcode
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code} (its traceback is above)"
-    return RankFailed(f"rank {first} {how}; the run is {run.path}, go on from its last snapshot with `penstock resume {run.path}`")
+    return RankFailed(f"rank {first} {how}; {mend}")

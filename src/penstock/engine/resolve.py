@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 
 from penstock.comm import choose_device
-from penstock.config import Config, ConfigError, UserError, with_values
+from penstock.config import Config, UserError, with_values
 from penstock.data import TokenCorpus, corpus_path
 from penstock.models import flops_per_token, resolve_model
+from penstock.parallel import Layout, build_layout, check_layout
 
 #: A CPU run compiles when it is expected to last longer than this eagerly; compiling takes 20 to 60 s there.
 WORTH_COMPILING_S = 180.0
@@ -49,20 +50,16 @@ def settle_machine(config: Config, cores: int) -> Config:
     return with_values(config, {"compile.enabled": _compile(config, device, cores)})
 
 
-def check_world(config: Config, ranks: int) -> None:
-    """Refuse a number of ranks that the layout or the batch does not divide into."""
-    if config.layout.replicate not in (0, ranks):
-        raise ConfigError(f"layout.replicate = {config.layout.replicate} does not match the number of ranks started, {ranks}; set it to 0 or {ranks}")
-    if config.batch.global_ % ranks:
-        raise ConfigError(
-            f"batch.global = {config.batch.global_} sequences do not divide into {ranks} ranks; "
-            f"change it, for example to {_round_up(config.batch.global_, ranks)}, or start another number of ranks"
-        )
+def check_world(config: Config, ranks: int) -> Layout:
+    """The layout on so many ranks; refuses one that the model or the batch does not divide into."""
+    layout = build_layout(config, ranks)
+    check_layout(config, layout)
+    return layout
 
 
-def micro_batch(config: Config, ranks: int) -> int:
+def micro_batch(config: Config, layout: Layout) -> int:
     """Sequences a rank computes at a time: the largest number up to `batch.micro` that divides its share of the batch."""
-    share = config.batch.global_ // ranks
+    share = config.batch.global_ // layout.size(*layout.sequence_axes)
     return next(size for size in range(min(config.batch.micro, share), 0, -1) if share % size == 0)
 
 
@@ -90,10 +87,6 @@ def _compile(config: Config, device: str, cores: int) -> str:
     tokens = config.train.steps * config.batch.global_ * config.model.context
     seconds = tokens * flops_per_token(config.model) / (CPU_FLOPS_PER_CORE * cores)
     return "on" if device == "cuda" or seconds > WORTH_COMPILING_S else "off"
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 def cores() -> int:

@@ -2,6 +2,9 @@
 
     model.<parameter or buffer>    optim.<parameter>.<moment>    ema.<parameter>
 
+A rank of a parallel layout holds a part of each parameter, and of its moments and average the same part; buffers and counters are whole
+and equal on all ranks. Full values, of which the digest and exports are made, come from one parameter at a time.
+
 Everything else that decides a run's future is a pure function of its config: the data order of (seed, step), the
 samples' randomness of (seed, step). So a snapshot needs no generator state and no data cursor but the step.
 """
@@ -9,6 +12,7 @@ samples' randomness of (seed, step). So a snapshot needs no generator state and 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from penstock.optim import Optimizer, WeightAverage
+from penstock.parallel import Placement, Weights
 
 
 @dataclass
@@ -27,24 +32,63 @@ class Progress:
     wall_s: float = 0.0
     evals: list[dict[str, float]] = field(default_factory=list)
     recoveries: list[dict[str, Any]] = field(default_factory=list)
+    #: Where experts are placed by hand: by block, for each place on the expert axis the experts it holds.
+    slots: dict[str, list[list[int]]] = field(default_factory=dict)
 
     def numbers(self) -> dict[str, Any]:
         """As stored in a snapshot."""
         return asdict(self)
 
 
-def state_tensors(model: nn.Module, optimizer: Optimizer, average: WeightAverage | None) -> dict[str, Tensor]:
-    """The live tensors of the training state by logical name; loading fills them in place."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+def state_tensors(weights: Weights, buffers: dict[str, Tensor], optimizer: Optimizer, average: WeightAverage | None) -> dict[str, Tensor]:
+    """The live tensors of this rank's training state by logical name; loading fills them in place."""
+    tensors = {f"model.{name}": tensor for name, tensor in (weights.locals | buffers).items()}
     tensors |= optimizer.state_tensors()
     return tensors | (average.state_tensors() if average is not None else {})
 
 
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and full values of the model's weights, the same in every layout."""
+def state_placements(names: Iterable[str], placements: dict[str, Placement]) -> dict[str, Placement]:
+    """Placements of a state's tensors, from those of the parameters; tensors left out (buffers, counters) are whole everywhere."""
+    owners = {name: parameter_of(name) for name in names}
+    return {name: placements[owner] for name, owner in owners.items() if owner in placements}
+
+
+def parameter_of(name: str) -> str | None:
+    """The parameter (or buffer) that a tensor of the state belongs to and is placed like; None for counters."""
+    kind, _, rest = name.partition(".")
+    parameter, _, moment = rest.rpartition(".") if kind == "optim" else (rest, "", "")
+    return None if moment == "step" else parameter
+
+
+def saved_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The model's buffers that belong to its state (the balancing bias of experts), by logical name; equal on all ranks."""
+    buffers = dict(model.named_buffers())
+    return {name: buffers[name] for name in model.state_dict() if name in buffers}
+
+
+def weights_digest(weights: Weights, buffers: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and full values of the model's weights and buffers, the same in every layout; all ranks take part.
+
+    Every rank hashes what it has gathered, so replicas that have drifted apart show in different digests.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        value = tensor.detach().to("cpu").contiguous()
+    for name, tensor in whole_tensors(weights, buffers, "digest"):
+        value = tensor.to("cpu").contiguous()
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
         digest.update(value.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def whole_model(weights: Weights, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The whole model's state for sampling and export: on the CPU of the lead rank, empty on the others, which must take part."""
+    state = {}
+    for name, tensor in whole_tensors(weights, buffers, "export"):
+        if weights.mesh.world.is_lead:
+            state[name] = tensor.to("cpu", copy=True)
+    return state
+
+
+def whole_tensors(weights: Weights, buffers: dict[str, Tensor], purpose: str) -> Iterator[tuple[str, Tensor]]:
+    """Full values by sorted name, gathered one at a time on every rank; every rank must go through all of them."""
+    for name in sorted(weights.locals.keys() | buffers.keys()):
+        yield name, weights.whole(name, weights.locals[name], purpose) if name in weights.locals else buffers[name].detach()

@@ -22,9 +22,10 @@ from torch import Tensor
 from penstock.config import SharedError
 from penstock.data import Batch
 from penstock.optim import clip_grad_norm, lr_factor
+from penstock.parallel import sync_replicas
 
 if TYPE_CHECKING:
-    from penstock.engine.build import Parts
+    from penstock.engine.build import Core
 
 
 class NonFinite(SharedError):
@@ -42,16 +43,35 @@ class StepResult:
     stop: bool
 
 
-def take_step(parts: Parts, step: int) -> StepResult:
+def take_step(parts: Core, step: int) -> StepResult:
     """Advance the state from `step` to `step + 1`; raises `NonFinite` instead of making a bad update."""
+    losses, totals, grads = accumulate(parts, step)
+    with parts.timer.phase("optimizer"):
+        norm = gradient_norm(parts, grads, parts.config.optim.clip)
+        loss_sum, n_tokens, stop, grad_norm = torch.cat([totals, norm.double().view(1)]).tolist()
+        if not (math.isfinite(loss_sum) and math.isfinite(grad_norm)):
+            raise NonFinite(_blame(parts, step, losses, loss_sum / max(n_tokens, 1), grad_norm))
+        factor = lr_factor(parts.config.optim, parts.config.train.steps, step)
+        _update(parts, factor, step)
+    return StepResult(loss_sum / n_tokens, round(n_tokens), grad_norm, factor, stop > 0)
+
+
+def accumulate(parts: Core, step: int) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """Gradients of global batch `step` of the mean loss, complete on every rank.
+
+    Returns this rank's summed loss of each micro-batch; the summed loss, target tokens and stop requests of all ranks (float64); and this
+    rank's gradients.
+    """
     phase = parts.timer.phase
     with phase("data"):
-        micro_ids = rank_share(parts.plan.sample_ids(step), parts)
-        batches = [parts.plan.fetch(ids) for ids in micro_ids]
-    parts.optimizer.zero_grad()
+        micro_ids = micro_batches(parts.sequences_of(parts.plan.sample_ids(step), parts.world.rank), parts)
+        batches = [parts.own_tokens(parts.plan.fetch(ids)) for ids in micro_ids]
+    parts.weights.drop_gradients()
     losses, tokens = [], 0
     for index, batch in enumerate(batches):
-        if index == len(batches) - 1:
+        last = index == len(batches) - 1
+        parts.laid.sharder.begin_micro_batch(last)
+        if last:
             parts.reducer.arm()
         with phase("forward_backward"):
             loss = parts.loss(batch)
@@ -61,21 +81,22 @@ def take_step(parts: Parts, step: int) -> StepResult:
     with phase("exchange"):
         parts.reducer.finish()
         totals = parts.world.sum_(_totals(losses, tokens, parts), "totals")
-    with phase("optimizer"):
-        _correct_weight(parts, totals)
-        norm = clip_grad_norm(parts.parameters, parts.config.optim.clip)
-        loss_sum, n_tokens, stop, grad_norm = torch.cat([totals, norm.double().view(1)]).tolist()
-        if not (math.isfinite(loss_sum) and math.isfinite(grad_norm)):
-            raise NonFinite(_blame(parts, step, losses, loss_sum / max(n_tokens, 1), grad_norm))
-        factor = lr_factor(parts.config.optim, parts.config.train.steps, step)
-        _update(parts, factor)
-    return StepResult(loss_sum / n_tokens, int(n_tokens), grad_norm, factor, stop > 0)
+        grads = parts.weights.collect()
+        sync_replicas(parts.weights.locals, parts.weights.placements, parts.mesh)
+        _correct_weight(parts, grads, totals)
+    return losses, totals, grads
 
 
-def rank_share(sample_ids: np.ndarray, parts: Parts) -> list[np.ndarray]:
-    """This rank's sequences of a global batch, cut into micro-batches."""
-    mine = np.split(sample_ids, parts.world.size)[parts.world.rank]
-    return np.split(mine, len(mine) // parts.micro)
+def gradient_norm(parts: Core, grads: list[Tensor], limit: float) -> Tensor:
+    """Norm of the whole gradient, by which this rank's part is then clipped to `limit` (0: not)."""
+    if parts.weights.whole_here:
+        return clip_grad_norm(grads, limit)
+    return clip_grad_norm(grads, limit, parts.weights.counted(), lambda square: parts.world.sum_(square, "norm"))
+
+
+def micro_batches(sample_ids: np.ndarray, parts: Core) -> list[np.ndarray]:
+    """A rank's sequences, cut into micro-batches."""
+    return np.split(sample_ids, len(sample_ids) // parts.micro)
 
 
 def device_batch(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -85,27 +106,28 @@ def device_batch(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Te
     return tokens.to(device, non_blocking=True), targets.to(device, non_blocking=True), documents
 
 
-def _totals(losses: list[Tensor], tokens: int, parts: Parts) -> Tensor:
-    counts = torch.tensor([tokens, float(parts.stop.requested)], dtype=torch.float64, device=parts.world.device)
-    return torch.cat([torch.stack(losses).double().sum().view(1), counts])
+def _totals(losses: list[Tensor], tokens: int, parts: Core) -> Tensor:
+    """This rank's share of the summed loss, of the target tokens, and whether it was asked to stop."""
+    counts = torch.tensor([tokens / parts.token_copies, float(parts.stop.requested)], dtype=torch.float64, device=parts.world.device)
+    return torch.cat([torch.stack(losses).double().sum().view(1) / parts.token_copies, counts])
 
 
-def _correct_weight(parts: Parts, totals: Tensor) -> None:
+def _correct_weight(parts: Core, grads: list[Tensor], totals: Tensor) -> None:
     """Replace the nominal token count in the gradients by the true one; nothing to do where no target is masked."""
     if parts.config.data.document_mask:
-        correction = (1.0 / parts.nominal_weight / totals[1]).float()
-        torch._foreach_mul_([p.grad for p in parts.parameters if p.grad is not None], correction)
+        torch._foreach_mul_(grads, (1.0 / parts.nominal_weight / totals[1].round()).to(grads[0].dtype))
 
 
-def _update(parts: Parts, factor: float) -> None:
+def _update(parts: Core, factor: float, step: int) -> None:
     parts.optimizer.set_factor(factor)
     parts.optimizer.step()
     parts.balance()
     if parts.average is not None:
         parts.average.update()
+    parts.place_experts(step + 1)
 
 
-def _blame(parts: Parts, step: int, losses: list[Tensor], loss: float, grad_norm: float) -> str:
+def _blame(parts: Core, step: int, losses: list[Tensor], loss: float, grad_norm: float) -> str:
     """Name the step, rank and sequences whose loss is not finite (every rank takes part)."""
     bad = [i for i, value in enumerate(losses) if not math.isfinite(value.item())]
     first_bad = parts.world.gather_numbers(bad[0] if bad else -1, "blame")
@@ -113,11 +135,11 @@ def _blame(parts: Parts, step: int, losses: list[Tensor], loss: float, grad_norm
     ids = parts.plan.sample_ids(step)
     for rank, micro in enumerate(first_bad):
         if micro >= 0:
-            culprits = np.split(ids, len(first_bad))[rank][int(micro) * parts.micro : (int(micro) + 1) * parts.micro]
+            culprits = micro_batches(parts.sequences_of(ids, rank), parts)[int(micro)]
             return f"{what}; first in micro-batch {int(micro)} of rank {rank}: {_names(parts, culprits)}"
     return f"{what}; every loss is finite, so the backward pass overflowed in the batch of {_names(parts, ids)}"
 
 
-def _names(parts: Parts, ids: np.ndarray) -> str:
+def _names(parts: Core, ids: np.ndarray) -> str:
     shown = "; ".join(parts.plan.describe(int(i)) for i in ids[:4])
     return shown + (f"; and {len(ids) - 4} more" if len(ids) > 4 else "")

@@ -54,7 +54,7 @@ def evaluate(parts: Parts) -> None:
     began = time.perf_counter()
     with averaged_weights(parts):
         loss = validation_loss(parts)
-        text = sample_text(parts, parts.config.eval.prompt, parts.progress.step) if parts.config.eval.sample_tokens and parts.world.is_lead else ""
+        text = sample_text(parts, parts.config.eval.prompt, parts.progress.step) if parts.config.eval.sample_tokens else ""
     parts.progress.evals.append({"step": parts.progress.step, "tokens": parts.progress.tokens, "val_loss": loss})
     parts.journal.evaluation(parts.progress, loss, parts.config.eval.prompt, text, time.perf_counter() - began)
 
@@ -65,6 +65,10 @@ def save(parts: Parts) -> None:
     if parts.saved_step == step:
         return
     began = time.perf_counter()
-    save_snapshot(parts.run.snapshots, step, parts.tensors(), parts.progress.numbers(), parts.world, parts.config.snapshot.keep)
+    parts.progress.slots = parts.placer.numbers()
+    save_snapshot(
+        parts.run.snapshots, step, parts.tensors(), parts.progress.numbers(), parts.world, parts.config.snapshot.keep, parts.placements(),
+        parts.weights.mesh.layout,
+    )  # fmt: skip
     parts.saved_step = step
     parts.journal.event(step, "snapshot", f"saved the state of step {step} in {time.perf_counter() - began:.2f} s")

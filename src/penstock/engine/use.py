@@ -18,12 +18,13 @@ from penstock.comm import World, choose_device
 from penstock.config import Config, UserError, with_values
 from penstock.data import Tokenizer, load_tokenizer, text_stream, validation_plan
 from penstock.engine.build import DTYPES, batch_loss
-from penstock.engine.evaluate import continue_text, padded
+from penstock.engine.evaluate import continue_text, window_batch
 from penstock.engine.resolve import cores, settle_machine
-from penstock.engine.state import Progress, state_tensors
+from penstock.engine.state import Progress, saved_buffers, state_tensors
 from penstock.models import Decoder, build_decoder, export_hf, import_hf
 from penstock.models.loss import softmax_gradient
 from penstock.optim import WeightAverage, build_optimizer
+from penstock.parallel import Layout, Mesh, Placement, Weights
 from penstock.plan import describe_environment
 from penstock.store import Run, create_run, list_snapshots, load_snapshot, save_snapshot
 
@@ -49,13 +50,24 @@ def open_model(run: Run, device: str | None = None) -> Model:
     check_vocabulary(config, tokenizer, run)
     target = choose_device(device or config.run.device)
     decoder = build_decoder(config.model, config.run.seed, target)
-    average = WeightAverage(decoder, config.optim.ema) if config.optim.ema else None
-    tensors = state_tensors(decoder, build_optimizer(decoder, config.optim), average)
+    tensors = plain_state(decoder, config)
     numbers = load_snapshot(snapshots[-1], tensors)
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             parameter.copy_(tensors.get(f"ema.{name}", parameter))
     return Model(run, config, decoder.eval(), tokenizer, Progress(**numbers))
+
+
+def plain_state(decoder: Decoder, config: Config) -> dict[str, torch.Tensor]:
+    """The live tensors of a run's state in one process, with the moments and the average that its optimizer keeps."""
+    weights = plain_weights(decoder)
+    average = WeightAverage(weights.locals, config.optim.ema) if config.optim.ema else None
+    return state_tensors(weights, saved_buffers(decoder), build_optimizer(weights.locals, config.optim), average)
+
+
+def plain_weights(decoder: Decoder) -> Weights:
+    """The parameters of a decoder that is whole in this process."""
+    return Weights(decoder, {name: Placement(tuple(p.shape)) for name, p in decoder.named_parameters()}, Mesh(Layout(), World()))
 
 
 def check_vocabulary(config: Config, tokenizer: Tokenizer, run: Run) -> None:
@@ -82,7 +94,7 @@ def score(model: Model, path: str) -> dict[str, Any]:
     total, tokens = 0.0, 0
     with torch.no_grad():
         for start in range(0, plan.count, config.batch.micro):
-            batch = padded(plan.fetch(np.arange(start, min(start + config.batch.micro, plan.count))), config.batch.micro)
+            batch = window_batch(plan, np.arange(start, min(start + config.batch.micro, plan.count)), config.batch.micro)
             total += batch_loss(model.decoder, batch, device, dtype, config.train.loss_chunk, softmax_gradient).item()
             tokens += int((batch.targets_bt >= 0).sum())
     loss = total / tokens
@@ -127,6 +139,4 @@ def _write_first_state(run: Run, config: Config, tensors: dict[str, torch.Tensor
     check_vocabulary(config, load_tokenizer(run.path / "tokenizer"), run)
     decoder = build_decoder(config.model, config.run.seed, torch.device("cpu"))
     decoder.load_state_dict(tensors)
-    average = WeightAverage(decoder, config.optim.ema) if config.optim.ema else None
-    state = state_tensors(decoder, build_optimizer(decoder, config.optim), average)
-    save_snapshot(run.snapshots, 0, state, Progress().numbers(), World())
+    save_snapshot(run.snapshots, 0, plain_state(decoder, config), Progress().numbers(), World())

@@ -24,7 +24,7 @@ from penstock.engine.build import DTYPES, Parts, build
 from penstock.engine.control import StopRequest
 from penstock.engine.journal import Journal, summary
 from penstock.engine.resolve import check_world, cores
-from penstock.engine.state import weights_digest
+from penstock.engine.state import saved_buffers, weights_digest
 from penstock.engine.trainer import train
 from penstock.monitor import write_report
 from penstock.plan import measure_peak
@@ -87,10 +87,11 @@ def use_threads(config: Config) -> None:
 def announce(parts: Parts) -> None:
     """Say what begins, or goes on."""
     config, step = parts.config, parts.progress.step
-    n_parameters = sum(p.numel() for p in parts.parameters)
-    how = f"{parts.world.size} rank{'s' if parts.world.size > 1 else ''} on {parts.world.device.type}, {config.precision.compute}"
+    ranks = f"{parts.world.size} ranks ({parts.layout})" if parts.world.size > 1 else "1 rank"
+    how = f"{ranks} on {parts.world.device.type}, {config.precision.compute}"
     compiled = ", compiled" if config.compile.enabled == "on" else ""
-    parts.journal.say(f"{parts.run.path}: {n_parameters / 1e6:.2f} M parameters, {len(parts.corpus.train):,} training tokens, {how}{compiled}")
+    size = f"{parts.weights.n_total / 1e6:.2f} M parameters"
+    parts.journal.say(f"{parts.run.path}: {size}, {len(parts.corpus.train):,} training tokens, {how}{compiled}")
     if step:
         parts.journal.say(f"going on from step {step} of {config.train.steps}")
         parts.journal.event(step, "resume", f"went on from step {step} on {how}")
@@ -98,7 +99,7 @@ def announce(parts: Parts) -> None:
 
 def finish(parts: Parts, state: str) -> dict[str, Any]:
     """Write the run's summary and report on the lead rank, and return the summary."""
-    result = summary(parts, weights_digest(parts.decoder), state)
+    result = summary(parts, weights_digest(parts.weights, saved_buffers(parts.decoder)), state)
     try:
         if parts.world.is_lead:
             parts.run.write("summary.json", result)

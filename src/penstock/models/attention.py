@@ -41,20 +41,18 @@ class Attention(nn.Module):
     def __init__(self, model: ModelSection) -> None:
         super().__init__()
         self.head_dim = model.head_dim
-        self.wq = Linear(model.dim, model.heads * model.head_dim)
-        self.wk = Linear(model.dim, model.kv_heads * model.head_dim)
-        self.wv = Linear(model.dim, model.kv_heads * model.head_dim)
-        self.wo = Linear(model.heads * model.head_dim, model.dim)
+        self.wq: nn.Module = Linear(model.dim, model.heads * model.head_dim)
+        self.wk: nn.Module = Linear(model.dim, model.kv_heads * model.head_dim)
+        self.wv: nn.Module = Linear(model.dim, model.kv_heads * model.head_dim)
+        self.wo: nn.Module = Linear(model.heads * model.head_dim, model.dim)
         self.q_norm = RMSNorm(model.head_dim, model.norm_eps) if model.qk_norm else None
         self.k_norm = RMSNorm(model.head_dim, model.norm_eps) if model.qk_norm else None
-        self.core = AttentionCore()
+        self.core: nn.Module = AttentionCore()
 
     def forward(self, x_btd: Tensor, cos_tk: Tensor, sin_tk: Tensor, mask: Mask, cache: LayerCache | None = None) -> Tensor:
         """Attend within (b, t, d), or to `cache` and the new tokens; without a mask, causally."""
         b, t, _ = x_btd.shape
-        q_bthk = self.wq(x_btd).view(b, t, -1, self.head_dim)
-        k_btgk = self.wk(x_btd).view(b, t, -1, self.head_dim)
-        v_btgk = self.wv(x_btd).view(b, t, -1, self.head_dim)
+        q_bthk, k_btgk, v_btgk = (y.view(b, t, -1, self.head_dim) for y in self.project(x_btd))
         if self.q_norm is not None and self.k_norm is not None:
             q_bthk, k_btgk = self.q_norm(q_bthk), self.k_norm(k_btgk)
         q_bhtk = rotate(q_bthk, cos_tk, sin_tk).transpose(1, 2)
@@ -64,3 +62,7 @@ class Attention(nn.Module):
             k_bgtk, v_bgtk = cache.extend(k_bgtk, v_bgtk)
         y_bhtk = self.core(q_bhtk, k_bgtk, v_bgtk, mask)
         return self.wo(y_bhtk.transpose(1, 2).reshape(b, t, -1))
+
+    def project(self, x_btd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of (b, t, d), heads side by side; whoever fetches `x_btd` from other ranks does it here, once for the three."""
+        return self.wq(x_btd), self.wk(x_btd), self.wv(x_btd)

@@ -7,6 +7,8 @@ plain tensors, so that it can be compiled, sharded or recomputed on its own.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,10 +28,10 @@ class Block(nn.Module):
 
     def __init__(self, model: ModelSection, layer: int) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(model.dim, model.norm_eps)
+        self.attention_norm: nn.Module = RMSNorm(model.dim, model.norm_eps)
         self.attention = Attention(model)
-        self.ffn_norm = RMSNorm(model.dim, model.norm_eps)
-        self.ffn = MixtureOfExperts(model) if has_experts(model, layer) else FeedForward(model.dim, model.ffn_dim)
+        self.ffn_norm: nn.Module = RMSNorm(model.dim, model.norm_eps)
+        self.ffn: nn.Module = MixtureOfExperts(model) if has_experts(model, layer) else FeedForward(model.dim, model.ffn_dim)
 
     def forward(self, x_btd: Tensor, cos_tk: Tensor, sin_tk: Tensor, mask: Mask, cache: LayerCache | None = None) -> Tensor:
         """Map (b, t, d) to (b, t, d); the other arguments are `WholeSequence.context`'s."""
@@ -45,9 +47,9 @@ class Decoder(nn.Module):
         super().__init__()
         assert model.vocab and model.kv_heads and model.head_dim and model.ffn_dim, "resolve_model comes first"
         self.model = model
-        self.embedding = nn.Embedding(model.vocab, model.dim)
+        self.embedding: nn.Module = nn.Embedding(model.vocab, model.dim)
         self.blocks = nn.ModuleDict({str(layer): Block(model, layer) for layer in range(model.layers)})
-        self.norm = RMSNorm(model.dim, model.norm_eps)
+        self.norm: nn.Module = RMSNorm(model.dim, model.norm_eps)
         self.head = None if model.tie_embeddings else Linear(model.dim, model.vocab)
         self.sequence = WholeSequence(model)
         self.token_loss: TokenLoss = lm_loss
@@ -93,7 +95,7 @@ class Decoder(nn.Module):
     @property
     def head_weight_vd(self) -> Tensor:
         """The output matrix (vocab, d): the head's own, or the embedding's where they are tied."""
-        return self.embedding.weight if self.head is None else self.head.weight
+        return cast(Tensor, self.embedding.weight) if self.head is None else self.head.weight
 
     def logits(self, hidden_btd: Tensor) -> Tensor:
         """Scores of every token of the vocabulary, (b, t, v), in the format of `hidden_btd`."""
@@ -103,6 +105,11 @@ class Decoder(nn.Module):
         t = x_btd.shape[1]
         cos_tk, sin_tk = self.sequence.rotary.angles(cache.length, t, x_btd.device)
         return cos_tk, sin_tk, dense_mask(t, cache.kept + t, self.model.sliding_window, None, x_btd.device)
+
+
+def blocks_of(decoder: Decoder) -> dict[str, Block]:
+    """The decoder's blocks by layer number."""
+    return {name: cast(Block, block) for name, block in decoder.blocks.items()}
 
 
 def has_experts(model: ModelSection, layer: int) -> bool:

@@ -30,7 +30,7 @@ def generate(
 
     Temperature 0 takes the likeliest token; `top_k` > 0 samples among the k likeliest. Draws come from `generator`, on its device.
     """
-    device, context = decoder.embedding.weight.device, decoder.model.context
+    device, context = decoder.head_weight_vd.device, decoder.model.context
     text, written = list(tokens), 0
     unread, cache = text[-context:], KVCache(decoder.model.sliding_window)
     with torch.compiler.set_stance("force_eager"):  # every length would compile anew

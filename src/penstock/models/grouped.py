@@ -19,10 +19,16 @@ from torch import Tensor
 def grouped_linear(x_nd: Tensor, weight_eod: Tensor, ends_e: Tensor) -> Tensor:
     """Rows of expert e, up to `ends_e[e]`, times its matrix: (n, d) and (e, o, d) to (n, o), in the format of `x_nd`."""
     weight_eod = weight_eod.to(x_nd.dtype)
-    aligned = all(width * x_nd.element_size() % 16 == 0 for width in weight_eod.shape[1:])
-    if x_nd.is_cuda and x_nd.dtype == torch.bfloat16 and aligned:
+    if _in_one_kernel(x_nd, weight_eod):
         return F.grouped_mm(x_nd, weight_eod.transpose(1, 2), offs=ends_e)
     return _segment_linear(x_nd, weight_eod, ends_e)
+
+
+def grouped_linear_gradients(grad_no: Tensor, x_nd: Tensor, weight_eod: Tensor, ends_e: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `grouped_linear` for the rows (n, d) and the matrices (e, o, d), all in one format; for who writes a backward by hand."""
+    if _in_one_kernel(x_nd, weight_eod):
+        return F.grouped_mm(grad_no, weight_eod, offs=ends_e), F.grouped_mm(grad_no.t(), x_nd, offs=ends_e)
+    return _segment_linear_backward(grad_no, x_nd, weight_eod, ends_e)
 
 
 def dispatch(x_nd: Tensor, order: Tensor, copies: int) -> Tensor:
@@ -45,7 +51,8 @@ class _Dispatch(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_md: Tensor) -> tuple[Tensor, None, None]:
         (order,) = ctx.saved_tensors
-        return grad_md[_inverse(order)].unflatten(0, (-1, ctx.copies)).sum(1), None, None
+        grad_md = grad_md[_inverse(order)]
+        return grad_md if ctx.copies == 1 else grad_md.unflatten(0, (-1, ctx.copies)).sum(1), None, None
 
 
 class _Combine(torch.autograd.Function):
@@ -62,6 +69,11 @@ class _Combine(torch.autograd.Function):
 
 def _inverse(order: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+
+
+def _in_one_kernel(x_nd: Tensor, weight_eod: Tensor) -> bool:
+    aligned = all(width * x_nd.element_size() % 16 == 0 for width in weight_eod.shape[1:])
+    return x_nd.is_cuda and x_nd.dtype == torch.bfloat16 and aligned
 
 
 @torch.library.custom_op("penstock::segment_linear", mutates_args=())

@@ -21,6 +21,15 @@ from penstock.config import ModelSection
 from penstock.models.decoder import Decoder
 
 
+def load_decoder(model: ModelSection, state: dict[str, Tensor], device: torch.device | str, dtype: torch.dtype) -> Decoder:
+    """Build the resolved `model` on `device` with the values of `state`, held in `dtype`."""
+    with torch.device("meta"):
+        decoder = Decoder(model).to(dtype)
+    decoder.to_empty(device=device)
+    decoder.load_state_dict(state)
+    return decoder
+
+
 def build_decoder(model: ModelSection, seed: int, device: torch.device | str) -> Decoder:
     """Build the resolved `model` on `device` with its initial weights for `seed`; balancing biases and loads start at zero."""
     with torch.device("meta"):

@@ -36,9 +36,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., width), keeping the format of `x`."""
-        wide = x if x.dtype == torch.float64 else x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale * self.weight).to(x.dtype)
+        x_wide = wide(x)
+        scale = torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + self.eps)
+        return (x_wide * scale * self.weight).to(x.dtype)
 
 
 class FeedForward(nn.Module):
@@ -46,10 +46,15 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.gate = Linear(dim, hidden)
-        self.up = Linear(dim, hidden)
-        self.down = Linear(hidden, dim)
+        self.gate: nn.Module = Linear(dim, hidden)
+        self.up: nn.Module = Linear(dim, hidden)
+        self.down: nn.Module = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., d) to (..., d)."""
         return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32, or as it is in float64: the format of sums that must not be rounded to the compute format."""
+    return x if x.dtype == torch.float64 else x.float()

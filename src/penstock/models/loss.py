@@ -19,10 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from penstock.models.layers import wide
+
 IGNORE = -100
 
 #: Turns logits (n, v) and targets (n,) into the summed loss and the gradient of the logits; it may overwrite the logits.
 Kernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+#: Loss of one chunk from hidden states (n, d), the head in their format (v, d) and targets (n,). Given two tensors, it writes the gradient of
+#: the hidden states into the first, in their format, and adds the head's to the second, in the head's own format; given None, it need not.
+LossStep = Callable[[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None], Tensor]
 
 
 class TokenLoss(Protocol):
@@ -37,13 +43,17 @@ def lm_loss(hidden_btd: Tensor, head_weight_vd: Tensor, targets_bt: Tensor, *, c
 
     At most `chunk_tokens` tokens' logits exist at a time. `kernel` replaces `softmax_gradient`, with a compiled one say.
     """
+    return chunked_loss(hidden_btd, head_weight_vd, targets_bt, chunk_tokens, _plain_step(kernel or softmax_gradient))
+
+
+def chunked_loss(hidden_btd: Tensor, head_weight_vd: Tensor, targets_bt: Tensor, chunk_tokens: int, step: LossStep) -> Tensor:
+    """The sum of `step`'s losses over chunks of `chunk_tokens` tokens, differentiable by the gradients it gives."""
     hidden_nd, targets_n = hidden_btd.flatten(0, -2), targets_bt.flatten()
     if torch.is_grad_enabled() and (hidden_nd.requires_grad or head_weight_vd.requires_grad):
-        return _ChunkedLoss.apply(hidden_nd, head_weight_vd, targets_n, chunk_tokens, kernel or softmax_gradient)
+        return _ChunkedLoss.apply(hidden_nd, head_weight_vd, targets_n, chunk_tokens, step)
     weight_vd = head_weight_vd.to(hidden_nd.dtype)
     chunks = zip(hidden_nd.split(chunk_tokens), targets_n.split(chunk_tokens))
-    sums = [F.cross_entropy(wide(h @ weight_vd.t()), t, ignore_index=IGNORE, reduction="sum") for h, t in chunks]
-    return torch.stack(sums).sum()
+    return torch.stack([step(hidden, weight_vd, targets, None) for hidden, targets in chunks]).sum()
 
 
 def softmax_gradient(logits_nv: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,17 +68,14 @@ def softmax_gradient(logits_nv: Tensor, targets_n: Tensor) -> tuple[Tensor, Tens
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_nd: Tensor, head_vd: Tensor, targets_n: Tensor, chunk: int, kernel: Kernel) -> Tensor:
+    def forward(ctx: Any, hidden_nd: Tensor, head_vd: Tensor, targets_n: Tensor, chunk: int, step: LossStep) -> Tensor:
         """The loss, and by the way its gradients."""
         weight_vd = head_vd.to(hidden_nd.dtype)
         grad_hidden = torch.empty_like(hidden_nd)
         grad_head = torch.zeros_like(head_vd)
         losses = []
         for hidden, targets, out in zip(hidden_nd.split(chunk), targets_n.split(chunk), grad_hidden.split(chunk)):
-            loss, grad_nv = kernel(hidden @ weight_vd.t(), targets)
-            losses.append(loss)
-            torch.mm(grad_nv, weight_vd, out=out)
-            add_product(grad_head, grad_nv.t(), hidden)
+            losses.append(step(hidden, weight_vd, targets, (out, grad_head)))
         ctx.gradients = (grad_hidden, grad_head)
         return torch.stack(losses).sum()
 
@@ -81,6 +88,19 @@ class _ChunkedLoss(torch.autograd.Function):
         return grad_hidden.mul_(factor), grad_head.mul_(factor), None, None, None
 
 
+def _plain_step(kernel: Kernel) -> LossStep:
+    def step(hidden_nd: Tensor, weight_vd: Tensor, targets_n: Tensor, gradients: tuple[Tensor, Tensor] | None) -> Tensor:
+        logits_nv = hidden_nd @ weight_vd.t()
+        if gradients is None:
+            return F.cross_entropy(wide(logits_nv), targets_n, ignore_index=IGNORE, reduction="sum")
+        loss, grad_nv = kernel(logits_nv, targets_n)
+        torch.mm(grad_nv, weight_vd, out=gradients[0])
+        add_product(gradients[1], grad_nv.t(), hidden_nd)
+        return loss
+
+    return step
+
+
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """Add the product: total += a @ b, where `total` may be of a wider format than the factors."""
     if total.dtype == a.dtype:
@@ -89,8 +109,3 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total += torch.mm(a, b, out_dtype=total.dtype)
     else:
         total += a @ b
-
-
-def wide(x: Tensor) -> Tensor:
-    """The tensor in float32 at least."""
-    return x if x.dtype == torch.float64 else x.float()

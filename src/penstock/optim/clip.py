@@ -2,26 +2,35 @@
 
     g ← g · min(1, max_norm / (‖g‖ + 1e-6)),   ‖g‖ = L2 norm over all gradients together
 
+Where ranks hold parts of the gradients, and some parts several times, each rank says which elements it counts, so that every element counts
+once over all ranks, and their sums of squares are added by `reduce`: all ranks get the same bits and scale by the same factor.
+
 The norm stays a tensor on the device: the caller reads it when it reads the loss. A NaN or infinite gradient shows in the norm and
 leaves gradients useless, so read the norm before the update. Cost: one read of all gradients, and one write when `max_norm` is above 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @torch.no_grad()
-def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """L2 norm of all gradients together, before clipping (float32 scalar); scales them in place to at most `max_norm` unless that is 0.
+def clip_grad_norm(
+    grads: Sequence[Tensor], max_norm: float, counted: Sequence[Tensor] | None = None, reduce: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """L2 norm of the whole gradient before clipping, a scalar; scales `grads` in place to at most `max_norm` unless that is 0.
 
-    Parameters without a gradient are passed over; at least one must have one. Gradients are on one device and whole.
+    `grads` are this rank's gradients, at least one, on one device. `counted` are those of their elements that this rank counts (views;
+    default: all), and `reduce` adds a scalar over all ranks (default: there is one rank). The scalar is float64 for float64 gradients, else float32.
     """
-    grads = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.stack(torch._foreach_norm(grads, dtype=torch.float32)).norm()
+    grads, counted = list(grads), list(grads if counted is None else counted)
+    dtype = torch.float64 if grads[0].dtype == torch.float64 else torch.float32
+    norm = torch.stack(torch._foreach_norm(counted, dtype=dtype)).norm() if counted else grads[0].new_zeros((), dtype=dtype)
+    if reduce is not None:
+        norm = reduce(norm.double().square()).sqrt().to(dtype)
     if max_norm > 0:
         torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm

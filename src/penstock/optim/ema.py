@@ -17,14 +17,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class WeightAverage:
-    """The averaged weights of `model`, which start as its present ones; tied parameters are averaged once."""
+    """The average of `named` weights (the parameters by name, or what this rank holds of each), which starts as their present values."""
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self._parameters = dict(model.named_parameters())
+    def __init__(self, named: dict[str, Tensor], decay: float) -> None:
+        self._parameters = dict(named)
         self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._updates = torch.zeros((), dtype=torch.float64)  # on the CPU, so that reading it waits for nothing
         self._decay = decay
@@ -39,7 +39,7 @@ class WeightAverage:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """The model has the averaged weights inside the block, and its own again, bit for bit, after it, also after an error."""
+        """The weights are the averaged ones inside the block, and their own again, bit for bit, after it, also after an error."""
         own = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._load(self._average)
         try:

@@ -11,14 +11,16 @@ Muon share AdamW's rate, is not used: `optim.muon_lr` is a rate of its own.)
 Cost: one moment instead of AdamW's two, and per step about 5 (4 a² b + 2 a³) FLOPs for a matrix with sides a ≤ b, whatever the batch: next to
 nothing beside a batch of a hundred thousand tokens, as much as forward and backward at a few hundred. Matrices of one shape are
 iterated as one batch, which keeps small ones efficient, in bfloat16 on CUDA (the iteration is insensitive to rounding) and in the
-weights' own format on the CPU. When not to use it: for embeddings and heads, whose rows are looked up or scored one by one, routers
-and norms.
+weights' own format on the CPU. Where ranks hold parts of a matrix, momentum and weight are updated part by part, and only u
+travels, to be orthogonalised whole (`SharedMatrices`). When not to use it: for embeddings and heads, whose rows are looked up or scored
+one by one, routers and norms.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -41,11 +43,36 @@ def orthogonalise(x_bmn: Tensor, steps: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
-class Muon(torch.optim.Optimizer):
-    """Muon over matrices and stacks of them (experts), each matrix of a stack on its own."""
+class SharedMatrices(Protocol):
+    """Matrices and stacks of them of which each rank holds a part; told apart by name."""
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of the whole tensor."""
+
+    def map(self, function: Callable[[Tensor], Tensor], parts: dict[str, Tensor], room: int) -> dict[str, Tensor]:
+        """This rank's parts of `function(whole matrices)`, from its parts of those; every rank must call it with the same names.
+
+        `function` maps batches of whole matrices (b, m, n) of about `room` elements to as many of the same shape.
+        """
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon over matrices and stacks of them (experts), each matrix of a stack on its own.
+
+    With `shared`, the tensors are given with their names and may be parts. A missing gradient then counts as zero, since another
+    rank may have one; without, its matrix is passed over.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        shared: SharedMatrices | None = None,
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self._shared = shared
         for group in self.param_groups:
             for p in group["params"]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
@@ -54,6 +81,9 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient."""
         for group in self.param_groups:
+            if self._shared is not None:
+                self._update_parts(self._shared, group["param_names"], group["params"], group["lr"], group["momentum"], group["weight_decay"])
+                continue
             by_shape: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
@@ -62,6 +92,17 @@ class Muon(torch.optim.Optimizer):
                 for chunk in _chunks(triples):
                     _update(chunk, group["lr"], group["momentum"], group["weight_decay"])
 
+    def _update_parts(self, shared: SharedMatrices, names: list[str], weights: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in weights]
+        buffers = [self.state[p]["momentum"] for p in weights]
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, grads)
+        nesterov = [_compute_format(u) for u in torch._foreach_add(grads, buffers, alpha=momentum)]
+        polar = shared.map(orthogonalise, dict(zip(names, nesterov)), CHUNK_ELEMENTS)
+        torch._foreach_mul_(weights, 1 - lr * weight_decay)
+        for name, weight in zip(names, weights):
+            weight.add_(polar[name].to(weight.dtype), alpha=-lr * _scale(shared.shape(name)))
+
 
 def _update(triples: list[tuple[Tensor, Tensor, Tensor]], lr: float, momentum: float, weight_decay: float) -> None:
     """Update matrices of one shape, given as (weight, gradient, momentum) views."""
@@ -69,11 +110,18 @@ def _update(triples: list[tuple[Tensor, Tensor, Tensor]], lr: float, momentum: f
     torch._foreach_mul_(buffers, momentum)
     torch._foreach_add_(buffers, grads)
     nesterov_bmn = torch.stack(torch._foreach_add(grads, buffers, alpha=momentum))
-    compute = torch.bfloat16 if nesterov_bmn.is_cuda else nesterov_bmn.dtype
-    polar_bmn = orthogonalise(nesterov_bmn.to(compute)).to(nesterov_bmn.dtype)
-    rows, cols = polar_bmn.shape[-2:]
+    polar_bmn = orthogonalise(_compute_format(nesterov_bmn)).to(nesterov_bmn.dtype)
     torch._foreach_mul_(weights, 1 - lr * weight_decay)
-    torch._foreach_add_(weights, list(polar_bmn.unbind()), alpha=-lr * max(1.0, rows / cols) ** 0.5)
+    torch._foreach_add_(weights, list(polar_bmn.unbind()), alpha=-lr * _scale(polar_bmn.shape))
+
+
+def _compute_format(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.bfloat16) if tensor.is_cuda else tensor
+
+
+def _scale(shape: tuple[int, ...]) -> float:
+    rows, cols = shape[-2:]
+    return max(1.0, rows / cols) ** 0.5
 
 
 def _matrices(tensor: Tensor) -> list[Tensor]:

@@ -5,6 +5,9 @@ Which parameter goes where is decided by its name and shape, not by its module's
 and Hutter, arXiv 1711.05101) and applies to everything of two or more dims, embedding and head included; norms have none. Tied
 parameters appear once, under the first of their names.
 
+The tensors may be parts of the parameters, as a rank of a parallel layout holds them, empty ones too: AdamW works on each element
+alone, and Muon gets its whole matrices from a `SharedMatrices`.
+
 All state is allocated at once and never replaced, so the tensors of `state_tensors` can be loaded in place, and a fresh optimizer that
 took another's state goes on bit for bit. Cost: AdamW holds 8 bytes a parameter, Muon 4.
 """
@@ -12,10 +15,10 @@ took another's state goes on bit for bit. Cost: AdamW holds 8 bytes a parameter,
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from penstock.config import OptimSection
-from penstock.optim.muon import Muon
+from penstock.optim.muon import Muon, SharedMatrices
 
 
 class Optimizer:
@@ -29,11 +32,6 @@ class Optimizer:
         """Update every parameter that has a gradient."""
         for part in self._parts:
             part.step()
-
-    def zero_grad(self) -> None:
-        """Drop all gradients."""
-        for part in self._parts:
-            part.zero_grad(set_to_none=True)
 
     def set_factor(self, factor: float) -> None:
         """Set every rate to `factor` times its peak."""
@@ -51,15 +49,17 @@ class Optimizer:
         }
 
 
-def build_optimizer(model: nn.Module, optim: OptimSection) -> Optimizer:
-    """The optimizer of `optim.kind` over the model's parameters, its state allocated."""
-    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-    matrices = [p for p, name in names.items() if optim.kind == "muon" and is_block_matrix(name, p)]
-    taken = set(matrices)
-    parts: list[torch.optim.Optimizer] = [_adamw([p for p in names if p not in taken], optim)]
+def build_optimizer(named: dict[str, Tensor], optim: OptimSection, shared: SharedMatrices | None = None) -> Optimizer:
+    """The optimizer of `optim.kind` over tensors by logical name (`.grad` set before each step), its state allocated.
+
+    `shared` joins matrices of which each rank holds a part; without it every matrix is whole.
+    """
+    matrices = {name: p for name, p in named.items() if optim.kind == "muon" and is_block_matrix(name, p)}
+    others = [p for name, p in named.items() if name not in matrices]
+    parts: list[torch.optim.Optimizer] = [_adamw(others, optim)] if others else []
     if matrices:
-        parts.append(Muon(matrices, optim.muon_lr, optim.momentum, optim.weight_decay))
-    return Optimizer(parts, names)
+        parts.append(Muon(list(matrices.items()), optim.muon_lr, optim.momentum, optim.weight_decay, shared))
+    return Optimizer(parts, {p: name for name, p in named.items()})
 
 
 def is_block_matrix(name: str, parameter: Tensor) -> bool:

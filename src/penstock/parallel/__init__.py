@@ -1,9 +1,19 @@
 """Floor 3: which axes the ranks form, where every tensor's pieces lie, and the layers that compute on pieces."""
 
+from penstock.parallel.apply import Laid, lay_out
+from penstock.parallel.balance import Slots, balanced_slots
+from penstock.parallel.check import check_layout
+from penstock.parallel.context import context_positions
+from penstock.parallel.expert import spread_experts
 from penstock.parallel.layout import Layout, build_layout
+from penstock.parallel.matrices import Matrices, shared_matrices
 from penstock.parallel.mesh import Mesh
 from penstock.parallel.placement import Box, Placement, Split
 from penstock.parallel.plan import plan_weights
-from penstock.parallel.weights import Weights
+from penstock.parallel.slots import move_experts, sync_replicas
+from penstock.parallel.weights import Weights, assemble, own_part
 
-__all__ = ["Box", "Layout", "Mesh", "Placement", "Split", "Weights", "build_layout", "plan_weights"]
+__all__ = [
+    "Box", "Laid", "Layout", "Matrices", "Mesh", "Placement", "Slots", "Split", "Weights", "assemble", "balanced_slots", "build_layout",
+    "check_layout", "context_positions", "lay_out", "move_experts", "own_part", "plan_weights", "shared_matrices", "spread_experts", "sync_replicas",
+]

@@ -8,6 +8,7 @@ and name, drawn in full one matrix at a time and kept in part.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +17,15 @@ from torch import nn
 from penstock.comm import Axis
 from penstock.config import ModelSection
 from penstock.models import Decoder, initial_value
+from penstock.parallel.balance import Slots
 from penstock.parallel.context import split_context
+from penstock.parallel.expert import spread_experts
 from penstock.parallel.grid import apply_grid
 from penstock.parallel.mesh import Mesh
 from penstock.parallel.placement import Placement
 from penstock.parallel.plan import plan_weights
 from penstock.parallel.shard import Sharder, shard_weights
+from penstock.parallel.tesseract import apply_tesseract
 from penstock.parallel.weights import Weights, own_part
 
 
@@ -39,9 +43,12 @@ class Laid:
         return [(p, mesh.axis(*weights.placements[name].replicas(mesh.layout))) for name, p in weights.parameters.items()]
 
 
-def lay_out(model: ModelSection, seed: int, mesh: Mesh, dtype: torch.dtype = torch.float32) -> Laid:
-    """Build the resolved `model` on the mesh with its initial weights for `seed`, held in `dtype`."""
-    decoder, plan, sharder = shape_decoder(model, mesh, dtype)
+def lay_out(model: ModelSection, seed: int, mesh: Mesh, dtype: torch.dtype = torch.float32, slots: Mapping[str, Slots] | None = None) -> Laid:
+    """Build the resolved `model` on the mesh with its initial weights for `seed`, held in `dtype`.
+
+    `slots[block]` places a block's experts by hand.
+    """
+    decoder, plan, sharder = shape_decoder(model, mesh, dtype, slots)
     decoder.to_empty(device=mesh.world.device)
     weights = Weights(decoder, plan, mesh)
     _draw(weights, model, seed)
@@ -51,16 +58,20 @@ def lay_out(model: ModelSection, seed: int, mesh: Mesh, dtype: torch.dtype = tor
     return Laid(decoder, weights, sharder)
 
 
-def shape_decoder(model: ModelSection, mesh: Mesh, dtype: torch.dtype) -> tuple[Decoder, dict[str, Placement], Sharder]:
+def shape_decoder(
+    model: ModelSection, mesh: Mesh, dtype: torch.dtype, slots: Mapping[str, Slots] | None = None
+) -> tuple[Decoder, dict[str, Placement], Sharder]:
     """The laid-out decoder on the meta device, without memory; the plan of its weights; the handle of the shard axis."""
     with torch.device("meta"):
-        decoder = Decoder(model).to(dtype)
-    plan = plan_weights(model, mesh.layout, {name: tuple(p.shape) for name, p in decoder.named_parameters()})
+        decoder = Decoder(model)
+    plan = plan_weights(model, mesh.layout, {name: tuple(p.shape) for name, p in decoder.named_parameters()}, slots)
     if mesh.layout.tensor > 1:
-        apply_grid(decoder, mesh)
+        (apply_tesseract if mesh.layout.topology == "2.5d" else apply_grid)(decoder, mesh)
     if mesh.layout.context > 1:
         split_context(decoder, mesh.axis("context"))
-    _shrink(decoder, plan, mesh)
+    if mesh.layout.expert > 1:
+        spread_experts(decoder, mesh, slots)
+    _shrink(decoder.to(dtype), plan, mesh)
     return decoder, plan, shard_weights(decoder, mesh, plan)
 
 

@@ -19,7 +19,7 @@ def check_layout(config: Config, layout: Layout) -> None:
 def _context(config: Config, layout: Layout) -> list[tuple[bool, str]]:
     tokens, ranks = config.model.context, layout.context
     return [
-        (2 * ranks > tokens and ranks > 1, f"layout.context = {ranks} ranks need two pieces each of model.context = {tokens} tokens; use fewer ranks"),
+        (2 * ranks > tokens and ranks > 1, f"layout.context = {ranks} needs two pieces a rank of model.context = {tokens} tokens; use fewer ranks"),
         (
             ranks > 1 and tokens % (2 * ranks) != 0,
             f"model.context = {tokens} is not a multiple of 2 × layout.context = {2 * ranks}, the pieces a sequence is cut into; "
@@ -40,7 +40,7 @@ def _grid(config: Config, layout: Layout) -> list[tuple[bool, str]]:
             f"{setting} cuts model.context / layout.context = {tokens} tokens over {layout.row} ranks, which does not divide; change one of them",
         ),
         (
-            model.dim % layout.column != 0 or (square and model.dim % layout.row != 0),
+            not square and model.dim % layout.column != 0,
             f"{setting} cuts model.dim = {model.dim} over {layout.column} columns, which does not divide; change one of them",
         ),
         (
@@ -49,14 +49,23 @@ def _grid(config: Config, layout: Layout) -> list[tuple[bool, str]]:
         ),
         (
             square and kv not in (model.heads, 0) and kv % layout.column != 0,
-            f"{setting} cuts model.kv_heads = {kv} over {layout.column} columns, which does not divide; change one, or choose layout.tensor_topology = '1d'",
+            f"{setting} cuts model.kv_heads = {kv} over {layout.column} columns, which does not divide; change one, or use the topology '1d'",
         ),
     ]
 
 
 def _experts(config: Config, layout: Layout) -> list[tuple[bool, str]]:
     experts, ranks = config.model.moe.experts, layout.expert
+    section = config.layout
     return [
+        (
+            ranks == 1 and section.expert_spare > 0,
+            f"layout.expert_spare = {section.expert_spare} gives expert ranks spare slots, and layout.expert = 1 has no such ranks; change one",
+        ),
+        (
+            ranks == 1 and section.expert_every > 0,
+            f"layout.expert_every = {section.expert_every} moves experts between ranks, and layout.expert = 1 has one rank for all; change one",
+        ),
         (ranks > 1 and experts == 0, f"layout.expert = {ranks} spreads experts, and model.moe.experts = 0 has none; set layout.expert to 1"),
         (
             experts > 0 and experts <= (ranks - 1) * -(-experts // ranks),

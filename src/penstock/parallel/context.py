@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from penstock.comm import Axis, gather
 from penstock.models import Decoder
-from penstock.models.attention import AttentionCore
+from penstock.models.decoder import blocks_of
 from penstock.models.mask import Mask, block_mask_at, dense_mask_at
 from penstock.models.sequence import WholeSequence
 
@@ -33,7 +33,7 @@ def context_positions(tokens: int, ranks: int, index: int) -> np.ndarray:
 def split_context(decoder: Decoder, axis: Axis) -> None:
     """Let `decoder` work on this rank's part of every sequence, in place."""
     decoder.sequence = SplitSequence(decoder.sequence, axis)
-    for block in decoder.blocks.values():
+    for block in blocks_of(decoder).values():
         block.attention.core = ContextCore(block.attention.core, axis)
 
 
@@ -59,7 +59,7 @@ class SplitSequence(WholeSequence):
 class ContextCore(nn.Module):
     """Attention of a rank's own queries to the keys and values of all ranks."""
 
-    def __init__(self, core: AttentionCore, axis: Axis) -> None:
+    def __init__(self, core: nn.Module, axis: Axis) -> None:
         super().__init__()
         self.core, self.axis = core, axis
 

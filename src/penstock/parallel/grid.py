@@ -25,7 +25,7 @@ it: across nodes, and with one or two sequences of few tokens, where exchanges a
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,27 +34,29 @@ from torch import Tensor, nn
 from penstock.comm import Axis, gather, scatter_sum, total
 from penstock.models import Decoder
 from penstock.models.attention import Attention
+from penstock.models.decoder import blocks_of
 from penstock.models.grouped import grouped_linear
-from penstock.models.layers import FeedForward, Linear, RMSNorm
+from penstock.models.layers import FeedForward, wide
+from penstock.models.loss import Kernel, add_product, chunked_loss
 from penstock.models.moe import Experts, MixtureOfExperts, Router
 from penstock.parallel.mesh import Mesh
-from penstock.parallel.placement import padded_part, part
+from penstock.parallel.placement import padded_part
 from penstock.parallel.plan import kv_everywhere
-from penstock.parallel.vocabulary import GridLoss
+from penstock.parallel.vocabulary import look_up, split_softmax_gradient
 
 
 def apply_grid(decoder: Decoder, mesh: Mesh) -> None:
     """Replace the layers of `decoder` by those of the grid, in place; names of parameters stay, their shapes are left to the caller."""
     row, column = mesh.axis("row"), mesh.axis("column")
     model, layout = decoder.model, mesh.layout
-    for block in decoder.blocks.values():
+    for block in blocks_of(decoder).values():
         _replace_attention(block.attention, row, column, kv_everywhere(model, layout))
         if isinstance(block.ffn, MixtureOfExperts):
             block.ffn.router = GridRouter(block.ffn.router, column)
             block.ffn.experts = GridExperts(block.ffn.experts, row, column)
             if block.ffn.shared is not None:
                 _replace_ffn(block.ffn.shared, row, column)
-        else:
+        elif isinstance(block.ffn, FeedForward):
             _replace_ffn(block.ffn, row, column)
         block.attention_norm, block.ffn_norm = SplitNorm(block.attention_norm, column), SplitNorm(block.ffn_norm, column)
         for sublayer, name in ((block.attention, "attention"), (block.ffn, "ffn")):
@@ -75,7 +77,7 @@ def _scatter_tokens(row: Axis, name: str, module: nn.Module, inputs: tuple[Any, 
 
 def _replace_attention(attention: Attention, row: Axis, column: Axis, everywhere: bool) -> None:
     unit = column.size * attention.head_dim
-    heads = attention.wq.weight.shape[0] // attention.head_dim
+    heads = weight_of(attention.wq).shape[0] // attention.head_dim
     attention.wq = FirstLinear(attention.wq, row, column, unit, "attention")
     attention.wo = LastLinear(attention.wo, row, column, unit, "attention")
     if everywhere:
@@ -89,6 +91,11 @@ def _replace_ffn(ffn: FeedForward, row: Axis, column: Axis) -> None:
     ffn.down = LastLinear(ffn.down, row, column, column.size, "ffn")
 
 
+def weight_of(layer: nn.Module) -> nn.Parameter:
+    """The layer's only matrix or vector."""
+    return cast(nn.Parameter, layer.weight)
+
+
 def padded(weight: Tensor, dim: int, size: int) -> Tensor:
     """The weight with zeros up to `size` along `dim`, for a part that the cut left short."""
     missing = size - weight.shape[dim]
@@ -98,10 +105,11 @@ def padded(weight: Tensor, dim: int, size: int) -> Tensor:
 class FirstLinear(nn.Module):
     """The local part of a matrix that leads out of the residual stream: (..., d/x) to this rank's part of the outputs, (..., out/(y x))."""
 
-    def __init__(self, linear: Linear, row: Axis, column: Axis, unit: int, purpose: str) -> None:
+    def __init__(self, linear: nn.Module, row: Axis, column: Axis, unit: int, purpose: str) -> None:
         super().__init__()
-        self.rows = padded_part(linear.weight.shape[0], row.size, unit)
-        self.column, self.purpose, self.weight = column, purpose, linear.weight
+        self.weight = weight_of(linear)
+        self.rows = padded_part(self.weight.shape[0], row.size, unit)
+        self.column, self.purpose = column, purpose
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply, and sum over the columns keeping a part."""
@@ -112,10 +120,11 @@ class FirstLinear(nn.Module):
 class LastLinear(nn.Module):
     """The local part of a matrix that leads into the residual stream: (..., in/(y x)) to a share of (..., d/x), to be summed over the rows."""
 
-    def __init__(self, linear: Linear, row: Axis, column: Axis, unit: int, purpose: str) -> None:
+    def __init__(self, linear: nn.Module, row: Axis, column: Axis, unit: int, purpose: str) -> None:
         super().__init__()
-        self.inputs = padded_part(linear.weight.shape[1], row.size, unit)
-        self.column, self.purpose, self.weight = column, purpose, linear.weight
+        self.weight = weight_of(linear)
+        self.inputs = padded_part(self.weight.shape[1], row.size, unit)
+        self.column, self.purpose = column, purpose
 
     def forward(self, x: Tensor) -> Tensor:
         """Gather the columns' parts, and multiply."""
@@ -130,15 +139,14 @@ class OwnHeads(nn.Module):
     query heads are padding.
     """
 
-    own: Tensor
-
-    def __init__(self, linear: Linear, heads: int, head_dim: int, row: Axis, column: Axis) -> None:
+    def __init__(self, linear: nn.Module, heads: int, head_dim: int, row: Axis, column: Axis) -> None:
         super().__init__()
-        groups = linear.weight.shape[0] // head_dim
+        self.weight = weight_of(linear)
+        groups = self.weight.shape[0] // head_dim
         here = padded_part(heads, row.size, column.size) // column.size
         first = (row.index * column.size + column.index) * here
         self.own_heads = [min(head, heads - 1) // (heads // groups) for head in range(first, first + here)]
-        self.head_dim, self.column, self.weight = head_dim, column, linear.weight
+        self.head_dim, self.column = head_dim, column
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, t, d/x) to (b, t, own heads · head_dim)."""
@@ -149,37 +157,30 @@ class OwnHeads(nn.Module):
 class SplitNorm(nn.Module):
     """RMSNorm over features that are cut over the columns; the squares are summed over them."""
 
-    def __init__(self, norm: RMSNorm, column: Axis) -> None:
+    def __init__(self, norm: nn.Module, column: Axis) -> None:
         super().__init__()
-        self.weight, self.eps, self.width, self.column = norm.weight, norm.eps, norm.weight.shape[0], column
+        self.weight, self.eps, self.column = weight_of(norm), cast(float, norm.eps), column
+        self.width = self.weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., d/x), keeping the format of `x`."""
-        wide = x if x.dtype == torch.float64 else x.float()
-        squares = total(wide.square().sum(-1, keepdim=True), self.column, "norm")
-        return (wide * torch.rsqrt(squares / self.width + self.eps) * self.weight).to(x.dtype)
+        x_wide = wide(x)
+        squares = total(x_wide.square().sum(-1, keepdim=True), self.column, "norm")
+        return (x_wide * torch.rsqrt(squares / self.width + self.eps) * self.weight).to(x.dtype)
 
 
 class GridEmbedding(nn.Module):
     """Rows of the vocabulary cut over the grid's rows: each looks up what it has, and the sum goes back to each row's own tokens."""
 
-    def __init__(self, embedding: nn.Embedding, row: Axis) -> None:
+    def __init__(self, embedding: nn.Module, row: Axis) -> None:
         super().__init__()
-        self.row, self.weight = row, embedding.weight
-        self.start, _ = part(embedding.weight.shape[0], row.size, row.index)
+        self.row, self.weight = row, weight_of(embedding)
+        self.rows = padded_part(self.weight.shape[0], row.size)
 
     def forward(self, tokens_bt: Tensor) -> Tensor:
         """(b, t) tokens, the same on all rows, to (b, t/y, d/x)."""
-        return scatter_sum(look_up(self.weight, self.start, tokens_bt), self.row, 1, "embedding")
-
-
-def look_up(weight_vd: Tensor, start: int, tokens_bt: Tensor) -> Tensor:
-    """Vectors of those tokens whose rows are here, from row `start` on, and zeros for the others."""
-    places = tokens_bt - start
-    here = (places >= 0) & (places < len(weight_vd))
-    if len(weight_vd) == 0:
-        return (weight_vd.sum(0) * 0).expand(*tokens_bt.shape, -1)
-    return F.embedding(places.clamp(0, len(weight_vd) - 1), weight_vd) * here.unsqueeze(-1)
+        own_vd = padded(self.weight, 0, self.rows)
+        return scatter_sum(look_up(tokens_bt, own_vd, self.row.index * self.rows), self.row, 1, "embedding")
 
 
 class GridRouter(Router):
@@ -212,3 +213,34 @@ class GridExperts(Experts):
         )
         hidden_nf = gather(F.silu(gate) * up, self.column, -1, "experts")
         return grouped_linear(hidden_nf, padded(self.down_edf, 2, self.hidden), ends_e)
+
+
+class GridLoss:
+    """The `TokenLoss` of a head (v/y, d/x): every rank of the grid returns the loss of all its tokens.
+
+    A rank multiplies its features with its vocabulary rows; the sum over the columns leaves each with v/(y x) of a token's logits. Elements one
+    rank sends for n tokens: hidden states 2 n (d/x)(y - 1)/y, logits and their gradients 2 n v (x - 1)/(y x), softmax `vocabulary.py`.
+    """
+
+    def __init__(self, vocab: int, row: Axis, column: Axis, both: Axis) -> None:
+        """`both` is row and column taken together, over which the logits are cut."""
+        self.row, self.column, self.both = row, column, both
+        self.part = padded_part(vocab, row.size)  # rows of the head that a row of the grid has, but for the last
+        self.piece = padded_part(self.part, column.size)  # logits that a rank has, some of them padding
+
+    @torch.compiler.disable
+    def __call__(self, hidden_btd: Tensor, head_weight_vd: Tensor, targets_bt: Tensor, *, chunk_tokens: int, kernel: Kernel | None = None) -> Tensor:
+        """Sum of the cross-entropies of `targets_bt` (b, t), the same on all ranks of the grid; `kernel` is for uncut vocabularies."""
+        return chunked_loss(gather(hidden_btd, self.row, 1, "head"), head_weight_vd, targets_bt, chunk_tokens * self.both.size, self._step)
+
+    def _step(self, hidden_nd: Tensor, weight_vd: Tensor, targets_n: Tensor, gradients: tuple[Tensor, Tensor] | None) -> Tensor:
+        rows, place = len(weight_vd), self.column.index * self.piece
+        logits_nv = F.pad(hidden_nd @ weight_vd.t(), (0, self.piece * self.column.size - rows))
+        own_nv = self.column.reduce_scatter(logits_nv, 1, "head")
+        count = min(max(rows - place, 0), self.piece)
+        loss, grad_nv = split_softmax_gradient(own_nv, targets_n, self.both, self.row.index * self.part + place, count)
+        if gradients is not None:
+            grad_nv = self.column.all_gather(grad_nv, 1, "head")[:, :rows]
+            torch.mm(grad_nv, weight_vd, out=gradients[0])
+            add_product(gradients[1], grad_nv.t(), hidden_nd)
+        return loss

@@ -90,9 +90,13 @@ class Placement:
         boxes = self.boxes(layout, rank)
         return (sum(box.sizes[0] for box in boxes), *boxes[0].sizes[1:]) if self.shape else ()
 
-    def owned(self, layout: Layout, rank: int) -> list[bool]:
-        """For each of the rank's boxes, whether this rank is the one that counts for it in sums over all ranks."""
-        first = all(layout.coordinate(rank, axis) == 0 for axis in self.replicas(layout))
+    def owned(self, layout: Layout, rank: int, turn: int = 0) -> list[bool]:
+        """For each of the rank's boxes, whether this rank is the one that counts for it in sums over all ranks.
+
+        Of the replicas it is number `turn`, so that a burden can be shared among them.
+        """
+        replicas = self.replicas(layout)
+        first = layout.index(rank, replicas) == turn % layout.size(*replicas)
         if not self.slots:
             return [first]
         place = layout.index(rank, ("expert",))

@@ -12,7 +12,8 @@ Tensor grid (`layout.py`); `|` reads "cut over":
 so that 1-D is Megatron's column and row split with sequence parallelism (Korthikanti et al., arXiv 2205.05198), 2-D is the weight-stationary
 grid of AxoNN (Singh et al., arXiv 2305.13525) with its all-reduces taken apart into the two halves that need less memory, and 2.5-D is
 Tesseract (Wang et al., arXiv 2105.14500). Heads, feed-forward widths and vocabularies that do not divide leave the last parts short; the
-layers pad. Where the key-value heads do not divide over the grid, every rank holds them all (`kv_everywhere`).
+layers pad. Where grouped key-value heads do not divide over a 1-D or 2-D grid, every rank holds them all (`kv_everywhere`); a 2.5-D grid
+refuses them.
 
 Experts are cut over the expert axis, or placed by `slots`; each expert's matrices are cut like a dense layer's. FSDP then cuts what is
 left along dim 0, or along dim 1 for stacks of experts where it divides.
@@ -20,25 +21,39 @@ left along dim 0, or along dim 1 for stacks of experts where it divides.
 
 from __future__ import annotations
 
-from penstock.config import ModelSection
+from collections.abc import Mapping
+
+from penstock.config import ConfigError, ModelSection
+from penstock.parallel.balance import Slots
 from penstock.parallel.layout import Layout
 from penstock.parallel.placement import Placement, Split
 
 
 def plan_weights(
-    model: ModelSection, layout: Layout, shapes: dict[str, tuple[int, ...]], slots: tuple[tuple[int, ...], ...] = ()
+    model: ModelSection, layout: Layout, shapes: dict[str, tuple[int, ...]], slots: Mapping[str, Slots] | None = None
 ) -> dict[str, Placement]:
-    """Placement of every parameter by logical name, from its full shape; FSDP's cut included."""
+    """Placement of every parameter by logical name, from its full shape; FSDP's cut included.
+
+    `slots[block]` places the experts of a block by hand; those of the other blocks are cut evenly. Raises `ConfigError` where FSDP would have to
+    cut between the experts of hand-placed stacks.
+    """
     plan = {}
     for name, shape in shapes.items():
-        placement = place(name, shape, model, layout, slots)
+        block = name.split(".")[1] if name.startswith("blocks.") else ""
+        placement = place(name, shape, model, layout, (slots or {}).get(block, ()))
         expert = _is_expert(name)
         axes = layout.expert_shard_axes if expert else layout.shard_axes
-        plan[name] = placement.also(Split(shard_dim(placement, layout, expert), axes))
+        dim = shard_dim(placement, layout, expert)
+        if placement.slots and axes and dim == 0:
+            raise ConfigError(
+                f"{name}: places with different numbers of experts, or widths that the {layout.expert_shard} ranks which shard an expert "
+                "do not divide, cannot be sharded where experts are placed by load; change layout.shard, layout.expert or model.moe.dim"
+            )
+        plan[name] = placement.also(Split(dim, axes))
     return plan
 
 
-def place(name: str, shape: tuple[int, ...], model: ModelSection, layout: Layout, slots: tuple[tuple[int, ...], ...] = ()) -> Placement:
+def place(name: str, shape: tuple[int, ...], model: ModelSection, layout: Layout, slots: Slots = ()) -> Placement:
     """Placement of one parameter on the tensor grid and the expert axis."""
     if _is_expert(name):
         along_experts = () if slots else (Split(0, ("expert",)),)
@@ -58,9 +73,8 @@ def place(name: str, shape: tuple[int, ...], model: ModelSection, layout: Layout
 
 
 def kv_everywhere(model: ModelSection, layout: Layout) -> bool:
-    """Whether every rank of the grid holds all key-value heads, because grouped ones do not divide over those that share the heads."""
-    over = layout.column if layout.topology == "2.5d" else layout.row * layout.column
-    return model.kv_heads != model.heads and model.kv_heads % over != 0
+    """Whether every rank of the grid holds all key-value heads, because grouped ones do not divide over a 1-D or 2-D grid."""
+    return layout.topology != "2.5d" and model.kv_heads != model.heads and model.kv_heads % (layout.row * layout.column) != 0
 
 
 def shard_dim(placement: Placement, layout: Layout, expert: bool) -> int:

@@ -17,7 +17,7 @@ plain replication sends less than degree 3 and is simpler to overlap.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -78,8 +78,8 @@ def _wrap(module: nn.Module, mesh: Any, axis: Axis, keep: bool, placement: Any =
     wrapped = fully_shard(module, mesh=mesh, reshard_after_forward=keep, shard_placement_fn=placement, ignored_params=ignored)
     wrapped.set_gradient_divide_factor(1.0)
     wrapped.set_force_sum_reduction_for_comms(True)
-    wrapped.set_custom_all_gather(_CountedAllGather(axis))
-    wrapped.set_custom_reduce_scatter(_CountedReduceScatter(axis))
+    wrapped.set_custom_all_gather(cast(Any, _CountedAllGather(axis)))
+    wrapped.set_custom_reduce_scatter(cast(Any, _CountedReduceScatter(axis)))
     return wrapped
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from penstock.comm import local
 from penstock.parallel.mesh import Mesh
-from penstock.parallel.placement import Placement
+from penstock.parallel.placement import Box, Placement
 
 
 class Weights:
@@ -26,16 +26,30 @@ class Weights:
             tensor = local(parameter)
             assert tensor.shape == expected, f"{name} is {tuple(tensor.shape)} on rank {mesh.world.rank}, planned {expected}"
             self.locals[name] = tensor
+        layout = mesh.layout
+        #: Whether every rank holds every parameter whole.
+        self.whole_here = all(layout.size(*placement.axes) == 1 and not placement.slots for placement in self.placements.values())
 
     @property
     def n_total(self) -> int:
         """Trained numbers of the whole model."""
         return sum(torch.Size(placement.shape).numel() for placement in self.placements.values())
 
-    def collect(self) -> None:
-        """Put every parameter's gradient, as far as this rank holds it, on its plain tensor."""
+    def collect(self) -> list[Tensor]:
+        """Put every parameter's gradient, as far as this rank holds it, on its plain tensor; return those there are."""
         for name, parameter in self.parameters.items():
             self.locals[name].grad = None if parameter.grad is None else local(parameter.grad)
+        return [tensor.grad for tensor in self.locals.values() if tensor.grad is not None]
+
+    def counted(self) -> list[Tensor]:
+        """Views of the collected gradients that together, over all ranks, hold every element of the whole gradient once."""
+        layout, rank = self.mesh.layout, self.mesh.world.rank
+        found: list[Tensor] = []
+        for name, tensor in self.locals.items():
+            if tensor.grad is not None:
+                placement = self.placements[name]
+                found += [part for part, owned in zip(box_views(tensor.grad, placement.boxes(layout, rank)), placement.owned(layout, rank)) if owned]
+        return found
 
     def drop_gradients(self) -> None:
         """Forget all gradients."""
@@ -55,7 +69,7 @@ def assemble(tensor: Tensor, placement: Placement, mesh: Mesh, purpose: str) -> 
     """Join the parts of a tensor from all ranks that hold different ones; every rank of the mesh must call it."""
     axes = tuple(sorted(placement.axes, key=lambda a: -mesh.layout.stride(a)))
     axis = mesh.axis(*axes)
-    if axis.size == 1:
+    if axis.size == 1 and not placement.slots:
         return tensor.clone()
     boxes = [placement.boxes(mesh.layout, rank) for rank in axis.ranks]
     room = max(sum(box.numel for box in of_rank) for of_rank in boxes)
@@ -69,6 +83,11 @@ def assemble(tensor: Tensor, placement: Placement, mesh: Mesh, purpose: str) -> 
             whole[box.slices] = part[start : start + box.numel].view(box.sizes)
             start += box.numel
     return whole
+
+
+def box_views(tensor: Tensor, boxes: list[Box]) -> list[Tensor]:
+    """The boxes of a rank's tensor, which lie one behind the other along dim 0, as views."""
+    return [tensor] if len(boxes) == 1 else list(tensor.split([box.sizes[0] for box in boxes]))
 
 
 def own_part(whole: Tensor, placement: Placement, mesh: Mesh) -> Tensor:

@@ -1,15 +1,16 @@
-"""Snapshots: the logical training state, written through torch's distributed checkpoint as safetensors.
+"""Snapshots: the logical training state as safetensors, each rank writing what it owns, to be read by any other layout.
 
-A state is a flat dictionary of tensors by logical name (`model.…`, `optim.…`, `ema.…`) plus a few plain numbers.
-Every rank calls `save_snapshot`; replicated tensors are written once, the work shared between ranks. Files are
-safetensors, their index is in their own JSON headers, the plain numbers and an XXH3 checksum of every file
-are in `snapshot.json`: nothing is ever unpickled, neither here nor by torch.
+A state is a flat dictionary of tensors by logical name (`model.…`, `optim.…`, `ema.…`), of which a rank of a parallel layout
+holds the boxes that its placements say, plus a few plain numbers. Every rank calls `save_snapshot` and writes one file of boxes (`boxes.py`);
+what several ranks hold is written once, the work shared between them. `load_snapshot` reads each rank's own boxes from
+whatever boxes the files hold. Full shapes, the plain numbers and an XXH3 checksum of every file are in `snapshot.json`: nothing is ever pickled.
 
 Atomic: everything goes to `.partial-step-N`, is flushed to the disk, and the folder is renamed when all ranks have
 succeeded. A crash leaves only a `.partial` folder, which the next save removes; a full disk removes it at once.
 
-Cost: one write of 12 bytes a parameter (AdamW, float32), during which training waits. When not to use it: it
-stores the whole state each time, so very frequent snapshots of a large model want the incremental store.
+Cost: one write of 12 bytes a parameter (AdamW, float32), shared by all ranks, during which training waits; loading reads the files once
+more for their checksums, shared likewise. The folder must be seen by all ranks. When not to use it: it stores the whole state
+each time, so very frequent snapshots of a large model want the incremental store.
 """
 
 from __future__ import annotations
@@ -18,27 +19,24 @@ import json
 import os
 import re
 import shutil
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 import xxhash
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
-from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from penstock.comm import World
 from penstock.config import SharedError, UserError, disk_errors
+from penstock.parallel import Layout, Placement
+from penstock.store.boxes import box_key, local_boxes, read_boxes, write_boxes
 from penstock.store.runs import write_text
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step-(\d{8})$")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -55,19 +53,38 @@ def list_snapshots(folder: Path) -> list[Snapshot]:
     return sorted(found, key=lambda snapshot: snapshot.step)
 
 
-def save_snapshot(folder: Path, step: int, tensors: dict[str, Tensor], numbers: dict[str, Any], world: World, keep: int = 0) -> Snapshot:
+def save_snapshot(
+    folder: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    numbers: dict[str, Any],
+    world: World,
+    keep: int = 0,
+    placements: dict[str, Placement] | None = None,
+    layout: Layout | None = None,
+) -> Snapshot:
     """Write the state of `step` on all ranks together; drop the oldest beyond `keep` (0: keep all).
 
+    `tensors` are this rank's, placed on `layout` as `placements` say; those without one are whole and equal on all ranks.
     Raises `SharedError` on every rank when any rank could not write, leaving earlier snapshots untouched.
     """
     final, partial = folder / f"step-{step:08d}", folder / f".partial-step-{step:08d}"
+    state = local_boxes(tensors, placements or {}, layout or Layout(replicate=world.size), world.rank)
     if world.is_lead:
         shutil.rmtree(partial, ignore_errors=True)
     world.barrier()
-    failure = _attempt(lambda: _write_files(partial, tensors, world))
+    mine = {
+        box_key(name, local.shape, box): view
+        for name, local in state.items()
+        for box, view, written in zip(local.boxes, local.views, local.written)
+        if written and box.numel
+    }
+    digest, failure = _attempt(lambda: _write_files(partial, mine, world))
     _raise_together(failure, partial, step, world)
+    shapes = {name: list(state[name].shape) for name in tensors}
+    manifest = {"format": FORMAT, "step": step, "numbers": numbers, "shapes": shapes, "files": _all_files(digest or "", world)}
     if world.is_lead:
-        failure = _attempt(lambda: _publish(partial, final, step, numbers))
+        _, failure = _attempt(lambda: _publish(partial, final, manifest))
     _raise_together(failure, partial, step, world)
     if world.is_lead and keep:
         for old in list_snapshots(folder)[:-keep]:
@@ -75,64 +92,84 @@ def save_snapshot(folder: Path, step: int, tensors: dict[str, Tensor], numbers: 
     return Snapshot(final, step)
 
 
-def load_snapshot(snapshot: Snapshot, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Fill `tensors` in place from a snapshot and return its plain numbers.
+def load_snapshot(
+    snapshot: Snapshot,
+    tensors: dict[str, Tensor],
+    world: World | None = None,
+    placements: dict[str, Placement] | None = None,
+    layout: Layout | None = None,
+) -> dict[str, Any]:
+    """Fill `tensors`, placed as in `save_snapshot`, in place from a snapshot of any layout, and return its plain numbers.
 
-    Raises `UserError` naming the tensor when a name or shape differs from what the snapshot holds.
+    All ranks of `world` (default: this process alone) must call it; they share the verifying. Raises `UserError` on every rank: when the
+    snapshot is damaged, or, naming the tensor, when a name or full shape differs from what it holds.
     """
-    meta = read_numbers(snapshot)
-    reader = HuggingFaceStorageReader(str(snapshot.path))
-    stored = {name: tuple(m.size) for name, m in reader.read_metadata().state_dict_metadata.items() if isinstance(m, TensorStorageMetadata)}
-    _check_same(stored, {name: tuple(_at_least_1d(t).shape) for name, t in tensors.items()}, snapshot)
-    with _single_process():
-        load_distributed({name: _at_least_1d(t) for name, t in tensors.items()}, storage_reader=reader, no_dist=True)
-    return meta
+    world = world or World()
+    manifest, failure = _attempt(lambda: _verified(snapshot, world))
+    if world.any(failure is not None, "snapshot"):
+        raise failure or UserError(f"snapshot {snapshot.path} is damaged, as another rank found{_older(snapshot)}")
+    assert manifest is not None
+    state = local_boxes(tensors, placements or {}, layout or Layout(replicate=world.size), world.rank)
+    stored = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
+    _check_same(stored, {name: local.shape for name, local in state.items()}, snapshot)
+    missing = read_boxes([snapshot.path / name for name in manifest["files"]], state)
+    if missing:
+        raise UserError(f"snapshot {snapshot.path} is damaged: its files hold only a part of {missing[0]}{_older(snapshot)}")
+    return manifest["numbers"]
 
 
 def read_numbers(snapshot: Snapshot) -> dict[str, Any]:
     """The plain numbers of a snapshot, after its files' checksums have been verified; raises `UserError`."""
+    return _verified(snapshot, World())["numbers"]
+
+
+def _verified(snapshot: Snapshot, world: World) -> dict[str, Any]:
+    """The manifest, after this rank has verified its share of the files."""
     try:
         manifest = json.loads((snapshot.path / "snapshot.json").read_text(encoding="utf-8"))
-        files = manifest["files"]
+        files, written = manifest["files"], manifest["format"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"snapshot {snapshot.path} is damaged: snapshot.json {error}{_older(snapshot)}") from None
-    for name, digest in files.items():
+    if written != FORMAT:
+        raise UserError(f"snapshot {snapshot.path} has format {written}, and this version of Penstock reads {FORMAT}; use the version that wrote it")
+    for name, digest in list(files.items())[world.rank :: world.size]:
         file = snapshot.path / name
         if not file.is_file() or _checksum(file) != digest:
             raise UserError(f"snapshot {snapshot.path} is damaged: {name} is missing or its checksum differs{_older(snapshot)}")
-    return manifest["numbers"]
+    return manifest
 
 
-def _write_files(partial: Path, tensors: dict[str, Tensor], world: World) -> None:
+def _write_files(partial: Path, mine: dict[str, Tensor], world: World) -> str:
     with disk_errors(partial.parent, "saving a snapshot"):
         partial.mkdir(parents=True, exist_ok=True)
-        state = {name: _at_least_1d(t.detach()) for name, t in tensors.items()}
-        writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-        try:
-            with _single_process():
-                save_distributed(state, storage_writer=writer, no_dist=world.size == 1)
-        except CheckpointException as error:
-            raise next(iter(error.failures.values()))[0] from None
+        return write_boxes(partial / _file_name(world.rank), mine)
 
 
-def _publish(partial: Path, final: Path, step: int, numbers: dict[str, Any]) -> None:
+def _file_name(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
+
+
+def _all_files(digest: str, world: World) -> dict[str, str]:
+    """Checksums of all ranks' files by name, on every rank."""
+    own = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8, device=world.device)
+    digests = world.axis.all_gather(own, 0, "snapshot").view(world.size, -1).tolist()
+    return {_file_name(rank): bytes(row).hex() for rank, row in enumerate(digests)}
+
+
+def _publish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
     with disk_errors(partial.parent, "saving a snapshot"):
-        files = sorted(partial.glob("*.safetensors"))
-        for file in files:
-            _sync(file)
-        manifest = {"format": FORMAT, "step": step, "numbers": numbers, "files": {f.name: _checksum(f) for f in files}}
         write_text(partial / "snapshot.json", json.dumps(manifest, indent=1))
+        _sync(partial)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(partial, final)
         _sync(final.parent)
 
 
-def _attempt(action: Callable[[], None]) -> UserError | None:
+def _attempt(action: Callable[[], _Result]) -> tuple[_Result | None, UserError | None]:
     try:
-        action()
+        return action(), None
     except UserError as error:
-        return error
-    return None
+        return None, error
 
 
 def _raise_together(failure: UserError | None, partial: Path, step: int, world: World) -> None:
@@ -159,18 +196,6 @@ def _check_same(stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int,
 def _older(snapshot: Snapshot) -> str:
     older = [s.step for s in list_snapshots(snapshot.path.parent) if s.step < snapshot.step]
     return f"; delete that folder and resume goes on from step {older[-1]}" if older else "; there is no older snapshot, start a new run"
-
-
-def _at_least_1d(tensor: Tensor) -> Tensor:
-    return tensor.view(1) if tensor.dim() == 0 else tensor
-
-
-@contextmanager
-def _single_process() -> Iterator[None]:
-    """Without torch's warning that it saves in a single process, which is what we asked for."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
 
 
 def _checksum(file: Path) -> str:
