@@ -55,14 +55,19 @@ REAL = {
         ("tensor=4 tensor_topology=2d", ONE_KEY, torch.bfloat16, 2),
         ("shard=2 context=2", ODD, torch.bfloat16, 2),
         ("shard=2 tensor=2", GROUPED, torch.float32, 2),
+        ("tensor=4 tensor_topology=2.5d", ODD, torch.bfloat16, 2),
     ],
-    8: [("shard=2 tensor=4 tensor_topology=2d", ODD, torch.float32, 2), ("shard=2 context=2 tensor=2 zero=2", MOE, torch.bfloat16, 1)],
+    8: [
+        ("tensor=8 tensor_topology=2.5d", MOE, torch.float32, 1),
+        ("shard=2 tensor=4 tensor_topology=2d", ODD, torch.float32, 2), ("shard=2 context=2 tensor=2 zero=2", MOE, torch.bfloat16, 1),
+    ],
 }
 
 #: Rehearsed, every one with every model.
 REHEARSED = [
     (2, "tensor=2"), (2, "replicate=2"), (2, "shard=2"), (2, "shard=2 zero=2"), (4, "tensor=4"), (4, "shard=2 replicate=2"),
     (8, "context=2 tensor=4 tensor_topology=2d"), (8, "tensor=8 tensor_topology=2d tensor_grid=2x4"), (16, "shard=2 context=2 tensor=4 zero=1"),
+    (4, "tensor=4 tensor_topology=2.5d"), (8, "tensor=8 tensor_topology=2.5d"), (16, "shard=2 context=2 tensor=4 tensor_topology=2.5d"),
 ]  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def loss_chunk(work: Workload) -> int:
         tokens, row = min(work.chunk_tokens * layout.row, work.tokens), work.part(vocab, "column")
         piece = row
     else:
-        tokens, row = min(work.chunk_tokens, work.tokens), work.part(vocab, "row")
+        tokens, row = min(work.chunk_tokens * layout.row * layout.column, work.tokens), work.part(vocab, "row")
         piece = -(-row // layout.column)
     return tokens * (2 * row * work.compute + 2 * piece * work.wide)
 

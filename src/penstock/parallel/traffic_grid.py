@@ -1,4 +1,4 @@
-"""Traffic of 1-D and 2-D tensor parallelism, from shapes: the layers of `grid.py` and the loss of `vocabulary.py`, line by line.
+"""Traffic of 1-D and 2-D tensor parallelism, from shapes: the layers of `grid.py`, line by line.
 
 For one micro-batch, forward and backward. y rows, x columns; n tokens in the tensor group, c bytes an activation, w bytes where float32
 at least, m bytes a weight. Where a width does not divide, the full part counts, because that is what is sent.
@@ -6,13 +6,13 @@ at least, m bytes a weight. Where a width does not divide, the full part counts,
     row      embedding n d/x · m, attention and feed-forward 2 n d/x · c each, head n d/x · c                  (there and back)
     column   outputs of wq wk wv gate up, inputs of wo down: n (out/y) · c each; norms (n/y) · w; router n e · m  (there and back)
              head n (v/y) · c twice, with no backward pass of its own
-    both     softmax 3 n · w, all-reduced
+    both     loss 3 n · w, all-reduced
 """
 
 from __future__ import annotations
 
 from penstock.models.decoder import has_experts
-from penstock.parallel.placement import part
+from penstock.parallel.placement import padded_part, part
 from penstock.parallel.plan import kv_everywhere
 from penstock.parallel.traffic import Collective, Workload, both_ways
 
@@ -80,15 +80,15 @@ def _outputs(work: Workload, purpose: str, width: int, unit: int, times: int) ->
 
 
 def _loss(work: Workload) -> list[Collective]:
-    column = work.layout.column
-    piece = -(-work.part(work.model.vocab, "row") // column)
+    layout, column = work.layout, work.layout.column
+    piece = padded_part(work.part(work.model.vocab, "row"), column)
     lines = []
-    for tokens, times in work.chunks(work.chunk_tokens):
+    for tokens, times in work.chunks(work.chunk_tokens * layout.row * column):
         logits = tokens * piece * column * work.compute
         lines += [
             Collective(("column",), "head", "reduce_scatter", logits, times),
-            Collective(("row", "column"), "softmax", "all_reduce", tokens * work.wide, times),
-            Collective(("row", "column"), "softmax", "all_reduce", 2 * tokens * work.wide, times),
+            Collective(("row", "column"), "loss", "all_reduce", tokens * work.wide, times),
+            Collective(("row", "column"), "loss", "all_reduce", 2 * tokens * work.wide, times),
             Collective(("column",), "head", "all_gather", logits, times),
         ]
     return lines
