@@ -10,7 +10,8 @@ key-value heads, f' of the feed-forward), c bytes an activation and w bytes wher
     experts              the same for the rows that come here, and each row's result; the router's scores and choices
 
 x and y are columns and rows; in 2.5-D n are the rank's own tokens and nothing is gathered, so y = 1 and x = 1 in these terms. Under context
-parallelism keys and values are those of the whole sequence. `casts` are copies of weights in the activations' format (where that is not the weights'
+parallelism keys and values are those of the whole sequence; in 2.5-D the values, a view of the product that made queries and keys
+too, keep all of it. `casts` are copies of weights in the activations' format (where that is not the weights'
 own), or laid on top of each other (2.5-D), which matrix products keep too. Checked against autograd's own saved tensors to a few per cent; the dense
 masks of the CPU's attention path under windows, documents or context are left out, and so is what a compiler recomputes.
 """
@@ -79,9 +80,10 @@ def _attention(work: Workload) -> int:
     else:
         (heads, kv), columns = local_heads(work), work.layout.column
     gathered = n * k * heads * columns * work.compute if columns > 1 else 0
+    together = n * k * (heads + kv) * work.compute if _square(work) and not (model.qk_norm and work.compute >= 4) else 0
     normed = work.wide * n * (heads + kv) * (2 * k + 1) if model.qk_norm else 0
     seen = n * work.layout.context  # tokens whose keys and values are here
-    return n * (_width(work) + 2 * heads * k) * work.compute + 2 * seen * kv * k * work.compute + 4 * n * heads + gathered + normed
+    return n * (_width(work) + 2 * heads * k) * work.compute + 2 * seen * kv * k * work.compute + 4 * n * heads + gathered + together + normed
 
 
 def _feed_forward(work: Workload, rows: int, hidden: int) -> int:

@@ -38,6 +38,13 @@ def step_traffic(work: Workload) -> list[Collective]:
     return [line.repeated(work.micro_batches) for line in lines] + shard_traffic(work) + gradient_traffic(work)
 
 
+def block_traffic(work: Workload, layer: int) -> list[Collective]:
+    """Every collective of block `layer` in one step, its weights' gathers and its gradients' sums included."""
+    block = f"blocks.{layer}."
+    lines = [line.repeated(work.micro_batches) for line in layer_traffic(work, layer)]
+    return lines + shard_traffic(work, block) + gradient_traffic(work, block)
+
+
 def layer_traffic(work: Workload, layer: int) -> list[Collective]:
     """What block `layer` sends in one micro-batch but for its weights and gradients, forward and backward."""
     grid = tesseract_layer if work.layout.topology == "2.5d" else grid_layer
@@ -55,10 +62,10 @@ def ends_traffic(work: Workload) -> list[Collective]:
     return lines
 
 
-def shard_traffic(work: Workload) -> list[Collective]:
-    """FSDP's gathers of weights and sums of gradients in a whole step."""
+def shard_traffic(work: Workload, prefix: str = "") -> list[Collective]:
+    """FSDP's gathers of weights and sums of gradients in a whole step, of the groups whose names begin with `prefix`."""
     zero, batches, lines = work.layout.zero, work.micro_batches, []
-    for group in shard_groups(work):
+    for group in (group for group in shard_groups(work) if group.name.startswith(prefix)):
         n_bytes = group.padded_numel(work) * work.master
         gathers = (2 if group.regathers else 1) * batches if zero == 3 else 1
         lines.append(Collective(group.axes, "weights", "all_gather", n_bytes, gathers))
@@ -66,11 +73,11 @@ def shard_traffic(work: Workload) -> list[Collective]:
     return lines
 
 
-def gradient_traffic(work: Workload) -> list[Collective]:
-    """The sums of gradients over replicas at the end of a step, in the reducer's own buckets."""
+def gradient_traffic(work: Workload, prefix: str = "") -> list[Collective]:
+    """The sums of gradients over replicas at the end of a step, in the reducer's own buckets; of parameters whose names begin with `prefix`."""
     layout, dtype = work.layout, torch.float64 if work.master == 8 else torch.float32
     pairs, axes_of = [], {}
-    for placement in placements(work).values():
+    for placement in (placement for name, placement in placements(work).items() if name.startswith(prefix)):
         axes = placement.replicas(layout)
         axis = Axis(axis_name(axes, layout), layout.group(work.rank, axes))
         axes_of[axis.name] = axes
@@ -81,8 +88,9 @@ def gradient_traffic(work: Workload) -> list[Collective]:
 
 @dataclass(frozen=True)
 class ShardGroup:
-    """Parameters that FSDP gathers together, over `axes`; `regathers`: in degree 3 again for the backward pass."""
+    """Parameters below the module `name` that FSDP gathers together, over `axes`; `regathers`: in degree 3 again for the backward pass."""
 
+    name: str
     axes: tuple[str, ...]
     parameters: tuple[Placement, ...]
     regathers: bool
@@ -106,13 +114,14 @@ def shard_groups(work: Workload) -> list[ShardGroup]:
         return []
     groups = []
     for layer in range(work.model.layers):
-        block = {name: placement for name, placement in plan.items() if name.startswith(f"blocks.{layer}.")}
-        experts = tuple(placement for name, placement in block.items() if ".experts." in name)
+        name = f"blocks.{layer}."
+        block = {key: placement for key, placement in plan.items() if key.startswith(name)}
+        experts = tuple(placement for key, placement in block.items() if ".experts." in key)
         if experts and layout.expert_shard > 1:
-            groups.append(ShardGroup(layout.expert_shard_axes, experts, True))
-        groups.append(ShardGroup(layout.shard_axes, tuple(p for name, p in block.items() if ".experts." not in name), True))
-    rest = tuple(placement for name, placement in plan.items() if not name.startswith("blocks."))
-    return [*groups, ShardGroup(layout.shard_axes, rest, False)]
+            groups.append(ShardGroup(f"{name}ffn.experts.", layout.expert_shard_axes, experts, True))
+        groups.append(ShardGroup(name, layout.shard_axes, tuple(p for key, p in block.items() if ".experts." not in key), True))
+    rest = tuple(placement for key, placement in plan.items() if not key.startswith("blocks."))
+    return [*groups, ShardGroup("", layout.shard_axes, rest, False)]
 
 
 def placements(work: Workload) -> dict[str, Placement]:
