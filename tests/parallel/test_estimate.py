@@ -3,14 +3,16 @@
 import pytest
 import torch
 from ranks import run_ranks
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from penstock.config import load_config
+from penstock.config import ConfigError, load_config
 from penstock.models import resolve_model
-from penstock.parallel.apply import lay_out
+from penstock.parallel import Layout, Mesh, build_layout, check_layout, lay_out
+from penstock.parallel.activations import layer_activations, layer_casts
+from penstock.parallel.apply import shape_decoder
 from penstock.parallel.estimate import step_traffic
-from penstock.parallel.layout import build_layout
-from penstock.parallel.mesh import Mesh
-from penstock.parallel.rehearse import FORMATS, counted_bytes, rehearse_step, run_step
+from penstock.parallel.rehearse import FORMATS, counted_bytes, fake_mesh, rehearse_step, run_step
+from penstock.parallel.topology import choose_topology, layer_bytes, layer_work
 from penstock.parallel.traffic import Workload, bytes_sent
 
 BASE = ["model.layers=2", "model.dim=24", "model.heads=4", "model.head_dim=6", "model.context=16", "model.ffn_dim=20"]
@@ -66,7 +68,7 @@ REAL = {
 #: Rehearsed, every one with every model.
 REHEARSED = [
     (2, "tensor=2"), (2, "replicate=2"), (2, "shard=2"), (2, "shard=2 zero=2"), (4, "tensor=4"), (4, "shard=2 replicate=2"),
-    (8, "context=2 tensor=4 tensor_topology=2d"), (8, "tensor=8 tensor_topology=2d tensor_grid=2x4"), (16, "shard=2 context=2 tensor=4 zero=1"),
+    (8, "context=2 tensor=4 tensor_topology=2d"), (8, "tensor=8 tensor_topology=2d tensor_grid=2x4"), (16, "shard=2 context=2 tensor=2 zero=1"),
     (4, "tensor=4 tensor_topology=2.5d"), (8, "tensor=8 tensor_topology=2.5d"), (16, "shard=2 context=2 tensor=4 tensor_topology=2.5d"),
 ]  # fmt: skip
 
@@ -80,9 +82,96 @@ def test_the_estimate_is_what_ranks_send(ranks):
             assert sent, case
 
 
+MODELS = [([], torch.float32), (ODD, torch.bfloat16), (GROUPED, torch.bfloat16), (ONE_KEY, torch.bfloat16), (MOE, torch.float32)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "layout"), REHEARSED)
 def test_the_estimate_is_what_a_rehearsal_counts(ranks, layout):
-    for model, dtype in ([], torch.float32), (ODD, torch.float32), (GROUPED, torch.bfloat16), (ONE_KEY, torch.bfloat16), (MOE, torch.float32):
-        work = workload([*BASE, *model, *layout_sets(layout)], ranks, ranks - 1, dtype, 2)
-        assert rehearse_step(work) == bytes_sent(step_traffic(work), work.layout), model
+    checked = 0
+    for model, dtype in MODELS:
+        sets = [*BASE, *model, *layout_sets(layout)]
+        work = workload(sets, ranks, ranks - 1, dtype, 2)
+        if not refused(sets, work):
+            assert rehearse_step(work) == bytes_sent(step_traffic(work), work.layout), model
+            checked += 1
+    assert checked >= 3
+
+
+def refused(sets, work):
+    """Whether a model cannot be laid out so."""
+    try:
+        check_layout(load_config(None, [*sets, "batch.global=64"]), work.layout)
+    except ConfigError:
+        return True
+    return False
+
+
+def exchanged_rows(world, sets):
+    """Bytes that experts' rows send by the meter, and by the estimate, with all else equal."""
+    sent, estimated = counted(world, sets, torch.float32, 1)
+    return sent.pop("expert.experts"), estimated.pop("expert.experts"), sent == estimated
+
+
+def test_experts_rows_are_estimated_under_even_routing():
+    sets = [*BASE, *MOE, "model.context=512", *layout_sets("expert=2")]
+    of_ranks = run_ranks(exchanged_rows, 2, sets)
+    assert all(same for _, _, same in of_ranks)
+    assert sum(sent for sent, _, _ in of_ranks) == pytest.approx(sum(estimated for _, estimated, _ in of_ranks), rel=0.15)
+
+
+def kept_by_autograd(work):
+    """Bytes that the first block of `work` keeps for its backward pass, by autograd's own list, parameters left out."""
+    with fake_mesh(work) as mesh:
+        decoder, _, _ = shape_decoder(work.model, mesh, FORMATS[work.master])
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            decoder.to_empty(device="cpu")
+            parameters = {p.untyped_storage()._cdata for p in decoder.parameters()}
+            kept, alive = {}, []
+
+            def pack(tensor):
+                alive.append(tensor)
+                kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+                return tensor
+
+            rows = 1 if work.layout.topology == "2.5d" else work.layout.row
+            x_btd = torch.zeros(work.micro, work.tokens // work.micro // rows, work.part(work.model.dim, "column"), dtype=FORMATS[work.compute])
+            context = decoder.sequence.context(torch.zeros((work.micro, work.tokens // work.micro), dtype=torch.int64))
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                decoder.blocks["0"](x_btd.requires_grad_(), *context)
+            return sum(n for storage, n in kept.items() if storage not in parameters)
+
+
+WIDE = ["model.layers=1", "model.dim=256", "model.heads=8", "model.context=512", "model.ffn_dim=640"]
+
+
+@pytest.mark.parametrize("model", [[], ["model.kv_heads=4", "model.qk_norm=true"], ["model.moe.experts=8", "model.moe.dim=128"]])
+@pytest.mark.parametrize(
+    ("ranks", "layout"), [(1, ""), (2, "tensor=2"), (4, "tensor=4 tensor_topology=2d"), (8, "tensor=8 tensor_topology=2d"), (4, "tensor=4 tensor_topology=2.5d")]
+)
+def test_activations_are_what_autograd_keeps(ranks, layout, model):
+    for compute in (4, 2):
+        config = load_config(None, [*WIDE, *model, *layout_sets(layout)])
+        work = Workload(resolve_model(config.model, VOCAB), build_layout(config, ranks), MICRO, compute=compute)
+        estimated = layer_activations(work, 0) + layer_casts(work, 0)
+        assert estimated == pytest.approx(kept_by_autograd(work), rel=0.06), compute
+
+
+def test_the_chosen_topology_never_sends_more_than_one_dimension():
+    model = resolve_model(load_config(None, ["model.layers=1", "model.dim=1024", "model.heads=64"]).model, VOCAB)
+    winners = set()
+    for ranks in (4, 16, 64):
+        for tokens in (1024, 16384, 262144):
+            choice = choose_topology(model, ranks, tokens)
+            widest = choose_topology(model, ranks, tokens, shard=True)
+            work = layer_work(model, Layout(row=ranks), tokens)
+            assert widest.n_bytes <= choice.n_bytes <= layer_bytes(work)
+            winners.add(choice.layout.topology)
+    assert winners == {"2d", "2.5d"}
+    assert choose_topology(model, 1, 1024).layout == Layout()
+
+
+def test_a_grid_that_one_dimension_cannot_form_is_refused():
+    model = resolve_model(load_config(None, ["model.layers=1", "model.dim=96", "model.heads=3"]).model, VOCAB)
+    with pytest.raises(ValueError, match="3 heads"):
+        choose_topology(model, 4, 1024)

@@ -2,8 +2,8 @@
 
 The lines follow a step: for every micro-batch the tensor grid (`traffic_grid.py`, `traffic_tesseract.py`), context, experts and FSDP's gathers and
 sums; once the sums of gradients over replicas. Counted as the meter counts, so that estimate and run can be held against each other to the
-byte. Two things are expectations: what experts' rows send, which is under even routing; and nothing is said of the engine's own small agreements
-(`world.*`: loss, gradient norm, expert loads), some hundred bytes a step.
+byte. What depends on the run is its expectation: experts' rows under even routing on evenly cut experts, Muon's matrices dealt evenly. Nothing is
+said of the engine's own small agreements (`world.*`: loss, gradient norm, expert loads), some hundred bytes a step.
 
     FSDP, P weights in a group over s ranks, padded: gathers 2 m P (s - 1)/s in degree 3 (m for the group of embedding, norm and head, which
     stays from forward to backward), P (s - 1)/s in 1 and 2; sums m P (s - 1)/s in 2 and 3, P (s - 1)/s in 1
@@ -13,6 +13,7 @@ byte. Two things are expectations: what experts' rows send, which is under even 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,6 +25,8 @@ from penstock.comm.replicate import cut_buckets
 from penstock.config import ModelSection
 from penstock.models import Decoder
 from penstock.models.decoder import has_experts
+from penstock.parallel.layout import Layout
+from penstock.parallel.matrices import sharing_axes
 from penstock.parallel.placement import Placement, part
 from penstock.parallel.plan import plan_weights
 from penstock.parallel.traffic import DOCUMENT_BYTES, EXPERT_COUNT_BYTES, Collective, Workload, axis_name, both_ways
@@ -86,6 +89,16 @@ def gradient_traffic(work: Workload, prefix: str = "") -> list[Collective]:
     return [Collective(axes_of[axis.name], "gradients", "all_reduce", sum(p.numel() for p in bucket) * work.master) for bucket, axis in buckets]
 
 
+def muon_traffic(work: Workload, matrices: Iterable[str]) -> list[Collective]:
+    """Muon's exchange of the named matrices of which ranks hold parts (`matrices.py`): there and back, if they are dealt to all ranks alike."""
+    layout, plan, lines = work.layout, placements(work), []
+    for placement in (plan[name] for name in matrices):
+        axes = sharing_axes(placement, layout)
+        ranks, held = layout.size(*axes), math.prod(placement.local_shape(layout, work.rank)) * work.master
+        lines.append(Collective(axes, "muon", "all_to_all", held * (ranks - 1) // ranks, 2))
+    return lines
+
+
 @dataclass(frozen=True)
 class ShardGroup:
     """Parameters below the module `name` that FSDP gathers together, over `axes`; `regathers`: in degree 3 again for the backward pass."""
@@ -126,7 +139,12 @@ def shard_groups(work: Workload) -> list[ShardGroup]:
 
 def placements(work: Workload) -> dict[str, Placement]:
     """Placement of every parameter by logical name, in the order of the model."""
-    return plan_weights(work.model, work.layout, parameter_shapes(work.model))
+    return _plan(work.model, work.layout)
+
+
+@lru_cache(maxsize=64)
+def _plan(model: ModelSection, layout: Layout) -> dict[str, Placement]:
+    return plan_weights(model, layout, parameter_shapes(model))
 
 
 @lru_cache(maxsize=8)

@@ -1,11 +1,12 @@
 """Which grid tensor ranks should form: the rule that chooses the topology, from shapes alone.
 
-What a rank sends for a layer grows differently with the tokens n of the group, the weights P and the ranks p (float32 elements, forward and backward):
+What a rank sends for a layer grows differently with the tokens n of the group, the weights P of the layer and the ranks p. In elements, forward and
+backward, for width d, h and g query and key-value heads times their width, feed-forward f:
 
-    1-D                 8 n d (p - 1)/p                            whatever p is, nearly the same
-    2-D, y rows x columns    8 n (d/x)(y - 1)/y + 2 n (2 h + 2 g + 3 f)(x - 1)/(y x)
-    2.5-D, q × q × depth     falls with 1/(q depth) in n, and sends 3 P (q - 1)/q² for the matrices and 2 P/q² for their gradients over depth
-    a shard axis s           n/s tokens in each grid of p/s ranks, and 3 P s/p (s - 1)/s for the matrices
+    1-D                     8 n d (p - 1)/p: nearly the same whatever p is
+    2-D, y rows, x columns  8 n (d/x)(y - 1)/y + 2 n (2 h + 2 g + 3 f)(x - 1)/(y x)
+    2.5-D, q × q × depth    3 n/(q depth) (2 d + h + f)/q (q - 1) + 3 P (q - 1)/q², and 2 P/q² (depth - 1)/depth for the gradients
+    a shard axis s          n/s tokens in each grid of p/s ranks, and 3 P s/p (s - 1)/s for the matrices
 
 so few tokens favour 2-D, many 2.5-D, and very many an axis that moves weights instead of activations. No inequality decides: every grid's bytes are
 computed exactly (`estimate.py`), and the least wins. 1-D is among them and wins ties, so the choice never sends more than 1-D. The rule sees
