@@ -98,6 +98,22 @@ def test_every_setting_is_printed_and_explained():
     assert "did you mean 'optim.lr'" in refused("config", "--explain", "optim.lrr")
 
 
+def test_a_layout_is_shown_for_more_ranks_than_there_are(here, refuses):
+    sets = ["--set", "model.heads=16", "--set", "model.dim=256", "--set", "batch.global=64"]
+    grid = ["--set", "layout.tensor=16", "--set", "layout.shard=2"]
+    code, out, err = here("layout", "tiny", *sets, *grid, "--nproc", 64, "--ranks-per-node", 8)
+    assert code == 0, err
+    assert "64 ranks, 8 a node" in out and "row.ffn" in out and "over 2 nodes" in out and "moments" in out and "less: --set layout.tensor" in out
+    code, out, err = here("layout", "tiny", *sets, *grid, "--nproc", 64, "--json")
+    report = json.loads(out)
+    assert report["layout"]["tensor"] == 16 and report["layout"]["replicate"] == 2
+    assert report["inside"] + report["between"] == sum(line["bytes"] for line in report["traffic"].values()) > 0
+    assert report["memory"]["total"] > report["memory"]["weights"] > 0
+    assert "layout.tensor = 16" in refuses("layout", "tiny", *sets, *grid, "--nproc", 24)
+    assert "--ranks-per-node 0" in refuses("layout", "tiny", "--ranks-per-node", 0)
+    assert "batch.global = 16" in refuses("layout", "tiny", "--nproc", 7)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("nproc", "compiled"), [(1, "off"), (2, "off"), (1, "on"), (2, "on")])
 def test_a_killed_run_resumes_to_the_very_same_weights(tmp_path, answer, nproc, compiled):

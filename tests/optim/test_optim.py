@@ -239,7 +239,7 @@ def test_the_fused_adamw_is_torchs_bit_for_bit():
     config = settings("optim.lr=0.01", "optim.weight_decay=0.3")
     ours, theirs = decoder(config), decoder(config)
     groups = [{"params": [p for p in theirs.parameters() if (p.ndim < 2) == norms], "weight_decay": 0.0 if norms else 0.3} for norms in (False, True)]
-    optimizers = build_optimizer(ours, config.optim), torch.optim.AdamW(groups, lr=0.01, betas=(config.optim.beta1, config.optim.beta2), fused=True)
+    optimizers = build_optimizer(dict(ours.named_parameters()), config.optim), torch.optim.AdamW(groups, lr=0.01, betas=(config.optim.beta1, config.optim.beta2), fused=True)
     for step in range(3):
         for model, optimizer in zip((ours, theirs), optimizers):
             put_gradients(model, step)

@@ -165,6 +165,25 @@ def verify(
 
 
 @app.command()
+def layout(
+    config: ConfigFile = None,
+    sets: Sets = None,
+    nproc: Annotated[int, typer.Option("--nproc", help="Ranks to lay out; none is started.")] = 1,
+    ranks_per_node: Annotated[int, typer.Option("--ranks-per-node", help="Ranks on each node.")] = 8,
+    json: Json = False,
+) -> None:
+    """Show what a layout will come to on any number of ranks: where its axes lie, bytes sent and memory a rank."""
+    from penstock.config import load_config
+
+    settings = load_config(config, sets or [])
+    from penstock.engine import outline
+    from penstock.plan import describe_layout, layout_text
+
+    report = describe_layout(outline(settings), nproc, ranks_per_node)
+    output.show(report.as_dict(), json, lambda _: layout_text(report))
+
+
+@app.command()
 def runs(runs_dir: RunsDir = "runs", json: Json = False) -> None:
     """List the runs."""
     from penstock.store import list_runs

@@ -54,24 +54,24 @@ class Axis:
         return work
 
     def all_gather(self, tensor: Tensor, dim: int, purpose: str) -> Tensor:
-        """Join every rank's `tensor` (all of one shape) along `dim`."""
+        """Join every rank's `tensor` (all of one shape) along `dim`; contiguous."""
         if self.size == 1:
             return tensor
         part = tensor.movedim(dim, 0).contiguous()
         whole = part.new_empty((self.size * part.shape[0], *part.shape[1:]))
         with self._counted(purpose, "all_gather", _bytes(whole), tensor):
             all_gather_into(whole, part, group=self.group)
-        return whole.movedim(0, dim)
+        return whole.movedim(0, dim).contiguous()  # or every product that reads it would copy and keep it
 
     def reduce_scatter(self, tensor: Tensor, dim: int, purpose: str) -> Tensor:
-        """Sum `tensor` over the axis and keep this rank's part along `dim`, which must divide evenly."""
+        """Sum `tensor` over the axis and keep this rank's part along `dim`, which must divide evenly; contiguous."""
         if self.size == 1:
             return tensor
         whole = tensor.movedim(dim, 0).contiguous()
         part = whole.new_empty((whole.shape[0] // self.size, *whole.shape[1:]))
         with self._counted(purpose, "reduce_scatter", _bytes(whole), tensor):
             reduce_scatter_into(part, whole, group=self.group)
-        return part.movedim(0, dim)
+        return part.movedim(0, dim).contiguous()  # fused attention kernels want it so
 
     def broadcast(self, tensor: Tensor, source: int, purpose: str) -> Tensor:
         """Give every rank the contiguous `tensor` of the rank at place `source`, in place, and return it."""

@@ -33,7 +33,7 @@ class GradientReducer:
     """
 
     def __init__(self, parameters: Iterable[tuple[nn.Parameter, Axis]], bucket_mb: float) -> None:
-        self._buckets = _cut_buckets([(p, axis) for p, axis in parameters if axis.size > 1], int(bucket_mb * 2**20))
+        self._buckets = cut_buckets([(p, axis) for p, axis in parameters if axis.size > 1], int(bucket_mb * 2**20))
         self._flat = [local(bucket[0]).new_zeros(sum(local(p).numel() for p in bucket)) for bucket, _ in self._buckets]
         self._bucket_of = {p: i for i, (bucket, _) in enumerate(self._buckets) for p in bucket}
         self._armed = False
@@ -82,7 +82,8 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _cut_buckets(parameters: list[tuple[nn.Parameter, Axis]], limit_bytes: int) -> list[tuple[list[nn.Parameter], Axis]]:
+def cut_buckets(parameters: list[tuple[nn.Parameter, Axis]], limit_bytes: int) -> list[tuple[list[nn.Parameter], Axis]]:
+    """Parameters of each axis in reverse order, in buckets of at most `limit_bytes` (or one parameter), each with its axis."""
     buckets: list[tuple[list[nn.Parameter], Axis]] = []
     open_bucket: dict[tuple[int, ...], list[nn.Parameter]] = {}
     for parameter, axis in reversed(parameters):

@@ -20,13 +20,13 @@ from penstock.engine.compile import LossFunction, compile_model, sequence_loss
 from penstock.engine.control import StopRequest
 from penstock.engine.experts import ExpertPlacer, SlotLists, first_slots
 from penstock.engine.journal import Journal
-from penstock.engine.resolve import micro_batch
 from penstock.engine.state import Progress, parameter_of, saved_buffers, state_placements, state_tensors
 from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
 from penstock.models import Decoder, balance_experts
 from penstock.optim import Optimizer, WeightAverage, build_optimizer
 from penstock.parallel import Laid, Layout, Mesh, Placement, Weights, build_layout, context_positions, lay_out, shared_matrices
+from penstock.parallel.layout import micro_batch
 from penstock.store import Run, list_snapshots, load_snapshot, read_numbers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}

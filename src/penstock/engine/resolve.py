@@ -14,7 +14,7 @@ import torch
 
 from penstock.comm import choose_device
 from penstock.config import Config, UserError, with_values
-from penstock.data import TokenCorpus, corpus_path
+from penstock.data import TokenCorpus, corpus_path, load_tokenizer
 from penstock.models import flops_per_token, resolve_model
 from penstock.parallel import Layout, build_layout, check_layout
 
@@ -37,6 +37,16 @@ def resolve(config: Config, corpus: TokenCorpus, cores: int) -> Config:
     return settle_machine(with_values(config, values), cores)
 
 
+def outline(config: Config) -> Config:
+    """`config` settled for this machine without its corpus, to plan with: a vocabulary that only the corpus tells is guessed.
+
+    A trained BPE has `data.vocab` tokens, bytes are 257, a tokenizer's file tells; characters are taken to be 128.
+    """
+    kind, sizes = config.data.tokenizer, {"bpe": config.data.vocab, "bytes": 257, "chars": 128}
+    vocab = sizes[kind] if kind in sizes else load_tokenizer(kind).vocab_size
+    return settle_machine(with_values(config, {"model": resolve_model(config.model, vocab).model_dump(by_alias=True)}), cores())
+
+
 def settle_machine(config: Config, cores: int) -> Config:
     """Settle number format, chunk of the loss and compilation for this machine; the model's shape must be resolved."""
     device = choose_device(config.run.device).type
@@ -55,12 +65,6 @@ def check_world(config: Config, ranks: int) -> Layout:
     layout = build_layout(config, ranks)
     check_layout(config, layout)
     return layout
-
-
-def micro_batch(config: Config, layout: Layout) -> int:
-    """Sequences a rank computes at a time: the largest number up to `batch.micro` that divides its share of the batch."""
-    share = config.batch.global_ // layout.size(*layout.sequence_axes)
-    return next(size for size in range(min(config.batch.micro, share), 0, -1) if share % size == 0)
 
 
 def check_ranks(nproc: int, device: str, cores: int) -> None:

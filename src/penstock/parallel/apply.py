@@ -48,6 +48,20 @@ def lay_out(model: ModelSection, seed: int, mesh: Mesh, dtype: torch.dtype = tor
 
     `slots[block]` places a block's experts by hand.
     """
+    decoder, plan, sharder = shape_decoder(model, mesh, dtype, slots)
+    decoder.to_empty(device=mesh.world.device)
+    weights = Weights(decoder, plan, mesh)
+    _draw(weights, model, seed)
+    with torch.no_grad():
+        for buffer in decoder.buffers():
+            buffer.zero_()
+    return Laid(decoder, weights, sharder)
+
+
+def shape_decoder(
+    model: ModelSection, mesh: Mesh, dtype: torch.dtype, slots: Mapping[str, Slots] | None = None
+) -> tuple[Decoder, dict[str, Placement], Sharder]:
+    """The laid-out decoder on the meta device, without memory; the plan of its weights; the handle of the shard axis."""
     with torch.device("meta"):
         decoder = Decoder(model)
     plan = plan_weights(model, mesh.layout, {name: tuple(p.shape) for name, p in decoder.named_parameters()}, slots)
@@ -58,14 +72,7 @@ def lay_out(model: ModelSection, seed: int, mesh: Mesh, dtype: torch.dtype = tor
     if mesh.layout.expert > 1:
         spread_experts(decoder, mesh, slots)
     _shrink(decoder.to(dtype), plan, mesh)
-    sharder = shard_weights(decoder, mesh, plan)
-    decoder.to_empty(device=mesh.world.device)
-    weights = Weights(decoder, plan, mesh)
-    _draw(weights, model, seed)
-    with torch.no_grad():
-        for buffer in decoder.buffers():
-            buffer.zero_()
-    return Laid(decoder, weights, sharder)
+    return decoder, plan, shard_weights(decoder, mesh, plan)
 
 
 def _shrink(decoder: Decoder, plan: dict[str, Placement], mesh: Mesh) -> None:

@@ -169,6 +169,12 @@ def build_layout(config: Config, ranks: int) -> Layout:
     return layout
 
 
+def micro_batch(config: Config, layout: Layout) -> int:
+    """Sequences a rank computes at a time: the largest number up to `batch.micro` that divides its share of the batch."""
+    share = config.batch.global_ // layout.size(*layout.sequence_axes)
+    return next(size for size in range(min(config.batch.micro, share), 0, -1) if share % size == 0)
+
+
 def tensor_grid(size: int, topology: str, text: str) -> tuple[int, int, int]:
     """Depth, rows and columns of the tensor grid: read from `x×y` (2-D) or `q×q×d` (2.5-D), or chosen where `text` is empty.
 

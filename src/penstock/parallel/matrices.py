@@ -56,7 +56,7 @@ class Matrices:
 def shared_matrices(weights: Weights) -> Matrices | None:
     """The matrices among `weights`, or None where no rank needs another's part of one."""
     layout = weights.mesh.layout
-    shared = any(_sharing_axes(placement, layout) for placement in weights.placements.values() if len(placement.shape) >= 2)
+    shared = any(sharing_axes(placement, layout) for placement in weights.placements.values() if len(placement.shape) >= 2)
     return Matrices(weights.placements, weights.mesh) if shared else None
 
 
@@ -114,7 +114,7 @@ def _plan(names: list[str], placements: dict[str, Placement], mesh: Mesh, room: 
     lists: dict[tuple[tuple[str, ...], tuple[int, int]], list[str]] = defaultdict(list)
     for name in names:
         rows, cols = placements[name].shape[-2:]
-        lists[_sharing_axes(placements[name], mesh.layout), (rows, cols)].append(name)
+        lists[sharing_axes(placements[name], mesh.layout), (rows, cols)].append(name)
     dealt: dict[tuple[str, ...], int] = defaultdict(int)
     for (axes, shape), alike in lists.items():
         axis = mesh.axis(*axes)
@@ -149,7 +149,7 @@ def _pieces(placement: Placement, axis: Axis, layout: Layout) -> list[tuple[_Pie
     return [tuple(found[member]) for member in sorted(found)]
 
 
-def _sharing_axes(placement: Placement, layout: Layout) -> tuple[str, ...]:
+def sharing_axes(placement: Placement, layout: Layout) -> tuple[str, ...]:
     """Axes along which ranks hold parts of the same matrices, outermost first; the expert axis where an expert has several places."""
     n_dims = len(placement.shape)
     axes = {axis for split in placement.splits if split.dim >= n_dims - 2 for axis in split.axes}

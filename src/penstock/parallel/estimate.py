@@ -1,0 +1,179 @@
+"""What a layout will cost: bytes sent for every purpose in one optimizer step, computed from shapes before anything runs.
+
+The lines follow a step: for every micro-batch the tensor grid (`traffic_grid.py`, `traffic_tesseract.py`), context, experts and FSDP's gathers and
+sums; once the sums of gradients over replicas. Counted as the meter counts, so that estimate and run can be held against each other to the
+byte. What depends on the run is its expectation: experts' rows under even routing on evenly cut experts, Muon's matrices dealt evenly. Nothing is
+said of the engine's own small agreements (`world.*`: loss, gradient norm, expert loads), some hundred bytes a step.
+
+    FSDP, P weights in a group over s ranks, padded: gathers 2 m P (s - 1)/s in degree 3 (m for the group of embedding, norm and head, which
+    stays from forward to backward), P (s - 1)/s in 1 and 2; sums m P (s - 1)/s in 2 and 3, P (s - 1)/s in 1
+    replicas: 2 G (r - 1)/r for the gradients G that r ranks share, bucket by bucket
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from penstock.comm import Axis
+from penstock.comm.replicate import cut_buckets
+from penstock.config import ModelSection
+from penstock.models import Decoder
+from penstock.models.decoder import has_experts
+from penstock.parallel.layout import Layout
+from penstock.parallel.matrices import sharing_axes
+from penstock.parallel.placement import Placement, part
+from penstock.parallel.plan import plan_weights
+from penstock.parallel.traffic import DOCUMENT_BYTES, EXPERT_COUNT_BYTES, Collective, Workload, axis_name, both_ways
+from penstock.parallel.traffic_grid import expected_rows, grid_ends, grid_layer, local_heads
+from penstock.parallel.traffic_tesseract import tesseract_ends, tesseract_layer
+
+
+def step_traffic(work: Workload) -> list[Collective]:
+    """Every collective of one optimizer step of `work`."""
+    model = work.model
+    lines = [line for layer in range(model.layers) for line in layer_traffic(work, layer)] + ends_traffic(work)
+    return [line.repeated(work.micro_batches) for line in lines] + shard_traffic(work) + gradient_traffic(work)
+
+
+def block_traffic(work: Workload, layer: int) -> list[Collective]:
+    """Every collective of block `layer` in one step, its weights' gathers and its gradients' sums included."""
+    block = f"blocks.{layer}."
+    lines = [line.repeated(work.micro_batches) for line in layer_traffic(work, layer)]
+    return lines + shard_traffic(work, block) + gradient_traffic(work, block)
+
+
+def layer_traffic(work: Workload, layer: int) -> list[Collective]:
+    """What block `layer` sends in one micro-batch but for its weights and gradients, forward and backward."""
+    grid = tesseract_layer if work.layout.topology == "2.5d" else grid_layer
+    lines = grid(work, layer) if work.layout.tensor > 1 else []
+    routed = _expert_exchange(work) if has_experts(work.model, layer) else []
+    return [*lines, *_context_exchange(work), *routed]
+
+
+def ends_traffic(work: Workload) -> list[Collective]:
+    """What lies before the first block and after the last sends in one micro-batch, but for weights and gradients."""
+    grid = tesseract_ends if work.layout.topology == "2.5d" else grid_ends
+    lines = grid(work) if work.layout.tensor > 1 else []
+    if work.documents:
+        lines.append(Collective(("context",), "documents", "all_gather", work.micro * work.model.context * DOCUMENT_BYTES))
+    return lines
+
+
+def shard_traffic(work: Workload, prefix: str = "") -> list[Collective]:
+    """FSDP's gathers of weights and sums of gradients in a whole step, of the groups whose names begin with `prefix`."""
+    zero, batches, lines = work.layout.zero, work.micro_batches, []
+    for group in (group for group in shard_groups(work) if group.name.startswith(prefix)):
+        n_bytes = group.padded_numel(work) * work.master
+        gathers = (2 if group.regathers else 1) * batches if zero == 3 else 1
+        lines.append(Collective(group.axes, "weights", "all_gather", n_bytes, gathers))
+        lines.append(Collective(group.axes, "gradients", "reduce_scatter", n_bytes, batches if zero > 1 else 1))
+    return lines
+
+
+def gradient_traffic(work: Workload, prefix: str = "") -> list[Collective]:
+    """The sums of gradients over replicas at the end of a step, in the reducer's own buckets; of parameters whose names begin with `prefix`."""
+    layout, dtype = work.layout, torch.float64 if work.master == 8 else torch.float32
+    pairs, axes_of = [], {}
+    for placement in (placement for name, placement in placements(work).items() if name.startswith(prefix)):
+        axes = placement.replicas(layout)
+        axis = Axis(axis_name(axes, layout), layout.group(work.rank, axes))
+        axes_of[axis.name] = axes
+        pairs.append((nn.Parameter(torch.empty(placement.local_shape(layout, work.rank), device="meta", dtype=dtype)), axis))
+    buckets = cut_buckets([(p, axis) for p, axis in pairs if axis.size > 1], int(work.bucket_mb * 2**20))
+    return [Collective(axes_of[axis.name], "gradients", "all_reduce", sum(p.numel() for p in bucket) * work.master) for bucket, axis in buckets]
+
+
+def muon_traffic(work: Workload, matrices: Iterable[str]) -> list[Collective]:
+    """Muon's exchange of the named matrices of which ranks hold parts (`matrices.py`): there and back, if they are dealt to all ranks alike."""
+    layout, plan, lines = work.layout, placements(work), []
+    for placement in (plan[name] for name in matrices):
+        axes = sharing_axes(placement, layout)
+        ranks, held = layout.size(*axes), math.prod(placement.local_shape(layout, work.rank)) * work.master
+        lines.append(Collective(axes, "muon", "all_to_all", held * (ranks - 1) // ranks, 2))
+    return lines
+
+
+@dataclass(frozen=True)
+class ShardGroup:
+    """Parameters below the module `name` that FSDP gathers together, over `axes`; `regathers`: in degree 3 again for the backward pass."""
+
+    name: str
+    axes: tuple[str, ...]
+    parameters: tuple[Placement, ...]
+    regathers: bool
+
+    def padded_numel(self, work: Workload) -> int:
+        """Elements of the gathered group on this rank, with the padding FSDP2 gives shards of a dim that does not divide."""
+        return sum(self._padded(placement, work) for placement in self.parameters)
+
+    def _padded(self, placement: Placement, work: Workload) -> int:
+        """Of one parameter: its cut dim rounded up to a multiple of the ranks."""
+        shape = list(grid_shape(placement, work))
+        dim, ranks = placement.splits[-1].dim, work.layout.size(*self.axes)
+        shape[dim] = -(-shape[dim] // ranks) * ranks
+        return math.prod(shape)
+
+
+def shard_groups(work: Workload) -> list[ShardGroup]:
+    """The groups of `shard.py`, in the order of the blocks; none without a shard axis."""
+    layout, plan = work.layout, placements(work)
+    if not layout.sharded:
+        return []
+    groups = []
+    for layer in range(work.model.layers):
+        name = f"blocks.{layer}."
+        block = {key: placement for key, placement in plan.items() if key.startswith(name)}
+        experts = tuple(placement for key, placement in block.items() if ".experts." in key)
+        if experts and layout.expert_shard > 1:
+            groups.append(ShardGroup(f"{name}ffn.experts.", layout.expert_shard_axes, experts, True))
+        groups.append(ShardGroup(name, layout.shard_axes, tuple(p for key, p in block.items() if ".experts." not in key), True))
+    rest = tuple(placement for key, placement in plan.items() if not key.startswith("blocks."))
+    return [*groups, ShardGroup("", layout.shard_axes, rest, False)]
+
+
+def placements(work: Workload) -> dict[str, Placement]:
+    """Placement of every parameter by logical name, in the order of the model."""
+    return _plan(work.model, work.layout)
+
+
+@lru_cache(maxsize=64)
+def _plan(model: ModelSection, layout: Layout) -> dict[str, Placement]:
+    return plan_weights(model, layout, parameter_shapes(model))
+
+
+@lru_cache(maxsize=8)
+def parameter_shapes(model: ModelSection) -> dict[str, tuple[int, ...]]:
+    """Full shape of every parameter of the resolved `model` by name, tied ones once."""
+    with torch.device("meta"):
+        return {name: tuple(parameter.shape) for name, parameter in Decoder(model).named_parameters()}
+
+
+def grid_shape(placement: Placement, work: Workload) -> tuple[int, ...]:
+    """Shape of a parameter on this rank with FSDP's cut gathered."""
+    layout = work.layout
+    return placement.without(layout.shard_axes, layout.expert_shard_axes).local_shape(layout, work.rank)
+
+
+def _context_exchange(work: Workload) -> list[Collective]:
+    """Keys and values of the whole sequence, gathered for every layer's attention."""
+    model = work.model
+    square = work.layout.topology == "2.5d"
+    heads = work.part(model.kv_heads, "column") if square else local_heads(work)[1]
+    return both_ways("context", "attention", "all_gather", 2 * work.micro * model.context * heads * model.head_dim * work.compute)
+
+
+def _expert_exchange(work: Workload) -> list[Collective]:
+    """Rows that leave for their experts and results that leave for their tokens, under even routing, and the counts that announce them."""
+    layout, experts = work.layout, work.model.moe.experts
+    _, held = part(experts, layout.expert, layout.index(work.rank, ("expert",)))
+    row_bytes = work.part(work.model.dim, "column") * work.compute
+    away = work.routed_rows * (experts - held) // experts
+    back = expected_rows(work) - expected_rows(work) // layout.expert
+    counts = Collective(("expert",), "expert_counts", "all_gather", layout.expert * experts * EXPERT_COUNT_BYTES)
+    return [counts, *(Collective(("expert",), "experts", "all_to_all", rows * row_bytes, 2) for rows in (away, back))]

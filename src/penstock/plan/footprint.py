@@ -1,0 +1,86 @@
+"""Memory that a rank will need, piece by piece, from shapes.
+
+    weights, gradients   what the rank holds of them, `master` bytes a number (gradients whole on the grid in ZeRO-1, until the last micro-batch)
+    moments              AdamW two and Muon one such number a weight, an average of the weights one more
+    gathered             FSDP's whole weights: of two blocks (the next is fetched early) and of embedding, norm and head in ZeRO-3, of all else
+    exchange             buckets of the replicas' gradients; a block's whole gradients and their copy while FSDP sums them
+    activations, casts   kept from forward to backward by all layers (`parallel/activations.py`)
+    logits               a chunk of the loss
+
+`total` is their sum, an upper estimate: not all are at their most at once. The allocator's waste, workspaces of kernels, and the framework itself
+(about 0.5 GB on a GPU) come on top.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+
+from penstock.config import OptimSection
+from penstock.optim.optimizer import is_block_matrix
+from penstock.parallel.activations import ends_activations, layer_activations, layer_casts, loss_chunk
+from penstock.parallel.estimate import gradient_traffic, grid_shape, placements, shard_groups
+from penstock.parallel.placement import Placement
+from penstock.parallel.traffic import Workload
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one rank."""
+
+    weights: int
+    gradients: int
+    moments: int
+    gathered: int
+    exchange: int
+    activations: int
+    casts: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(asdict(self).values())
+
+    def as_dict(self) -> dict[str, int]:
+        """The pieces and their sum."""
+        return asdict(self) | {"total": self.total}
+
+
+def footprint(work: Workload, optim: OptimSection) -> Footprint:
+    """What the rank of `work` will hold."""
+    layers, master = range(work.model.layers), work.master
+    plan = placements(work)
+    held = {name: math.prod(placement.local_shape(work.layout, work.rank)) for name, placement in plan.items()}
+    whole = sum(math.prod(grid_shape(placement, work)) for placement in plan.values())
+    blocks, gathered = _gathered(work)
+    return Footprint(
+        weights=sum(held.values()) * master,
+        gradients=(whole if work.layout.sharded and work.layout.zero == 1 else sum(held.values())) * master,
+        moments=sum(n * _moments(name, plan[name], optim) for name, n in held.items()) * master,
+        gathered=gathered * master,
+        exchange=2 * blocks * master + sum(line.n_bytes for line in gradient_traffic(work)),
+        activations=sum(layer_activations(work, layer) for layer in layers) + ends_activations(work),
+        casts=sum(layer_casts(work, layer) for layer in layers),
+        logits=loss_chunk(work),
+    )
+
+
+def _gathered(work: Workload) -> tuple[int, int]:
+    """Elements of the largest block that FSDP gathers, and of all that it has gathered at a time."""
+    groups = shard_groups(work)
+    sizes = sorted(group.padded_numel(work) for group in groups if group.regathers)
+    everything = sum(group.padded_numel(work) for group in groups)
+    largest = sizes[-1] if sizes else 0
+    return largest, everything - sum(sizes[:-2]) if work.layout.zero == 3 else everything
+
+
+def _moments(name: str, placement: Placement, optim: OptimSection) -> int:
+    return (1 if uses_muon(name, placement, optim) else 2) + (1 if optim.ema else 0)
+
+
+def uses_muon(name: str, placement: Placement, optim: OptimSection) -> bool:
+    """Whether a parameter is Muon's."""
+    return optim.kind == "muon" and is_block_matrix(name, torch.empty(placement.shape, device="meta"))
