@@ -24,13 +24,15 @@ from penstock.config import UserError
 
 @dataclass(frozen=True)
 class World:
-    """Rank and size of this process, the device it computes on, and the meter of its traffic."""
+    """Rank and size of this process, the device it computes on, the meter of its traffic, and its process groups."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     meter: ByteMeter = field(default_factory=ByteMeter)
+    #: Process groups that exist, by their ranks; making one is a rendezvous of all ranks.
+    groups: dict[tuple[int, ...], dist.ProcessGroup] = field(default_factory=dict)
 
     @property
     def is_lead(self) -> bool:

@@ -149,13 +149,13 @@ def build_layout(config: Config, ranks: int) -> Layout:
     """The layout that `config.layout` describes on so many ranks; raises `ConfigError` naming what does not multiply."""
     section = config.layout
     fixed = section.shard * section.context * section.tensor
-    said = f"layout.shard = {section.shard} × layout.context = {section.context} × layout.tensor = {section.tensor}"
+    said = f"layout.shard = {section.shard}, layout.context = {section.context} and layout.tensor = {section.tensor} make"
     if ranks % fixed:
-        raise ConfigError(f"{said} = {fixed} does not divide the number of ranks started, {ranks}; start a multiple of {fixed}, or change one")
+        raise ConfigError(f"{said} {fixed} ranks, which does not divide the number of ranks started, {ranks}; start a multiple of {fixed}, or change one")
     replicate = section.replicate or ranks // fixed
     if replicate * fixed != ranks:
         raise ConfigError(
-            f"layout.replicate = {replicate} × {said} = {replicate * fixed} is not the number of ranks started, {ranks}; "
+            f"layout.replicate = {replicate}, {said} {replicate * fixed} ranks, which is not the number of ranks started, {ranks}; "
             f"start {replicate * fixed}, or set layout.replicate to 0 or {ranks // fixed}"
         )
     depth, row, column = tensor_grid(section.tensor, section.tensor_topology, section.tensor_grid)

@@ -2,7 +2,7 @@
 
 `mesh.axis("row")`, `mesh.axis("replicate", "shard")` … return the `Axis` of the ranks that differ from this one on those axes only, in
 order of their places. Groups are made on first use, by all ranks in the same order (every rank runs the same code), and one group serves all
-axes with the same ranks.
+axes, and all meshes of a world, with the same ranks.
 
 Cost: making a group is a rendezvous of all ranks, milliseconds each on one host.
 """
@@ -25,7 +25,6 @@ class Mesh:
         assert layout.ranks == world.size, f"{layout} has {layout.ranks} ranks, the world {world.size}"
         self.layout, self.world = layout, world
         self._timeout = timedelta(seconds=timeout_s)
-        self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
 
     def axis(self, *axes: str) -> Axis:
         """The axis that runs over the named axes, outermost first."""
@@ -45,11 +44,12 @@ class Mesh:
             return None
         if len(mine) == self.world.size:
             return dist.group.WORLD
-        if mine not in self._groups:
+        groups = self.world.groups  # ranks that share a group in one layout do so on every rank: groups are translates of each other
+        if mine not in groups:
             for rank in range(self.world.size):
                 ranks = self.layout.group(rank, axes)
                 if rank == ranks[0]:
                     group = dist.new_group(list(ranks), timeout=self._timeout)
                     if self.world.rank in ranks:
-                        self._groups[ranks] = group
-        return self._groups[mine]
+                        groups[ranks] = group
+        return groups[mine]

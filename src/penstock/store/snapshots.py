@@ -170,6 +170,8 @@ def _attempt(action: Callable[[], _Result]) -> tuple[_Result | None, UserError |
         return action(), None
     except UserError as error:
         return None, error
+    except OSError as error:
+        return None, UserError(f"{error}; check the disk")
 
 
 def _raise_together(failure: UserError | None, partial: Path, step: int, world: World) -> None:
