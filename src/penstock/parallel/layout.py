@@ -151,7 +151,7 @@ def build_layout(config: Config, ranks: int) -> Layout:
     fixed = section.shard * section.context * section.tensor
     said = f"layout.shard = {section.shard}, layout.context = {section.context} and layout.tensor = {section.tensor} make"
     if ranks % fixed:
-        raise ConfigError(f"{said} {fixed} ranks, which does not divide the number of ranks started, {ranks}; start a multiple of {fixed}, or change one")
+        raise ConfigError(f"{said} {fixed} ranks, which does not divide the number of ranks started, {ranks}; start a multiple, or change one")
     replicate = section.replicate or ranks // fixed
     if replicate * fixed != ranks:
         raise ConfigError(
