@@ -24,7 +24,7 @@ SWITCHES = {
     "small loss chunk": {"train__loss_chunk": 24},
     "bfloat16": {"precision__compute": "bfloat16"},
 }
-BASE = {"train__steps": 4, "optim__warmup": 1, "eval__every": 0, "eval__sample_tokens": 0, "snapshot__every": 2, "snapshot__keep": 0, "metrics__tensorboard": False}
+BASE = {"train__steps": 4, "eval__micro": 2, "optim__warmup": 1, "eval__every": 0, "eval__sample_tokens": 0, "snapshot__every": 2, "snapshot__keep": 0, "metrics__tensorboard": False}
 
 
 def losses(result):
