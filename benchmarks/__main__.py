@@ -15,7 +15,7 @@ import sys
 os.environ.setdefault("TORCHINDUCTOR_MIX_ORDER_REDUCTION", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
-NAMES = ("cpu_speed", "step_overhead", "cost_growth", "learning", "gpu_speed", "expert_balance")
+NAMES = ("cpu_speed", "step_overhead", "cost_growth", "learning", "gpu_speed", "expert_balance", "layouts")
 
 
 def main() -> int:
