@@ -46,6 +46,33 @@ def rehearse_step(work: Workload) -> dict[str, int]:
         return counted_bytes(mesh.world)
 
 
+def rehearse_block(work: Workload) -> dict[str, int]:
+    """Bytes by `axis.purpose` that the meter counts for the model's last block alone in a step of one micro-batch, its weights included."""
+    with fake_mesh(work) as mesh:
+        decoder, plan, sharder = shape_decoder(work.model, mesh, FORMATS[work.master])
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            decoder.to_empty(device="cpu")
+            laid = Laid(decoder, Weights(decoder, plan, mesh), sharder)
+            run_block(laid, work)
+        return counted_bytes(mesh.world)
+
+
+def run_block(laid: Laid, work: Workload) -> None:
+    """Forward, backward and the sums of gradients of the last block of `work`, on one micro-batch of zeros."""
+    decoder, layout = laid.decoder, work.layout
+    block = decoder.blocks[str(work.model.layers - 1)]
+    own = {id(parameter) for parameter in block.parameters()}
+    reducer = GradientReducer([(p, axis) for p, axis in laid.replica_axes() if id(p) in own], work.bucket_mb)
+    laid.sharder.begin_micro_batch(True)
+    tokens = work.tokens // work.micro
+    here = tokens if layout.topology == "2.5d" else tokens // layout.row
+    x_btd = torch.zeros((work.micro, here, work.part(work.model.dim, "column")), dtype=FORMATS[work.compute], requires_grad=True)
+    context = decoder.sequence.context(torch.zeros((work.micro, tokens), dtype=torch.int64))
+    reducer.arm()
+    block(x_btd, *context).sum().backward()
+    reducer.finish()
+
+
 def run_step(laid: Laid, work: Workload, tokens_bt: torch.Tensor) -> None:
     """Forward, backward and the sums of gradients of a step of `work`, every micro-batch being `tokens_bt`; without an optimizer."""
     reducer = GradientReducer(laid.replica_axes(), work.bucket_mb)
