@@ -166,7 +166,7 @@ class PrecisionSection(Section):
 
 
 class CompileSection(Section):
-    """torch.compile of the model's blocks and loss."""
+    """torch.compile of the model and its loss, as one graph for shallow models on a CPU, else block by block."""
 
     enabled: Literal["auto", "on", "off"] = Field(
         "auto", description="auto: on where it pays (CUDA, or a CPU run long enough to earn back the compile time), after a gradient check."
