@@ -1,19 +1,20 @@
 """Bytes that tensor topologies send, counted and by formula, and what Penstock's layers cost over bare torch calls.
 
-Bytes of one layer (64 heads, SwiGLU of 8/3 the width, float32, forward, backward and the sums of its weights' gradients) that one rank sends, for 1-D, the
-best 2-D grid, the best 2.5-D grid, FSDP alone (ZeRO-3: weights gathered twice, gradients reduce-scattered), and what `choose_topology` picks with a shard
-axis allowed: at 4 to 64 ranks, 2 k to 256 k tokens in all ranks together, width 1 k to 16 k. The meter counts them in a rehearsal of the real layers
-on a fake process group, and again on 4 and 8 real gloo ranks for a small shape.
+Bytes of one layer (64 heads, SwiGLU of 8/3 the width, float32; forward, backward and the sums of its weights' gradients) that one rank sends, for
+1-D, the best 2-D grid, the best 2.5-D grid, FSDP alone (ZeRO-3: weights gathered twice, gradients reduce-scattered), and what `choose_topology`
+picks with a shard axis allowed: at 4 to 64 ranks, 2 k to 256 k tokens in all ranks together, width 1 k to 16 k. The meter counts them in a
+rehearsal of the real layers on a fake process group, and again on 4 and 8 real gloo ranks for a small shape.
 
     cases, mismatches            rehearsed cases, and those whose count is not the formula's to the byte (must be 0)
-    real_cases, real_mismatches  the same on real ranks
+    real_cases_4, _8, real_mismatches_4, _8   the same on real ranks, float32 and bfloat16
     worst_choice                 largest ratio of the rule's choice to 1-D over all cases (never above 1)
     p64_d8192_TOKENS_TOPOLOGY    share of 1-D's bytes saved at 64 ranks and width 8192 (negative: more is sent)
 
 Overhead of Penstock's layer on 2 gloo ranks, as medians and quartiles of the ratios within turns, contestants in the same processes:
 
-    fsdp_overhead, _low, _high   ratio of a forward and backward pass under `layout.shard = 2` to bare `fully_shard` of the same plain decoder, minus one
+    fsdp_overhead, _low, _high   forward and backward under `layout.shard = 2` over bare `fully_shard` of the same plain decoder, minus one
     tensor_overhead, …           the same under `layout.tensor = 2` and bare `parallelize_module` (DTensor; up to the final norm). Aim: at most 0.02
+    fsdp_step_s, tensor_step_s    median seconds of the bare step
 
 `python -m benchmarks.layouts` prints the table of `docs/layouts.md`.
 """
@@ -117,18 +118,21 @@ def savings_table(ranks: int, width: int) -> str:
     lines = ["| tokens | 1-D | best 2-D | best 2.5-D | FSDP alone | chosen |", "|---|---|---|---|---|---|"]
     for tokens in TOKENS:
         drawn = case(ranks, width, tokens)
-        sent = drawn.bytes()
-        others = [f"{sent[name] / sent['1d'] - 1:+.0%} ({_shape(drawn.works[name].layout)})" for name in ("2d", "2.5d")]
-        chosen = f"{sent['chosen'] / sent['1d'] - 1:+.0%} ({_shape(drawn.works['chosen'].layout)})"
-        lines.append(f"| {tokens // 1024} k | {sent['1d'] / 1e6:,.0f} MB | {others[0]} | {others[1]} | {sent['fsdp'] / sent['1d'] - 1:+.0%} | {chosen} |")
+        cells = [f"{tokens // 1024} k", f"{drawn.bytes()['1d'] / 1e6:,.0f} MB", *(_change(drawn, name) for name in CONTESTANTS[1:])]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _winner(case: Case) -> str:
     sent = case.bytes()
     best = min(sent, key=lambda name: sent[name])
-    layout = case.works[best].layout
-    return f"{_shape(layout)} {sent[best] / sent['1d'] - 1:+.0%}" if best != "1d" else "1-D"
+    return "1-D" if best == "1d" else _change(case, best)
+
+
+def _change(case: Case, name: str) -> str:
+    """A contestant's grid, and the change of its bytes against 1-D."""
+    sent = case.bytes()
+    return f"{_shape(case.works[name].layout)} {sent[name] / sent['1d'] - 1:+.0%}"
 
 
 def _shape(layout: Layout) -> str:
