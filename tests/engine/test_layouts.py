@@ -78,8 +78,8 @@ def test_the_meter_counts_every_collective_that_torch_counts(settings):
 @pytest.mark.parametrize(
     ("ranks", "settings", "sentence"),
     [
-        (4, {"layout.shard": 3}, r"layout\.shard = 3 .* does not divide the number of ranks started, 4"),
-        (4, {"layout.replicate": 2, "layout.tensor": 4}, r"layout\.replicate = 2 .* is not the number of ranks started, 4"),
+        (4, {"layout.shard": 3}, r"layout\.shard = 3, .* does not divide the number of ranks started, 4"),
+        (4, {"layout.replicate": 2, "layout.tensor": 4}, r"layout\.replicate = 2, .* is not the number of ranks started, 4"),
         (2, {"layout.context": 2, "model.context": 30}, r"model\.context = 30 is not a multiple of 2 × layout\.context = 4"),
         (32, {"layout.context": 32}, r"layout\.context = 32 needs two pieces a rank of model\.context = 32 tokens"),
         (3, {"layout.tensor": 3}, r"model\.context / layout\.context = 32 tokens over 3 ranks"),
@@ -90,6 +90,7 @@ def test_the_meter_counts_every_collective_that_torch_counts(settings):
         (2, {"layout.expert": 2}, r"layout\.expert = 2 spreads experts, and model\.moe\.experts = 0"),
         (4, {"layout.expert": 4, "model.moe.experts": 5}, r"layout\.expert = 4 leaves ranks without any of model\.moe\.experts = 5"),
         (4, {"layout.shard": 2, "layout.expert": 3, "model.moe.experts": 6}, r"layout\.expert = 3 does not fit"),
+        (6, {"layout.tensor": 3, "layout.shard": 2, "model.ffn_dim": 2, "model.heads": 3, "model.head_dim": 8, "model.context": 24}, r"model\.ffn_dim = 2, and layout\.shard = 2"),
         (1, {"layout.expert_spare": 1}, r"layout\.expert_spare = 1 .* layout\.expert = 1"),
         (3, {"layout.shard": 3}, r"batch\.global = 4 sequences do not divide into the 3 parts"),
     ],

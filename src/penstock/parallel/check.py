@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from penstock.config import Config, ConfigError
 from penstock.parallel.layout import Layout
+from penstock.parallel.placement import padded_part
 
 
 def check_layout(config: Config, layout: Layout) -> None:
     """Raise `ConfigError` if `config`'s model or batch cannot be laid out so."""
-    for broken, sentence in [*_context(config, layout), *_grid(config, layout), *_experts(config, layout), *_batch(config, layout)]:
+    checks = (_context, _grid, _experts, _shards, _batch)
+    for broken, sentence in (found for check in checks for found in check(config, layout)):
         if broken:
             raise ConfigError(sentence)
 
@@ -44,7 +46,7 @@ def _grid(config: Config, layout: Layout) -> list[tuple[bool, str]]:
             f"{setting} cuts model.dim = {model.dim} over {layout.column} columns, which does not divide; change one of them",
         ),
         (
-            model.heads <= (sharing - 1) * -(-model.heads // sharing),
+            _leaves_one_out(model.heads, sharing),
             f"{setting} spreads model.heads = {model.heads} over {sharing} ranks, and leaves some without a head; use fewer tensor ranks",
         ),
         (
@@ -68,10 +70,29 @@ def _experts(config: Config, layout: Layout) -> list[tuple[bool, str]]:
         ),
         (ranks > 1 and experts == 0, f"layout.expert = {ranks} spreads experts, and model.moe.experts = 0 has none; set layout.expert to 1"),
         (
-            experts > 0 and experts <= (ranks - 1) * -(-experts // ranks),
+            _leaves_one_out(experts, ranks),
             f"layout.expert = {ranks} leaves ranks without any of model.moe.experts = {experts}; use fewer",
         ),
     ]
+
+
+def _shards(config: Config, layout: Layout) -> list[tuple[bool, str]]:
+    model, unit = config.model, 1 if layout.topology == "2.5d" else layout.column
+    widths = {"model.ffn_dim": model.ffn_dim, "model.moe.dim": model.moe.dim * (model.moe.experts > 0)}
+    cuts = [(name, width, unit) for name, width in widths.items()] + [("model.vocab", model.vocab, 1)]
+    return [
+        (
+            layout.sharded and _leaves_one_out(width, layout.row, unit),
+            f"layout.tensor = {layout.tensor} leaves a rank without any of {name} = {width}, and layout.shard = {layout.shard} cannot shard that; "
+            "use fewer tensor ranks, or a width that divides",
+        )
+        for name, width, unit in cuts
+    ]
+
+
+def _leaves_one_out(size: int, parts: int, unit: int = 1) -> bool:
+    """Whether a cut of `size` into `parts` leaves the last part empty."""
+    return 0 < size <= (parts - 1) * padded_part(size, parts, unit)
 
 
 def _batch(config: Config, layout: Layout) -> list[tuple[bool, str]]:

@@ -94,7 +94,7 @@ class TesseractNorm(RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., d/q), keeping the format of `x`."""
         x_wide = wide(x)
-        squares = total(x_wide.square().sum(-1, keepdim=True), self.grid.column, "norms")
+        squares = total(x_wide.square().sum(-1, keepdim=True), self.grid.column, "norm")
         scale = torch.rsqrt(squares / self.width + self.eps)
         return (x_wide * scale * pad_to(self.weight, x.shape[-1:])).to(x.dtype)
 

@@ -41,7 +41,7 @@ def _product(work: Workload, rows: int, inputs: int, outputs: int, stack: int = 
 
 
 def _norm(work: Workload, times: int) -> list[Collective]:
-    return both_ways("column", "norms", "all_reduce", work.tokens * work.wide, times)
+    return both_ways("column", "norm", "all_reduce", work.tokens * work.wide, times)
 
 
 def _feed_forward(work: Workload, hidden: int) -> list[Collective]:

@@ -24,6 +24,8 @@ class Weights:
         for name, parameter in self.parameters.items():
             expected = self.placements[name].local_shape(mesh.layout, mesh.world.rank)
             tensor = local(parameter)
+            if tensor.numel() == 0:  # FSDP2 gives an empty cut another empty shape
+                tensor = tensor.view(expected)
             assert tensor.shape == expected, f"{name} is {tuple(tensor.shape)} on rank {mesh.world.rank}, planned {expected}"
             self.locals[name] = tensor
         layout = mesh.layout
@@ -38,7 +40,8 @@ class Weights:
     def collect(self) -> list[Tensor]:
         """Put every parameter's gradient, as far as this rank holds it, on its plain tensor; return those there are."""
         for name, parameter in self.parameters.items():
-            self.locals[name].grad = None if parameter.grad is None else local(parameter.grad)
+            tensor = self.locals[name]
+            tensor.grad = None if parameter.grad is None else local(parameter.grad).view(tensor.shape)
         return [tensor.grad for tensor in self.locals.values() if tensor.grad is not None]
 
     def counted(self) -> list[Tensor]:
