@@ -24,7 +24,7 @@ from penstock.comm import GradientReducer, World, join_world, leave_world
 from penstock.config import ModelSection, load_config
 from penstock.models import Decoder, build_decoder, resolve_model
 from penstock.models.layers import Linear
-from penstock.parallel import Laid, Layout, Mesh, lay_out
+from penstock.parallel import Formats, Laid, Layout, Mesh, lay_out
 from penstock.parallel.estimate import block_traffic
 from penstock.parallel.rehearse import FORMATS, counted_bytes, run_block
 from penstock.parallel.topology import layer_work, tensor_grids
@@ -42,7 +42,7 @@ def count(world: World) -> dict[str, float]:
         for compute in (4, 2):
             work = layer_work(model, layout, 1024, compute)
             if work is not None:
-                laid = lay_out(work.model, 1, Mesh(layout, world), FORMATS[work.master])
+                laid = lay_out(work.model, 1, Mesh(layout, world), Formats(FORMATS[work.master], FORMATS[work.compute]))
                 run_block(laid, work)
                 found.append(counted_bytes(world) == bytes_sent(block_traffic(work, 0), layout))
     wrong = world.gather_numbers(float(found.count(False)), "mismatches")

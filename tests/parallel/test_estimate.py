@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from penstock.config import ConfigError, load_config
 from penstock.models import resolve_model
-from penstock.parallel import Layout, Mesh, build_layout, check_layout, lay_out
+from penstock.parallel import Formats, Layout, Mesh, build_layout, check_layout, lay_out
 from penstock.parallel.activations import layer_activations, layer_casts
 from penstock.parallel.apply import shape_decoder
 from penstock.parallel.estimate import step_traffic
@@ -39,7 +39,7 @@ def workload(sets, world_size, rank, dtype, batches):
 def counted(world, sets, dtype, batches):
     """Bytes a step on real ranks sends by the meter, and by the estimate."""
     work = workload(sets, world.size, world.rank, dtype, batches)
-    laid = lay_out(work.model, 1, Mesh(work.layout, world), FORMATS[work.master])
+    laid = lay_out(work.model, 1, Mesh(work.layout, world), Formats(FORMATS[work.master], FORMATS[work.compute]))
     run_step(laid, work, torch.randint(0, VOCAB, (MICRO, work.model.context // work.layout.context), generator=torch.Generator().manual_seed(3)))
     return counted_bytes(world), bytes_sent(step_traffic(work), work.layout)
 
@@ -123,7 +123,7 @@ def test_experts_rows_are_estimated_under_even_routing():
 def kept_by_autograd(work):
     """Bytes that the first block of `work` keeps for its backward pass, by autograd's own list, parameters left out."""
     with fake_mesh(work) as mesh:
-        decoder, _, _ = shape_decoder(work.model, mesh, FORMATS[work.master])
+        decoder, _, _ = shape_decoder(work.model, mesh, Formats(FORMATS[work.master], FORMATS[work.compute]))
         with FakeTensorMode(allow_non_fake_inputs=True):
             decoder.to_empty(device="cpu")
             parameters = {p.untyped_storage()._cdata for p in decoder.parameters()}

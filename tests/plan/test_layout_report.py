@@ -7,7 +7,7 @@ from ranks import run_ranks
 from penstock.config import ConfigError, load_config, with_values
 from penstock.models import resolve_model
 from penstock.optim import build_optimizer
-from penstock.parallel import Mesh, build_layout, lay_out, shared_matrices
+from penstock.parallel import Formats, Mesh, build_layout, lay_out, shared_matrices
 from penstock.parallel.rehearse import FORMATS, counted_bytes, run_step
 from penstock.plan.layout import describe_layout, layout_text, workload
 
@@ -74,7 +74,7 @@ def muon_bytes(world, sets):
     """What a step with Muon sends under its name, by the meter."""
     config = settled("optim.kind=muon", *sets)
     work = workload(config, build_layout(config, world.size))
-    laid = lay_out(work.model, 1, Mesh(work.layout, world), FORMATS[work.master])
+    laid = lay_out(work.model, 1, Mesh(work.layout, world), Formats(FORMATS[work.master], FORMATS[work.compute]))
     optimizer = build_optimizer(laid.weights.locals, config.optim, shared_matrices(laid.weights))
     run_step(laid, work, torch.zeros((work.micro, 64), dtype=torch.int64))
     laid.weights.collect()

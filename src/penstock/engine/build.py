@@ -25,7 +25,7 @@ from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
 from penstock.models import Decoder, balance_experts
 from penstock.optim import Optimizer, WeightAverage, build_optimizer
-from penstock.parallel import Laid, Layout, Mesh, Placement, Weights, build_layout, context_positions, lay_out, shared_matrices
+from penstock.parallel import Formats, Laid, Layout, Mesh, Placement, Weights, build_layout, context_positions, lay_out, shared_matrices
 from penstock.parallel.layout import micro_batch
 from penstock.store import Run, list_snapshots, load_snapshot, read_numbers
 
@@ -150,7 +150,7 @@ def build_core(
     mesh = Mesh(build_layout(config, world.size), world, config.layout.timeout_s)
     dtype = DTYPES[config.precision.compute]
     placed = first_slots(config, mesh.layout, slots or {})
-    laid = lay_out(config.model, config.run.seed, mesh, torch.float64 if dtype == torch.float64 else torch.float32, placed)
+    laid = lay_out(config.model, config.run.seed, mesh, Formats(torch.float64 if dtype == torch.float64 else torch.float32, dtype), placed)
     loss_of: LossFunction = sequence_loss
     if config.compile.enabled == "on":
         loss_of = compile_model(laid.decoder, config, dtype, micro_batch(config, mesh.layout), world, warn, mesh.layout.sharded)

@@ -10,10 +10,11 @@ from penstock.parallel.matrices import Matrices, shared_matrices
 from penstock.parallel.mesh import Mesh
 from penstock.parallel.placement import Box, Placement, Split
 from penstock.parallel.plan import plan_weights
+from penstock.parallel.shard import Formats
 from penstock.parallel.slots import move_experts, sync_replicas
 from penstock.parallel.weights import Weights, assemble, own_part
 
 __all__ = [
-    "Box", "Laid", "Layout", "Matrices", "Mesh", "Placement", "Slots", "Split", "Weights", "assemble", "balanced_slots", "build_layout",
+    "Box", "Formats", "Laid", "Layout", "Matrices", "Mesh", "Placement", "Slots", "Split", "Weights", "assemble", "balanced_slots", "build_layout",
     "check_layout", "context_positions", "lay_out", "move_experts", "own_part", "plan_weights", "shared_matrices", "spread_experts", "sync_replicas",
 ]

@@ -24,7 +24,7 @@ from penstock.parallel.grid import apply_grid
 from penstock.parallel.mesh import Mesh
 from penstock.parallel.placement import Placement
 from penstock.parallel.plan import plan_weights
-from penstock.parallel.shard import Sharder, shard_weights
+from penstock.parallel.shard import Formats, Sharder, shard_weights
 from penstock.parallel.tesseract import apply_tesseract
 from penstock.parallel.weights import Weights, own_part
 
@@ -43,12 +43,12 @@ class Laid:
         return [(p, mesh.axis(*weights.placements[name].replicas(mesh.layout))) for name, p in weights.parameters.items()]
 
 
-def lay_out(model: ModelSection, seed: int, mesh: Mesh, dtype: torch.dtype = torch.float32, slots: Mapping[str, Slots] | None = None) -> Laid:
-    """Build the resolved `model` on the mesh with its initial weights for `seed`, held in `dtype`.
+def lay_out(model: ModelSection, seed: int, mesh: Mesh, formats: Formats | None = None, slots: Mapping[str, Slots] | None = None) -> Laid:
+    """Build the resolved `model` on the mesh with its initial weights for `seed`, in float32 unless `formats` says otherwise.
 
     `slots[block]` places a block's experts by hand.
     """
-    decoder, plan, sharder = shape_decoder(model, mesh, dtype, slots)
+    decoder, plan, sharder = shape_decoder(model, mesh, formats or Formats(), slots)
     decoder.to_empty(device=mesh.world.device)
     weights = Weights(decoder, plan, mesh)
     _draw(weights, model, seed)
@@ -59,7 +59,7 @@ def lay_out(model: ModelSection, seed: int, mesh: Mesh, dtype: torch.dtype = tor
 
 
 def shape_decoder(
-    model: ModelSection, mesh: Mesh, dtype: torch.dtype, slots: Mapping[str, Slots] | None = None
+    model: ModelSection, mesh: Mesh, formats: Formats, slots: Mapping[str, Slots] | None = None
 ) -> tuple[Decoder, dict[str, Placement], Sharder]:
     """The laid-out decoder on the meta device, without memory; the plan of its weights; the handle of the shard axis."""
     with torch.device("meta"):
@@ -71,8 +71,8 @@ def shape_decoder(
         split_context(decoder, mesh.axis("context"))
     if mesh.layout.expert > 1:
         spread_experts(decoder, mesh, slots)
-    _shrink(decoder.to(dtype), plan, mesh)
-    return decoder, plan, shard_weights(decoder, mesh, plan)
+    _shrink(decoder.to(formats.master), plan, mesh)
+    return decoder, plan, shard_weights(decoder, mesh, plan, formats)
 
 
 def _shrink(decoder: Decoder, plan: dict[str, Placement], mesh: Mesh) -> None:

@@ -69,10 +69,9 @@ def shard_traffic(work: Workload, prefix: str = "") -> list[Collective]:
     """FSDP's gathers of weights and sums of gradients in a whole step, of the groups whose names begin with `prefix`."""
     zero, batches, lines = work.layout.zero, work.micro_batches, []
     for group in (group for group in shard_groups(work) if group.name.startswith(prefix)):
-        n_bytes = group.padded_numel(work) * work.master
-        gathers = (2 if group.regathers else 1) * batches if zero == 3 else 1
-        lines.append(Collective(group.axes, "weights", "all_gather", n_bytes, gathers))
-        lines.append(Collective(group.axes, "gradients", "reduce_scatter", n_bytes, batches if zero > 1 else 1))
+        numel, gathers = group.padded_numel(work), (2 if group.regathers else 1) * batches if zero == 3 else 1
+        lines.append(Collective(group.axes, "weights", "all_gather", numel * group.width(work), gathers))
+        lines.append(Collective(group.axes, "gradients", "reduce_scatter", numel * work.master, batches if zero > 1 else 1))
     return lines
 
 
@@ -108,6 +107,10 @@ class ShardGroup:
     parameters: tuple[Placement, ...]
     regathers: bool
 
+    def width(self, work: Workload) -> int:
+        """Bytes of a gathered number: blocks travel in the format of the activations, the rest in the weights' own."""
+        return work.compute if self.regathers else work.master
+
     def padded_numel(self, work: Workload) -> int:
         """Elements of the gathered group on this rank, with the padding FSDP2 gives shards of a dim that does not divide."""
         return sum(self._padded(placement, work) for placement in self.parameters)
@@ -128,13 +131,17 @@ def shard_groups(work: Workload) -> list[ShardGroup]:
     groups = []
     for layer in range(work.model.layers):
         name = f"blocks.{layer}."
-        block = {key: placement for key, placement in plan.items() if key.startswith(name)}
+        block = {key: placement for key, placement in plan.items() if key.startswith(name) and _sharded(placement, layout)}
         experts = tuple(placement for key, placement in block.items() if ".experts." in key)
         if experts and layout.expert_shard > 1:
             groups.append(ShardGroup(f"{name}ffn.experts.", layout.expert_shard_axes, experts, True))
         groups.append(ShardGroup(name, layout.shard_axes, tuple(p for key, p in block.items() if ".experts." not in key), True))
     rest = tuple(placement for key, placement in plan.items() if not key.startswith("blocks."))
     return [*groups, ShardGroup("", layout.shard_axes, rest, False)]
+
+
+def _sharded(placement: Placement, layout: Layout) -> bool:
+    return any(split.axes in (layout.shard_axes, layout.expert_shard_axes) for split in placement.splits)
 
 
 def placements(work: Workload) -> dict[str, Placement]:

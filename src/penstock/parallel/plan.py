@@ -16,7 +16,8 @@ layers pad. Where grouped key-value heads do not divide over a 1-D or 2-D grid, 
 refuses them.
 
 Experts are cut over the expert axis, or placed by `slots`; each expert's matrices are cut like a dense layer's. FSDP then cuts what is
-left along dim 0, or along dim 1 for stacks of experts where it divides.
+left along dim 0, or along dim 1 for stacks of experts where it divides; but not the blocks' norms and routers, which compute in the
+weights' own format whatever the activations', and are small.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def plan_weights(
         block = name.split(".")[1] if name.startswith("blocks.") else ""
         placement = place(name, shape, model, layout, (slots or {}).get(block, ()))
         expert = _is_expert(name)
-        axes = layout.expert_shard_axes if expert else layout.shard_axes
+        axes = layout.expert_shard_axes if expert else () if _is_small(name, shape) else layout.shard_axes
         dim = shard_dim(placement, layout, expert)
         if placement.slots and axes and dim == 0:
             raise ConfigError(
@@ -97,6 +98,11 @@ def _matrix(layer: str, model: ModelSection, layout: Layout) -> tuple[Split, ...
         return (Split(0, ("column",), 1 if outward else unit), Split(1, ("row",), unit if outward else 1))
     unit = layout.column * (model.head_dim if heads else 1)
     return (Split(0, ("column",)), Split(1, ("row",), unit)) if outward else (Split(0, ("row",), unit), Split(1, ("column",)))
+
+
+def _is_small(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a parameter is a norm or a router of a block, which every data rank holds whole."""
+    return name.startswith("blocks.") and (len(shape) == 1 or "router" in name.split("."))
 
 
 def _is_expert(name: str) -> bool:

@@ -18,6 +18,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from penstock.comm import GradientReducer, World
 from penstock.parallel.apply import Laid, shape_decoder
 from penstock.parallel.mesh import Mesh
+from penstock.parallel.shard import Formats
 from penstock.parallel.traffic import Workload
 from penstock.parallel.weights import Weights
 
@@ -37,7 +38,7 @@ def fake_mesh(work: Workload) -> Iterator[Mesh]:
 def rehearse_step(work: Workload) -> dict[str, int]:
     """Bytes by `axis.purpose` that the meter counts in one step of `work`."""
     with fake_mesh(work) as mesh:
-        decoder, plan, sharder = shape_decoder(work.model, mesh, FORMATS[work.master])
+        decoder, plan, sharder = shape_decoder(work.model, mesh, Formats(FORMATS[work.master], FORMATS[work.compute]))
         with FakeTensorMode(allow_non_fake_inputs=True):
             decoder.to_empty(device="cpu")
             laid = Laid(decoder, Weights(decoder, plan, mesh), sharder)
@@ -49,7 +50,7 @@ def rehearse_step(work: Workload) -> dict[str, int]:
 def rehearse_block(work: Workload) -> dict[str, int]:
     """Bytes by `axis.purpose` that the meter counts for the model's last block alone in a step of one micro-batch, its weights included."""
     with fake_mesh(work) as mesh:
-        decoder, plan, sharder = shape_decoder(work.model, mesh, FORMATS[work.master])
+        decoder, plan, sharder = shape_decoder(work.model, mesh, Formats(FORMATS[work.master], FORMATS[work.compute]))
         with FakeTensorMode(allow_non_fake_inputs=True):
             decoder.to_empty(device="cpu")
             laid = Laid(decoder, Weights(decoder, plan, mesh), sharder)

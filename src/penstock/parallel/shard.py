@@ -6,8 +6,12 @@ ZeRO (Rajbhandari et al., arXiv 1910.02054) in its three degrees, chosen by `lay
     2   weights stay gathered from a step's first forward pass to its last backward pass; gradients as in 3
     1   weights as in 2; gradients stay whole until the last micro-batch's are reduce-scattered
 
-The optimizer always works on the cut. Context ranks hold the same weights and share the burden. Sums are left as sums (factor 1): the engine weights
-the loss by the global token count. Experts' weights are sharded over the ranks that hold the same experts.
+The optimizer always works on the cut. Where activations are narrower than weights, a block's weights travel in the activations' format and their
+gradients are summed in the weights': a gathered block needs no second copy, and none is kept for the backward pass. Context ranks hold the
+same weights and share the burden. Sums are left as sums (factor 1): the engine weights the loss by the global token count. Experts' weights are
+sharded over the ranks that hold the same experts.
+
+Norms and routers of blocks are not sharded (`plan.py`).
 
 Elements one rank sends in a step for P weights over s ranks and m micro-batches: gathers 2 m P (s - 1)/s in degree 3 (forward and backward),
 P (s - 1)/s in 1 and 2; gradients m P (s - 1)/s in 2 and 3, P (s - 1)/s in 1. When not to use it: where weights and moments fit on every rank,
@@ -17,12 +21,13 @@ plain replication sends less than degree 3 and is simpler to overlap.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Shard
 
 from penstock.comm import Axis
@@ -31,6 +36,14 @@ from penstock.models import Decoder
 from penstock.models.moe import Experts
 from penstock.parallel.mesh import Mesh
 from penstock.parallel.placement import Placement
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Number formats: of the weights, moments and gradient sums, and of activations and matrix products."""
+
+    master: torch.dtype = torch.float32
+    compute: torch.dtype = torch.float32
 
 
 class Sharder:
@@ -51,31 +64,33 @@ class Sharder:
             module.reshard()
 
 
-def shard_weights(decoder: Decoder, mesh: Mesh, plan: dict[str, Placement]) -> Sharder:
-    """Cut the parameters of `decoder`, already in their local shapes on the grid, over the shard axes; `plan` names the dims."""
+def shard_weights(decoder: Decoder, mesh: Mesh, plan: dict[str, Placement], formats: Formats) -> Sharder:
+    """Cut the parameters of `decoder`, already in their local shapes on the grid, over the shard axes, as `plan` says."""
     layout = mesh.layout
     if not layout.sharded:
         return Sharder()
     dense_mesh, dense_axis = mesh.device_mesh(*layout.shard_axes), mesh.axis(*layout.shard_axes)
-    keep = layout.zero == 3
+    cut_axes = (layout.shard_axes, layout.expert_shard_axes)
+    whole = {p for name, p in decoder.named_parameters() if not any(split.axes in cut_axes for split in plan[name].splits)}
+    drop, travel = layout.zero == 3, MixedPrecisionPolicy(formats.compute, formats.master, cast_forward_inputs=False)
     modules: list[FSDPModule] = []
-    whole_experts: set[nn.Parameter] = set()
     for name, block in decoder.blocks.items():
         experts = next((module for module in block.modules() if isinstance(module, Experts)), None)
         if experts is not None and layout.expert_shard > 1:
             dims = {p: Shard(plan[f"blocks.{name}.ffn.experts.{key}"].splits[-1].dim) for key, p in experts.named_parameters()}
             axis = mesh.axis("expert_shard")
-            modules.append(_wrap(experts, mesh.device_mesh("expert_shard"), axis, keep, placement=dims.__getitem__))
-        elif experts is not None:
-            whole_experts |= set(experts.parameters())
-        modules.append(_wrap(block, dense_mesh, dense_axis, keep, ignored=whole_experts))
-    modules.append(_wrap(decoder, dense_mesh, dense_axis, keep=False, ignored=whole_experts))
+            modules.append(_wrap(experts, mesh.device_mesh("expert_shard"), axis, drop, whole, travel, dims.__getitem__))
+        modules.append(_wrap(block, dense_mesh, dense_axis, drop, whole, travel))
+    modules.append(_wrap(decoder, dense_mesh, dense_axis, False, whole, MixedPrecisionPolicy(cast_forward_inputs=False)))
     register_fsdp_forward_method(decoder, "loss")
     return Sharder(modules, layout.zero)
 
 
-def _wrap(module: nn.Module, mesh: Any, axis: Axis, keep: bool, placement: Any = None, ignored: set[nn.Parameter] | None = None) -> FSDPModule:
-    wrapped = fully_shard(module, mesh=mesh, reshard_after_forward=keep, shard_placement_fn=placement, ignored_params=ignored)
+def _wrap(
+    module: nn.Module, mesh: Any, axis: Axis, drop: bool, whole: set[nn.Parameter], travel: MixedPrecisionPolicy, placement: Any = None
+) -> FSDPModule:
+    """Shard the parameters of `module` that are neither `whole` nor an inner module's; `drop` them after the forward pass."""
+    wrapped = fully_shard(module, mesh=mesh, reshard_after_forward=drop, shard_placement_fn=placement, ignored_params=whole, mp_policy=travel)
     wrapped.set_gradient_divide_factor(1.0)
     wrapped.set_force_sum_reduction_for_comms(True)
     wrapped.set_custom_all_gather(cast(Any, _CountedAllGather(axis)))

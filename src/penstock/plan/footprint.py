@@ -3,8 +3,8 @@
     weights, gradients   what the rank holds of them, `master` bytes a number (gradients whole on the grid in ZeRO-1, until the last micro-batch)
     moments              AdamW two and Muon one such number a weight, an average of the weights one more
     gathered             FSDP's whole weights: of two blocks (the next is fetched early) and of embedding, norm and head in ZeRO-3, of all else
-    exchange             buckets of the replicas' gradients; a block's whole gradients and their copy while FSDP sums them
-    activations, casts   kept from forward to backward by all layers (`parallel/activations.py`)
+    exchange             buckets of the replicas' gradients; a block's whole gradients and their copy in the weights' format while FSDP sums them
+    activations, casts   kept from forward to backward by all layers (`parallel/activations.py`); FSDP's gathered blocks need no casts
     logits               a chunk of the loss
 
 `total` is their sum, an upper estimate: not all are at their most at once. The allocator's waste, workspaces of kernels, and the framework itself
@@ -60,21 +60,21 @@ def footprint(work: Workload, optim: OptimSection) -> Footprint:
         weights=sum(held.values()) * master,
         gradients=(whole if work.layout.sharded and work.layout.zero == 1 else sum(held.values())) * master,
         moments=sum(n * _moments(name, plan[name], optim) for name, n in held.items()) * master,
-        gathered=gathered * master,
-        exchange=2 * blocks * master + sum(line.n_bytes for line in gradient_traffic(work)),
+        gathered=gathered,
+        exchange=blocks * (work.compute + master) + sum(line.n_bytes for line in gradient_traffic(work)),
         activations=sum(layer_activations(work, layer) for layer in layers) + ends_activations(work),
-        casts=sum(layer_casts(work, layer) for layer in layers),
+        casts=0 if work.layout.sharded else sum(layer_casts(work, layer) for layer in layers),
         logits=loss_chunk(work),
     )
 
 
 def _gathered(work: Workload) -> tuple[int, int]:
-    """Elements of the largest block that FSDP gathers, and of all that it has gathered at a time."""
+    """Elements of the largest block that FSDP gathers, and bytes of all that it has gathered at a time."""
     groups = shard_groups(work)
-    sizes = sorted(group.padded_numel(work) for group in groups if group.regathers)
-    everything = sum(group.padded_numel(work) for group in groups)
-    largest = sizes[-1] if sizes else 0
-    return largest, everything - sum(sizes[:-2]) if work.layout.zero == 3 else everything
+    blocks = sorted((group.padded_numel(work) for group in groups if group.regathers), reverse=True)
+    rest = sum(group.padded_numel(work) * group.width(work) for group in groups if not group.regathers)
+    at_a_time = blocks[:2] if work.layout.zero == 3 else blocks
+    return max(blocks, default=0), rest + sum(at_a_time) * work.compute
 
 
 def _moments(name: str, placement: Placement, optim: OptimSection) -> int:
