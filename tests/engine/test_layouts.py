@@ -56,6 +56,17 @@ def test_a_run_goes_on_in_any_other_layout_and_ends_as_one_process_would(tmp_pat
     assert results[0]["sample"] == plain["sample"] and results[0]["parameters"] == plain["parameters"]
 
 
+@pytest.mark.slow
+def test_a_sharded_run_compiles_block_by_block_and_learns_the_same(tmp_path):
+    changes = {"layout__shard": 2, "batch__global": 8, "train__steps": 3, "precision__compute": "bfloat16", "model__layers": 1}
+    runs = [make_run(small_config(tmp_path, **changes, compile__enabled=way), "test", "test", tmp_path / way, None).path for way in ("off", "on")]
+    for run in runs:
+        run_ranks(go_on, 2, run, timeout_s=200)
+    events = [row["text"] for row in MetricStore(runs[1] / "metrics").read("event")]
+    assert not any("torch.compile is off" in text for text in events)
+    assert losses(runs[1]) == pytest.approx(losses(runs[0]), rel=5e-3)
+
+
 def traffic_and_torchs_count(world, settings):
     config = with_values(small_question(True, optim__kind="muon"), settings)
     core = build_core(config, world, RandomPlan(config), StopRequest(supervised=True), print)
