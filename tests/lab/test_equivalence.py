@@ -12,7 +12,7 @@ from penstock.lab import AXES, Case, check, layout_cases
 from penstock.lab.faults import FAULTS
 
 #: How many cases of several axes are drawn, of so many ranks; of other numbers all are checked. `penstock verify` checks all.
-DRAWN = {(4, False): 10, (6, False): 4, (6, True): 4, (8, False): 6, (8, True): 8}
+DRAWN = {(4, False): 8, (4, True): 18, (6, False): 4, (6, True): 4, (8, False): 6, (8, True): 8}
 
 
 def verdicts(world, config, cases, fault=None):

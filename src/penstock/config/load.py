@@ -180,7 +180,7 @@ def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _suggest(dotted: str, key: str, fields: dict[str, Any], prefix: str) -> str:
     """The nearest key of the same section, or of any section where its last word fits better."""
-    likeness = {prefix + name: _likeness(key, name) + 0.01 for name in fields}
+    likeness = {prefix + name: _likeness(key, name) + 0.1 for name in fields}
     for name, _ in walk_settings():
         likeness.setdefault(name, max(_likeness(key, name.rpartition(".")[2]), _likeness(dotted, name)))
     best = max(likeness, key=lambda name: likeness[name])
