@@ -1,35 +1,29 @@
 """`penstock verify`: the equivalence matrix of a model on this host's ranks.
 
-Cases of as many ranks are checked one after another by one set of ranks (`python -m penstock.lab.verify FOLDER` below the launcher), which
+Cases of as many ranks are checked one after another by one set of ranks (`verify_rank.py` below the launcher), which
 takes a tenth of the time of starting them anew. The folder holds the question, `cases.json`, and the answers, one JSON line each.
 
-By default the model is shrunk where that changes no structure: few layers, short sequences, small widths of batch and vocabulary. What is
-equal there is equal at size, since layouts know only divisions; `full` checks it as it is.
+By default the model is shrunk where that changes no structure: few layers, short sequences, narrow heads and a small vocabulary, but as many heads,
+groups and experts. What is equal there is equal at size, since layouts know only divisions; `full` checks it as it is.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from penstock.comm import join_world, leave_world
-from penstock.config import Config, UserError, with_values
-from penstock.engine import check_ranks, cores, die_with_parent, run_reporting, start_ranks
+from penstock.config import Config, ModelSection, UserError, with_values
+from penstock.engine import check_ranks, cores, start_ranks
 from penstock.lab.cases import AXES, Case, layout_cases
-from penstock.lab.equivalence import STEPS, Result, check
+from penstock.lab.equivalence import STEPS, Result
 from penstock.models import resolve_model
 
-#: Sizes that all cases of up to eight ranks divide.
-SEQUENCES, CONTEXT, LAYERS, VOCAB = 24, 48, 2, 397
+#: Sizes that all cases of up to eight ranks divide, and others that are small.
+SEQUENCES, CONTEXT, LAYERS, VOCAB, HEAD_DIM = 24, 48, 2, 397, 8
 
 
 def verify(config: Config, layouts: str, nproc: int, full: bool, say: Callable[[str], None]) -> list[Result]:
@@ -59,15 +53,31 @@ def wanted(case: Case, layouts: str) -> bool:
 
 def question(config: Config, full: bool) -> Config:
     """The config to check: float64, eager, on the CPU, with a learning rate that moves the weights from the first step on."""
+    model = resolve_model(config.model, config.model.vocab or config.data.vocab)
     values: dict[str, Any] = {
+        "model": (model if full else shrunken(model)).model_dump(by_alias=True),
         "precision.compute": "float64", "compile.enabled": "off", "run.device": "cpu", "run.threads": 1, "train.steps": STEPS,
         "optim.warmup": min(2, config.optim.warmup), "batch.global": SEQUENCES, "batch.micro": SEQUENCES, "train.loss_chunk": 101,
     }  # fmt: skip
-    if not full:
-        layers = min(config.model.layers, max(LAYERS, config.model.moe.first_dense + 1))
-        values |= {"model.layers": layers, "model.context": min(config.model.context, CONTEXT), "model.vocab": VOCAB}
-    config = with_values(config, values)
-    return with_values(config, {"model": resolve_model(config.model, config.model.vocab or config.data.vocab).model_dump(by_alias=True)})
+    return with_values(config, values)
+
+
+def shrunken(model: ModelSection) -> ModelSection:
+    """The resolved `model` with few layers and small widths, but as many heads, groups and experts."""
+    by = max(1, model.head_dim // HEAD_DIM)
+    by = by if model.head_dim % by == 0 and model.dim % by == 0 and model.head_dim // by % 2 == 0 else 1
+    moe = model.moe.model_copy(update={"dim": -(-model.moe.dim // by)})
+    return model.model_copy(
+        update={
+            "layers": min(model.layers, max(LAYERS, model.moe.first_dense + 1)),
+            "dim": model.dim // by,
+            "head_dim": model.head_dim // by,
+            "ffn_dim": -(-model.ffn_dim // by),
+            "context": min(model.context, CONTEXT),
+            "vocab": min(model.vocab, VOCAB),
+            "moe": moe,
+        }
+    )
 
 
 def _on_ranks(config: Config, cases: list[Case], ranks: int) -> list[Result]:
@@ -75,51 +85,25 @@ def _on_ranks(config: Config, cases: list[Case], ranks: int) -> list[Result]:
         folder = Path(name)
         content = {"config": config.tree(), "cases": [asdict(case) for case in cases]}
         (folder / "cases.json").write_text(json.dumps(content), encoding="utf-8")
-        start_ranks("penstock.lab.verify", folder, ranks, 0, "this is a fault of Penstock's; please report it with the traceback")
+        start_ranks("penstock.lab.verify_rank", folder, ranks, 0, "this is a fault of Penstock's; please report it with the traceback")
         lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
         return [Result(**json.loads(line)) for line in lines]
 
 
 def table(results: list[Result]) -> str:
     """The matrix as text: a line a case with its errors relative to the plain process."""
-    rows = [f"{'layout':<48} {'with':<44} {'loss':>8} {'gradient':>8} {'norm':>8} {f'{STEPS} steps':>8}  verdict"]
-    rows += [_row(result) for result in results]
+    lines = [f"{'layout':<48} {'with':<44} {'loss':>8} {'gradient':>8} {'norm':>8} {f'{STEPS} steps':>8}  verdict"]
+    lines += [row(result) for result in results]
     count = {verdict: sum(r.verdict == verdict for r in results) for verdict in ("equal", "differs", "refused")}
-    rows.append(f"{len(results)} layouts: {count['equal']} equal one plain process, {count['differs']} differ, {count['refused']} refused")
-    return "\n".join(rows)
+    lines.append(f"{len(results)} layouts: {count['equal']} equal one plain process, {count['differs']} differ, {count['refused']} refused")
+    return "\n".join(lines)
 
 
-def _row(result: Result) -> str:
+def row(result: Result) -> str:
+    """A case's line of the table."""
     switches = ", ".join(f"{key.split('.', 1)[1]} {value}" for key, value in result.settings.items() if not key.startswith("layout."))
     head = f"{result.name:<48} {switches:<44} "
     if result.verdict == "refused":
         return f"{head}refused: {result.why}"
     errors = " ".join(f"{value:8.0e}" for value in (result.loss, result.gradient, result.norm, result.steps))
     return f"{head}{errors}  {result.verdict}{': ' + result.why if result.why else ''}"
-
-
-def main(folder: Path) -> int:
-    """One rank of a group: check all cases, the lead writing an answer as each is done."""
-    die_with_parent()
-    return run_reporting(folder, lambda: _answer(folder))
-
-
-def _answer(folder: Path) -> None:
-    torch.set_num_threads(1)
-    question = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
-    config = Config.model_validate(question["config"])
-    world = join_world("cpu", config.layout.timeout_s)
-    plain: dict[str, Any] = {}
-    for case in question["cases"]:
-        began = time.perf_counter()
-        result = check(world, config, Case(**case), plain)
-        if world.is_lead:
-            with open(folder / "results.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(result.as_dict()) + "\n")
-            print(f"  {_row(result)}  ({time.perf_counter() - began:.1f} s)", file=sys.stderr, flush=True)
-    leave_world(world)
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sys.exit(main(Path(sys.argv[1])))
