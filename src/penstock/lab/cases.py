@@ -38,9 +38,9 @@ TOPOLOGIES = ("tensor", "tensor 2d", "tensor 2.5d")
 #: Training set-ups that take turns; the first is the config's own.
 SETUPS: tuple[dict[str, Any], ...] = (
     {},
-    {"batch.micro": 1},
+    {"batch.micro": 4},
     {"model.tie_embeddings": True, "optim.clip": 0.1},
-    {"data.document_mask": True, "batch.micro": 2},
+    {"data.document_mask": True, "batch.micro": 3},
     {"optim.kind": "muon"},
     {"optim.kind": "adamw", "optim.clip": 0.0, "model.qk_norm": True},
 )
