@@ -19,6 +19,7 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel, SequenceParallel, parallelize_module
 
 from benchmarks.layouts import layer_of
+from benchmarks.rehearse import FORMATS, counted_bytes, run_block
 from benchmarks.timing import ratio, take_turns
 from penstock.comm import GradientReducer, World, join_world, leave_world
 from penstock.config import ModelSection, load_config
@@ -26,7 +27,6 @@ from penstock.models import Decoder, build_decoder, resolve_model
 from penstock.models.layers import Linear
 from penstock.parallel import Formats, Laid, Layout, Mesh, lay_out
 from penstock.parallel.estimate import block_traffic
-from penstock.parallel.rehearse import FORMATS, counted_bytes, run_block
 from penstock.parallel.topology import layer_work, tensor_grids
 from penstock.parallel.traffic import bytes_sent
 

@@ -26,12 +26,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.rehearse import rehearse_block
 from penstock.config import ModelSection, load_config
 from penstock.engine import start_ranks
 from penstock.models import resolve_model
 from penstock.parallel import Layout
 from penstock.parallel.estimate import block_traffic
-from penstock.parallel.rehearse import rehearse_block
 from penstock.parallel.topology import choose_topology, layer_bytes, layer_work, tensor_grids
 from penstock.parallel.traffic import Workload, bytes_sent
 

@@ -5,13 +5,13 @@ import torch
 from ranks import run_ranks
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.rehearse import FORMATS, counted_bytes, fake_mesh, rehearse_step, run_step
 from penstock.config import ConfigError, load_config
 from penstock.models import resolve_model
 from penstock.parallel import Formats, Layout, Mesh, build_layout, check_layout, lay_out
 from penstock.parallel.activations import layer_activations, layer_casts
 from penstock.parallel.apply import shape_decoder
 from penstock.parallel.estimate import step_traffic
-from penstock.parallel.rehearse import FORMATS, counted_bytes, fake_mesh, rehearse_step, run_step
 from penstock.parallel.topology import choose_topology, layer_bytes, layer_work
 from penstock.parallel.traffic import Workload, bytes_sent
 

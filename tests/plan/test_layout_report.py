@@ -4,11 +4,11 @@ import pytest
 import torch
 from ranks import run_ranks
 
+from benchmarks.rehearse import FORMATS, counted_bytes, run_step
 from penstock.config import ConfigError, load_config, with_values
 from penstock.models import resolve_model
 from penstock.optim import build_optimizer
 from penstock.parallel import Formats, Mesh, build_layout, lay_out, shared_matrices
-from penstock.parallel.rehearse import FORMATS, counted_bytes, run_step
 from penstock.plan.layout import describe_layout, layout_text, workload
 
 BASE = ["model.layers=2", "model.dim=64", "model.heads=4", "model.context=64", "model.vocab=100", "batch.global=64", "batch.micro=2"]
