@@ -184,7 +184,7 @@ def test_a_killed_rank_is_named_and_the_command_ends(tmp_path):
     run = tmp_path / "r"
     process = start("train", *sets, "--nproc", 2, "--run-dir", run)
     wait_for_snapshot(run, process)
-    workers = subprocess.run(["pgrep", "-f", f"penstock.engine.worker {run}"], capture_output=True, text=True).stdout.split()
+    workers = subprocess.run(["pgrep", "-f", f"penstock.engine.rank {run}"], capture_output=True, text=True).stdout.split()
     os.kill(int(workers[0]), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1, err

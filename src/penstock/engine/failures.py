@@ -8,6 +8,7 @@ group, which would wait for ranks that no longer answer.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -17,6 +18,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from penstock.config import RankFailed, UserError
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this rank when its launcher dies, so that none trains on unseen (elsewhere: nothing)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
 
 def run_reporting(folder: Path, work: Callable[[], None]) -> int:

@@ -50,8 +50,9 @@ class Journal:
         phases, traffic, notes = parts.timer.take(), parts.world.meter.take(), parts.notes
         parts.notes = {}
         self._steps += 1
-        if self._steps > WARM_UP_STEPS:
-            self._seconds, self._tokens = self._seconds + seconds, self._tokens + result.tokens
+        if self._steps <= WARM_UP_STEPS + 1:
+            self._seconds, self._tokens = 0.0, 0  # until there are others, the last of the first steps counts
+        self._seconds, self._tokens = self._seconds + seconds, self._tokens + result.tokens
         if self._store is None or self._live is None:
             return
         speed = result.tokens / seconds

@@ -35,7 +35,7 @@ from penstock.store import Run
 def launch(run: Run, nproc: int, port: int) -> None:
     """Train `run` on `nproc` ranks of this host; raises `UserError` or `RankFailed` when one fails."""
     mend = f"the run is {run.path}, go on from its last snapshot with `penstock resume {run.path}`"
-    start_ranks("penstock.engine.worker", run.path, nproc, port, mend)
+    start_ranks("penstock.engine.rank", run.path, nproc, port, mend)
 
 
 def start_ranks(module: str, folder: Path, nproc: int, port: int, mend: str) -> None:

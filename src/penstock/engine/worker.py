@@ -1,27 +1,22 @@
-"""One rank of a run: join the others, build, train, sum up.
+"""One rank of a run: build, train, sum up.
 
-`run_rank` is what every way of starting ends in: in this process for one rank, below Penstock's launcher for `--nproc`
-(`python -m penstock.engine.worker RUN`), and below torchrun. What a rank below the launcher fails with is shown once (`failures.py`).
+`run_rank` is what every way of starting ends in: in this process for one rank, below Penstock's launcher for `--nproc` (`rank.py`), and below
+torchrun.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from penstock.comm import World, join_world, leave_world
+from penstock.comm import World
 from penstock.config import Config, SharedError, UserError, disk_errors
 from penstock.data import TokenCorpus, prepare
 from penstock.engine.build import DTYPES, Parts, build
 from penstock.engine.control import StopRequest
-from penstock.engine.failures import run_reporting
 from penstock.engine.journal import Journal, summary
 from penstock.engine.resolve import check_world, cores
 from penstock.engine.state import saved_buffers, weights_digest
@@ -108,26 +103,3 @@ def finish(parts: Parts, state: str) -> dict[str, Any]:
     finally:
         parts.world.barrier()
     return result
-
-
-def die_with_parent() -> None:
-    """Ask Linux to kill this rank when its launcher dies, so that none trains on unseen (elsewhere: nothing)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
-
-
-def main(folder: Path) -> int:
-    """Entry of a rank below the launcher; the exit code is the command's."""
-    die_with_parent()
-    run = Run(folder)
-
-    def work() -> None:
-        world = join_world(run.config().run.device, run.config().layout.timeout_s)
-        run_rank(run, world, supervised=True)
-        leave_world(world)
-
-    return run_reporting(run.path, work)
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,28 @@
+"""One rank below Penstock's launcher: `python -m penstock.engine.rank RUN`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from penstock.comm import join_world, leave_world
+from penstock.engine.failures import die_with_parent, run_reporting
+from penstock.engine.worker import run_rank
+from penstock.store import Run
+
+
+def main(folder: Path) -> int:
+    """Entry of a rank below the launcher; the exit code is the command's."""
+    die_with_parent()
+    run = Run(folder)
+
+    def work() -> None:
+        world = join_world(run.config().run.device, run.config().layout.timeout_s)
+        run_rank(run, world, supervised=True)
+        leave_world(world)
+
+    return run_reporting(run.path, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
