@@ -40,6 +40,7 @@ from penstock.models.layers import FeedForward, wide
 from penstock.models.loss import Kernel, add_product, chunked_loss
 from penstock.models.moe import Experts, MixtureOfExperts, Router
 from penstock.parallel.mesh import Mesh
+from penstock.parallel.padding import pad_to
 from penstock.parallel.placement import padded_part
 from penstock.parallel.plan import kv_everywhere
 from penstock.parallel.vocabulary import look_up, split_softmax_gradient
@@ -98,8 +99,7 @@ def weight_of(layer: nn.Module) -> nn.Parameter:
 
 def padded(weight: Tensor, dim: int, size: int) -> Tensor:
     """The weight with zeros up to `size` along `dim`, for a part that the cut left short."""
-    missing = size - weight.shape[dim]
-    return weight if missing == 0 else F.pad(weight, [0, 0] * (weight.dim() - 1 - dim) + [0, missing])
+    return pad_to(weight, (*weight.shape[:dim], size, *weight.shape[dim + 1 :]))
 
 
 class FirstLinear(nn.Module):
