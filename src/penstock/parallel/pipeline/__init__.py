@@ -1,0 +1,1 @@
+"""Pipeline parallelism: schedules as data, checked, timed, synthesised, drawn, and run."""
