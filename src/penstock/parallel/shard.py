@@ -82,7 +82,7 @@ def shard_weights(decoder: Decoder, mesh: Mesh, plan: dict[str, Placement], form
             modules.append(_wrap(experts, mesh.device_mesh("expert_shard"), axis, drop, whole, travel, dims.__getitem__))
         modules.append(_wrap(block, dense_mesh, dense_axis, drop, whole, travel))
     modules.append(_wrap(decoder, dense_mesh, dense_axis, False, whole, MixedPrecisionPolicy(cast_forward_inputs=False)))
-    register_fsdp_forward_method(decoder, "loss")
+    register_fsdp_forward_method(decoder, "stage" if layout.pipeline > 1 else "loss")
     return Sharder(modules, layout.zero)
 
 
