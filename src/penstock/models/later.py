@@ -35,9 +35,9 @@ class Later:
         self._left: list[tuple[Tensor, Product]] | None = None
 
     @contextmanager
-    def split(self) -> Iterator[None]:
-        """Run layers so that their backward pass can be split."""
-        self.splitting, before = True, self.splitting
+    def split(self, on: bool = True) -> Iterator[None]:
+        """Run layers so that their backward pass can be split, if `on`."""
+        self.splitting, before = on, self.splitting
         try:
             yield
         finally:

@@ -9,13 +9,13 @@ Cost: making a group is a rendezvous of all ranks, milliseconds each on one host
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from penstock.comm import Axis, World
+from penstock.comm import Axis, Links, Receiver, Sender, World
 from penstock.parallel.layout import Layout
 from penstock.parallel.placement import Placement
 
@@ -50,6 +50,24 @@ class Mesh:
         axis = self.axis(*axes)
         assert axis.group is not None, "an axis of one rank shards nothing"
         return DeviceMesh.from_group(axis.group, self.world.device.type, mesh_dim_names=(axis.name,))
+
+    def links(self, pairs: Iterable[tuple[int, int]]) -> Links:
+        """This rank's links along the pipeline for pairs (from, to) of places on it; all ranks must ask for the same ones in the same order."""
+        layout, world = self.layout, self.world
+        here, stride = layout.coordinate(world.rank, "pipeline"), layout.stride("pipeline")
+        senders, receivers = {}, {}
+        for source, target in pairs:
+            for origin in range(stride):
+                ends = (origin + source * stride, origin + target * stride)
+                key = ("link", *ends)
+                if key not in world.groups:
+                    world.groups[key] = dist.new_group(list(ends), timeout=self._timeout)
+                if world.rank == ends[0]:
+                    senders[target] = Sender(ends[1], world.groups[key], world.meter, "pipeline.activations")
+                if world.rank == ends[1]:
+                    receivers[source] = Receiver(ends[0], world.groups[key])
+        assert here not in senders and here not in receivers, "a rank needs no link to itself"
+        return Links(senders, receivers)
 
     def _group(self, ranks_of: Callable[[int], tuple[int, ...]]) -> dist.ProcessGroup | None:
         """This rank's process group, of the ranks that `ranks_of` gives each rank; every rank makes all groups it does not know of."""
