@@ -24,20 +24,12 @@ import numpy as np
 
 from penstock.config import ConfigError, ModelSection
 from penstock.parallel.pipeline.layer_costs import Cost, LayerCosts
+from penstock.parallel.pipeline.stages import Part
 
 #: Decimals to which times, as shares of the whole model's, are compared.
 DIGITS = 12
 #: Descents from near the best split where ranks have several stages: at most so many, and fewer the more numbers one step looks at.
 RESTARTS, EFFORT = 100, 600_000
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one stage holds: consecutive layers, and the embedding or the head if it is an end."""
-
-    layers: range
-    embedding: bool = False
-    head: bool = False
 
 
 @dataclass(frozen=True)
