@@ -50,8 +50,9 @@ def timeline_svg(timeline: Timeline, title: str = "", unit: str = "s") -> str:
     bands = "".join(f'<rect x="{LEFT}" y="{_y(r)}" width="{width - LEFT - RIGHT}" height="{ROW}"/>' for r in range(ranks))
     names = "".join(f'<text x="{LEFT - 8}" y="{_y(r) + ROW / 2 + 4:g}" text-anchor="end">rank {r}</text>' for r in range(ranks))
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img"',
-        f' aria-label="{escape(title)}" font-family="system-ui, sans-serif" font-size="12" fill="{GREY}">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"',
+        f' style="max-width:100%;height:auto" role="img" aria-label="{escape(title)}"',
+        f' font-family="system-ui, sans-serif" font-size="12" fill="{GREY}">',
         f'<text x="{LEFT}" y="22" font-size="15" font-weight="600">{escape(title)}</text>{_legend(timeline, chunk)}',
         f'<g fill-opacity="0.16">{bands}</g>{names}{_axis(length, scale, height, unit)}{_blocks(timeline, chunk, scale)}</svg>\n',
     ]
@@ -96,7 +97,8 @@ def _blocks(timeline: Timeline, chunk: list[int], scale: float) -> str:
             colour = _shade(work, chunk[stage], max(chunk) + 1)
             x, wide = LEFT + (start - timeline.start_s) * scale, (end - start) * scale
             at = f'x="{x:.2f}" y="{y}" width="{max(0.3, wide - min(0.8, wide / 5)):.2f}" height="{ROW}"'
-            tip = f"<title>{WORKS[work][1]}, stage {stage}, micro-batch {micro}: {start - timeline.start_s:.4g} to {end - timeline.start_s:.4g}</title>"
+            when = f"{start - timeline.start_s:.4g} to {end - timeline.start_s:.4g}"
+            tip = f"<title>{WORKS[work][1]}, stage {stage}, micro-batch {micro}: {when}</title>"
             rects[colour].append(f"<rect {at}>{tip}</rect>" if told else f"<rect {at}/>")
             if wide >= 3 + 5.5 * len(str(micro)):
                 texts[_ink(colour)].append(f'<text x="{x + wide / 2:.1f}" y="{y + ROW / 2 + 3.5}">{micro}</text>')
@@ -112,8 +114,7 @@ def _legend(timeline: Timeline, chunk: list[int]) -> str:
     for work, (_, meaning) in WORKS.items():
         if work not in used:
             continue
-        for i in range(chunks):
-            parts.append(f'<rect x="{x + 12 * i}" y="36" width="12" height="12" fill="rgb{_shade(work, i, chunks)}"/>')
+        parts += [f'<rect x="{x + 12 * i}" y="36" width="12" height="12" fill="rgb{_shade(work, i, chunks)}"/>' for i in range(chunks)]
         x += 12 * chunks + 6
         parts.append(f'<text x="{x}" y="46">{meaning}</text>')
         x += 7 * len(meaning) + 18

@@ -4,15 +4,18 @@
 schedule is made from, so that a run tells what its schedule should have been:
 
     forward, input_grad, weight_grad   the median time of a stage's F, I and W over micro-batches and steps
-    B                                  counts as I and W where a stage has no I and W of its own, split as those of all other stages together, else in halves
-    transfer                           the least time between an end and the start that waits for it; the mean of both directions, which cancels the
-                                       difference of two ranks' clocks. An upper bound, tight where a rank ever waited for the hop; 0 within a rank
+    B                                  where a stage has no W of its own, B's median is split as I and W of all other stages together, else in halves
+    transfer                           the least time from an end to a start that waited for it (its rank idled before), the mean of both directions.
+                                       A hop that nobody waited for is taken to be the typical one, or less where its own gaps show it to be;
+                                       0 within a rank
 
-Medians, since one late message or collection of garbage should not count; a machine that changes within the timeline is not seen by them.
+Medians, since one late message or collection of garbage should not count; a machine that changes within the timeline is not seen by them. All
+ranks' times must be of one clock: what two clocks differ by would count as transfer.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +25,9 @@ from typing import NamedTuple
 from penstock.parallel.pipeline.check import needs, split_backwards
 from penstock.parallel.pipeline.schedule import Action, Costs, Schedule
 from penstock.parallel.pipeline.simulate import Timing
+
+#: A rank idled before an action if it had nothing to do for more than this part of the timeline.
+IDLE = 1e-9
 
 
 class Span(NamedTuple):
@@ -98,20 +104,41 @@ def measured_costs(timeline: Timeline) -> Costs:
 
 
 def _transfers(timeline: Timeline) -> tuple[float, ...]:
-    """For each pair of neighbouring stages, the least time from an end to the start that needs it."""
+    """The time from an end to its arrival, for each pair of neighbouring stages."""
+    most, waited = _gaps(timeline)
+    known: dict[int, float] = {}
+    hops = [s for s, (rank, after) in enumerate(zip(timeline.rank_of, timeline.rank_of[1:])) if rank != after]
+    for s in hops:
+        seen = [waited[s, forward] for forward in (True, False) if (s, forward) in waited]
+        if seen:
+            known[s] = max(0.0, sum(seen) / len(seen))
+    typical = median(known.values()) if known else 0.0
+    guess = {s: max(0.0, min(typical, most[s, True], most[s, False])) for s in hops}
+    return tuple((guess | known).get(s, 0.0) for s in range(len(timeline.rank_of) - 1))
+
+
+def _gaps(timeline: Timeline) -> tuple[dict[tuple[int, bool], float], dict[tuple[int, bool], float]]:
+    """By hop and direction (forward or not), the least time from an end to the start that needs it: of all, and of those whose rank idled before."""
     split, last = split_backwards(timeline.schedule), len(timeline.rank_of) - 1
-    gaps: dict[tuple[int, bool], list[float]] = defaultdict(list)
+    most: dict[tuple[int, bool], float] = defaultdict(lambda: math.inf)
+    waited: dict[tuple[int, bool], float] = {}
+    idle = timeline.makespan_s * IDLE
     for step in range(timeline.steps):
-        spans = {}
+        ends: dict[Action, float] = {}
+        starts: list[tuple[Action, float, float]] = []
         for row in timeline.spans:
             size = len(row) // timeline.steps
-            spans |= {action: (start, end) for action, start, end in row[step * size : (step + 1) * size]}
-        for action, (start, _) in spans.items():
+            ends |= {action: end for action, _, end in row[step * size : (step + 1) * size]}
+            before = -math.inf if step == 0 else row[step * size - 1].end_s
+            for action, start, end in row[step * size : (step + 1) * size]:
+                starts.append((action, start, before))
+                before = end
+        for action, start, before in starts:
             for need in needs(action, split, last):
                 if need.stage != action.stage:
-                    gaps[min(need.stage, action.stage), action.work == "F"].append(start - spans[need][1])
-    hops = []
-    for stage, (rank, after) in enumerate(zip(timeline.rank_of, timeline.rank_of[1:])):
-        there, back = (min(gaps[stage, forward], default=0.0) for forward in (True, False))
-        hops.append(0.0 if rank == after else max(0.0, (there + back) / 2))
-    return tuple(hops)
+                    hop = min(need.stage, action.stage), action.work == "F"
+                    gap = start - ends[need]
+                    most[hop] = min(most[hop], gap)
+                    if start - before > idle:
+                        waited[hop] = min(waited.get(hop, math.inf), gap)
+    return most, waited
