@@ -41,7 +41,7 @@ def rehearse_step(work: Workload) -> dict[str, int]:
         decoder, plan, sharder = shape_decoder(work.model, mesh, Formats(FORMATS[work.master], FORMATS[work.compute]))
         with FakeTensorMode(allow_non_fake_inputs=True):
             decoder.to_empty(device="cpu")
-            laid = Laid(decoder, Weights(decoder, plan, mesh), sharder)
+            laid = Laid(decoder, Weights(decoder, plan, mesh), sharder, {}, {})
             tokens = torch.zeros((work.micro, work.model.context // work.layout.context), dtype=torch.int64)
             run_step(laid, work, tokens)
         return counted_bytes(mesh.world)
@@ -53,7 +53,7 @@ def rehearse_block(work: Workload) -> dict[str, int]:
         decoder, plan, sharder = shape_decoder(work.model, mesh, Formats(FORMATS[work.master], FORMATS[work.compute]))
         with FakeTensorMode(allow_non_fake_inputs=True):
             decoder.to_empty(device="cpu")
-            laid = Laid(decoder, Weights(decoder, plan, mesh), sharder)
+            laid = Laid(decoder, Weights(decoder, plan, mesh), sharder, {}, {})
             run_block(laid, work)
         return counted_bytes(mesh.world)
 

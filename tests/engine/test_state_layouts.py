@@ -9,11 +9,11 @@ from ranks import run_ranks
 
 from penstock.comm import World
 from penstock.config import load_config
-from penstock.engine.state import saved_buffers, state_placements, state_tensors, weights_digest, whole_model
-from penstock.engine.use import plain_weights
+from penstock.engine.state import state_placements, state_tensors, weights_digest, whole_model
 from penstock.models import build_decoder, resolve_model
 from penstock.optim import WeightAverage, build_optimizer
-from penstock.parallel import Layout, Mesh, Weights, own_part, plan_weights, shared_matrices
+from penstock.parallel import Laid, Layout, Mesh, Placement, Weights, laid_whole, own_part, plan_weights, saved_buffers, shared_matrices
+from penstock.parallel.shard import Sharder
 from penstock.store import list_snapshots, load_snapshot, save_snapshot
 
 LAYOUTS = {
@@ -64,6 +64,7 @@ class State:
 
     def finish(self, decoder, optim):
         self.buffers = saved_buffers(decoder)
+        self.laid = Laid(decoder, self.weights, Sharder(), self.buffers, {name: Placement(tuple(b.shape)) for name, b in self.buffers.items()})
         self.optimizer = build_optimizer(self.weights.locals, optim, shared_matrices(self.weights))
         self.average = WeightAverage(self.weights.locals, optim.ema)
         self.tensors = state_tensors(self.weights, self.buffers, self.optimizer, self.average)
@@ -86,7 +87,7 @@ class PlainState(State):
 
     def __init__(self):
         decoder = plain_decoder()
-        self.weights = plain_weights(decoder)
+        self.weights = laid_whole(decoder).weights
         self.mesh = self.weights.mesh
         self.finish(decoder, settings()[1])
 
@@ -96,15 +97,15 @@ def on_every_layout(world, folder):
     found = {}
     for which, (layout, _) in LAYOUTS.items():
         state = State(which, world)
-        first, whole = weights_digest(state.weights, state.buffers), whole_model(state.weights, state.buffers)
+        first, whole = weights_digest(state.laid), whole_model(state.laid)
         state.step(range(2))
         save_snapshot(folder / which, 2, state.tensors, {}, world, 0, state.placements, layout)
-        trained = weights_digest(state.weights, state.buffers)
+        trained = weights_digest(state.laid)
         state = State(which, world)
         state.load(folder / "plain", world)
-        loaded = weights_digest(state.weights, state.buffers)
+        loaded = weights_digest(state.laid)
         state.step(range(2, 4))
-        found[which] = first, whole, trained, loaded, whole_model(state.weights, state.buffers)
+        found[which] = first, whole, trained, loaded, whole_model(state.laid)
     return found
 
 
@@ -125,7 +126,7 @@ def folder(tmp_path_factory):
 def test_a_layout_has_the_plain_models_digest_and_weights(folder, which):
     plain = PlainState()
     answers = [answer[which] for answer in results(folder)]
-    assert {first for first, *_ in answers} == {weights_digest(plain.weights, plain.buffers)}
+    assert {first for first, *_ in answers} == {weights_digest(plain.laid)}
     whole = answers[0][1]
     assert whole.keys() == plain_decoder().state_dict().keys()
     assert all(torch.equal(tensor, whole[name]) for name, tensor in plain_decoder().state_dict().items())
@@ -137,11 +138,11 @@ def test_one_process_takes_up_what_a_layout_saved_and_the_other_way_round(folder
     answers = [answer[which] for answer in results(folder)]
     plain = PlainState()
     plain.load(folder / which, World())
-    assert {trained for _, _, trained, *_ in answers} == {weights_digest(plain.weights, plain.buffers)}
+    assert {trained for _, _, trained, *_ in answers} == {weights_digest(plain.laid)}
     plain.load(folder / "plain", World())
-    assert {loaded for *_, loaded, _ in answers} == {weights_digest(plain.weights, plain.buffers)}
+    assert {loaded for *_, loaded, _ in answers} == {weights_digest(plain.laid)}
     plain.step(range(2, 4))
-    for name, tensor in whole_model(plain.weights, plain.buffers).items():
+    for name, tensor in whole_model(plain.laid).items():
         torch.testing.assert_close(answers[0][-1][name], tensor, rtol=1e-12, atol=1e-12)
 
 

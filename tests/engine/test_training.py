@@ -12,9 +12,9 @@ from small_runs import small_config
 from penstock.config import UserError, load_config
 from penstock.engine import open_model, resume_run, speak, start_run
 from penstock.engine.build import Parts
-from penstock.engine.state import saved_buffers, weights_digest
-from penstock.engine.use import plain_weights
+from penstock.engine.state import weights_digest
 from penstock.monitor import MetricStore
+from penstock.parallel import laid_whole
 from penstock.store import Run, find_run, list_snapshots
 
 
@@ -169,7 +169,7 @@ def test_averaged_weights_are_what_evaluation_and_samples_use(tmp_path):
     assert result["weights_digest"] == live["weights_digest"], "averaging does not touch training"
     assert result["val_loss"] != live["val_loss"]
     averaged = open_model(find_run(result["run"])).decoder
-    assert weights_digest(plain_weights(averaged), saved_buffers(averaged)) != result["weights_digest"], "the model one uses is the averaged one"
+    assert weights_digest(laid_whole(averaged)) != result["weights_digest"], "the model one uses is the averaged one"
 
 
 def test_a_sample_is_a_function_of_the_seed(plain):

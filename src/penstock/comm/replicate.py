@@ -29,7 +29,8 @@ from penstock.comm.axis import Axis
 class GradientReducer:
     """Sums the gradient of each parameter over its axis, overlapped with backward.
 
-    Call `arm()` before the backward of the last micro-batch and `finish()` after it. Parameters whose axis is one rank are passed over.
+    Call `arm()` before the backward of the last micro-batch and `finish()` after it; or, where micro-batches overlap, `begin()` before the first and
+    `settle` for parameters as they become complete. Parameters whose axis is one rank are passed over.
     """
 
     def __init__(self, parameters: Iterable[tuple[nn.Parameter, Axis]], bucket_mb: float) -> None:
@@ -45,9 +46,19 @@ class GradientReducer:
 
     def arm(self) -> None:
         """The next backward is the step's last: start each bucket as soon as it is complete."""
+        self.begin()
         self._armed = True
+
+    def begin(self) -> None:
+        """Gradients are about to come, and will be settled by the caller."""
         self._missing = [len(bucket) for bucket, _ in self._buckets]
         self._works = []
+
+    def settle(self, parameters: Iterable[nn.Parameter]) -> None:
+        """The gradients of these parameters are complete: start the buckets that now are."""
+        for parameter in parameters:
+            if parameter in self._bucket_of and not isinstance(parameter, DTensor):
+                self._count(parameter)
 
     def finish(self) -> None:
         """Start what is left, wait for all, and put the sums into `.grad`."""
@@ -61,8 +72,10 @@ class GradientReducer:
                 local(parameter.grad).copy_(piece)
 
     def _on_gradient(self, parameter: Tensor) -> None:
-        if not self._armed:
-            return
+        if self._armed:
+            self._count(parameter)
+
+    def _count(self, parameter: Tensor) -> None:
         self._missing[self._bucket_of[parameter]] -= 1  # type: ignore[index]
         while len(self._works) < len(self._buckets) and self._missing[len(self._works)] == 0:
             self._start(len(self._works))

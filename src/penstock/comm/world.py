@@ -31,8 +31,8 @@ class World:
     local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     meter: ByteMeter = field(default_factory=ByteMeter)
-    #: Process groups that exist, by their ranks; making one is a rendezvous of all ranks.
-    groups: dict[tuple[int, ...], dist.ProcessGroup] = field(default_factory=dict)
+    #: Process groups that exist, by their ranks (of a link: "link", from, to); all ranks make them together.
+    groups: dict[tuple[int | str, ...], dist.ProcessGroup] = field(default_factory=dict)
 
     @property
     def is_lead(self) -> bool:

@@ -184,6 +184,7 @@ class LayoutSection(Section):
     """Which axes the ranks form."""
 
     replicate: Count = Field(0, description="Data-parallel replicas of everything below; 0: as many as the ranks give.")
+    pipeline: Positive = Field(1, description="Ranks in a row that each have some of the layers; see the section pipeline.")
     shard: Positive = Field(1, description="Data-parallel ranks that share the burden of weights, gradients and moments (FSDP); see zero.")
     zero: Annotated[int, Field(ge=1, le=3)] = Field(
         3, description="What the shard axis shards (ZeRO): 1 the moments, 2 the gradients too, 3 the weights too, which are gathered block by block."
@@ -204,6 +205,23 @@ class LayoutSection(Section):
     )
     timeout_s: Annotated[float, Field(ge=1.0, le=86400.0)] = Field(600.0, description="Deadline of every wait between ranks, in seconds.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(0, description="TCP port of the rendezvous that --nproc starts; 0: any free one.")
+
+
+class PipelineSection(Section):
+    """The schedule of a pipeline (layout.pipeline above 1)."""
+
+    schedule: str = Field(
+        "auto",
+        description="auto: synthesised from the stages' times; or gpipe, 1f1b, interleaved, zb-h1, zb-v, v-half, dualpipe-v; or a .csv file in "
+        "torch's format.",
+    )
+    chunks: Count = Field(0, description="Stages on each rank; 0: the schedule's own, and for auto the best of those the layers allow.")
+    memory: Annotated[float, Field(gt=0.0, le=16.0)] = Field(
+        1.0, description="Most activations that auto lets a rank hold, as a share of what 1F1B's first rank holds."
+    )
+    drift: Annotated[float, Field(ge=0.0, le=10.0)] = Field(
+        0.1, description="Relative change of measured stage times from which auto makes the schedule again, between two steps; 0: never."
+    )
 
 
 class EvalSection(Section):
@@ -247,6 +265,7 @@ class Config(Section):
     precision: PrecisionSection = Field(default_factory=PrecisionSection)
     compile: CompileSection = Field(default_factory=CompileSection)
     layout: LayoutSection = Field(default_factory=LayoutSection)
+    pipeline: PipelineSection = Field(default_factory=PipelineSection)
     eval: EvalSection = Field(default_factory=EvalSection)
     snapshot: SnapshotSection = Field(default_factory=SnapshotSection)
     metrics: MetricsSection = Field(default_factory=MetricsSection)
@@ -272,6 +291,9 @@ class Config(Section):
             (self.compile.enabled == "on" and max(inner) > 1,
              f"compile.enabled = 'on' does not go with layout.tensor, layout.context, layout.expert = {', '.join(map(str, inner))}: the exchanges "
              "inside a block break its graph; set compile.enabled to 'auto' or those to 1"),
+            (self.compile.enabled == "on" and layout.pipeline > 1,
+             f"compile.enabled = 'on' does not go with layout.pipeline = {layout.pipeline}: a compiled backward pass cannot leave the weights' "
+             "gradients for later; set compile.enabled to 'auto' or layout.pipeline to 1"),
             (moe.experts > 0 and moe.active > moe.experts,
              f"model.moe.active = {moe.active} is more than model.moe.experts = {moe.experts}"),
             (moe.experts > 0 and moe.experts % moe.groups != 0,

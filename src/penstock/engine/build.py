@@ -20,7 +20,7 @@ from penstock.engine.compile import LossFunction, compile_model, sequence_loss
 from penstock.engine.control import StopRequest
 from penstock.engine.experts import ExpertPlacer, SlotLists, first_slots
 from penstock.engine.journal import Journal
-from penstock.engine.state import Progress, parameter_of, saved_buffers, state_placements, state_tensors
+from penstock.engine.state import Progress, parameter_of, state_placements, state_tensors
 from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
 from penstock.models import Decoder, balance_experts
@@ -118,11 +118,11 @@ class Core:
 
     def tensors(self) -> dict[str, Tensor]:
         """The live tensors of this rank's training state by logical name."""
-        return state_tensors(self.weights, saved_buffers(self.decoder), self.optimizer, self.average)
+        return state_tensors(self.weights, self.laid.buffers, self.optimizer, self.average)
 
     def placements(self) -> dict[str, Placement]:
         """Where those of `tensors` lie that are not whole on every rank."""
-        return state_placements(self.tensors(), self.weights.placements)
+        return state_placements(self.tensors(), self.weights.placements | self.laid.buffer_placements)
 
 
 @dataclass

@@ -16,7 +16,7 @@ import torch
 
 from penstock.data import Batch, Tokenizer, ValidationPlan, validation_plan
 from penstock.data.batches import IGNORED
-from penstock.engine.state import saved_buffers, whole_model
+from penstock.engine.state import whole_model
 from penstock.models import Decoder, generate, load_decoder
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ def whole_decoder(parts: Parts) -> Decoder | None:
 
     Gathered where the layout cuts it: on the GPU if it has room for a copy in the format of computation, else on the CPU.
     """
-    if parts.layout.size("shard", "context", "tensor", "expert") == 1:
+    if parts.layout.size("pipeline", "shard", "context", "tensor", "expert") == 1:
         return parts.decoder if parts.world.is_lead else None
-    state = whole_model(parts.weights, saved_buffers(parts.decoder))
+    state = whole_model(parts.laid)
     if not parts.world.is_lead:
         return None
     device, room = parts.world.device, sum(tensor.numel() for tensor in state.values()) * parts.dtype.itemsize

@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from penstock.optim import Optimizer, WeightAverage
-from penstock.parallel import Placement, Weights
+from penstock.parallel import Laid, Placement, Weights, assemble
 
 
 @dataclass
@@ -60,35 +60,30 @@ def parameter_of(name: str) -> str | None:
     return None if moment == "step" else parameter
 
 
-def saved_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """The model's buffers that belong to its state (the balancing bias of experts), by logical name; equal on all ranks."""
-    buffers = dict(model.named_buffers())
-    return {name: buffers[name] for name in model.state_dict() if name in buffers}
-
-
-def weights_digest(weights: Weights, buffers: dict[str, Tensor]) -> str:
+def weights_digest(laid: Laid) -> str:
     """SHA-256 over names, shapes and full values of the model's weights and buffers, the same in every layout; all ranks take part.
 
     Every rank hashes what it has gathered, so replicas that have drifted apart show in different digests.
     """
     digest = hashlib.sha256()
-    for name, tensor in whole_tensors(weights, buffers, "digest"):
+    for name, tensor in whole_tensors(laid, "digest"):
         value = tensor.to("cpu").contiguous()
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
         digest.update(value.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def whole_model(weights: Weights, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+def whole_model(laid: Laid) -> dict[str, Tensor]:
     """The whole model's state for sampling and export: on the CPU of the lead rank, empty on the others, which must take part."""
     state = {}
-    for name, tensor in whole_tensors(weights, buffers, "export"):
-        if weights.mesh.world.is_lead:
+    for name, tensor in whole_tensors(laid, "export"):
+        if laid.weights.mesh.world.is_lead:
             state[name] = tensor.to("cpu", copy=True)
     return state
 
 
-def whole_tensors(weights: Weights, buffers: dict[str, Tensor], purpose: str) -> Iterator[tuple[str, Tensor]]:
+def whole_tensors(laid: Laid, purpose: str) -> Iterator[tuple[str, Tensor]]:
     """Full values by sorted name, gathered one at a time on every rank; every rank must go through all of them."""
-    for name in sorted(weights.locals.keys() | buffers.keys()):
-        yield name, weights.whole(name, weights.locals[name], purpose) if name in weights.locals else buffers[name].detach()
+    tensors, placements = laid.weights.locals | laid.buffers, laid.weights.placements | laid.buffer_placements
+    for name in sorted(tensors):
+        yield name, assemble(tensors[name].detach(), placements[name], laid.weights.mesh, purpose)

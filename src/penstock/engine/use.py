@@ -20,10 +20,10 @@ from penstock.data import Tokenizer, load_tokenizer, text_stream, validation_pla
 from penstock.engine.build import DTYPES, batch_loss
 from penstock.engine.evaluate import continue_text, window_batch
 from penstock.engine.resolve import cores, settle_machine
-from penstock.engine.state import Progress, saved_buffers, state_tensors
+from penstock.engine.state import Progress, state_tensors
 from penstock.models import Decoder, build_decoder, export_hf, import_hf
 from penstock.optim import WeightAverage, build_optimizer
-from penstock.parallel import Layout, Mesh, Placement, Weights
+from penstock.parallel import laid_whole
 from penstock.plan import describe_environment
 from penstock.store import Run, create_run, list_snapshots, load_snapshot, save_snapshot
 
@@ -59,14 +59,9 @@ def open_model(run: Run, device: str | None = None) -> Model:
 
 def plain_state(decoder: Decoder, config: Config) -> dict[str, torch.Tensor]:
     """The live tensors of a run's state in one process, with the moments and the average that its optimizer keeps."""
-    weights = plain_weights(decoder)
-    average = WeightAverage(weights.locals, config.optim.ema) if config.optim.ema else None
-    return state_tensors(weights, saved_buffers(decoder), build_optimizer(weights.locals, config.optim), average)
-
-
-def plain_weights(decoder: Decoder) -> Weights:
-    """The parameters of a decoder that is whole in this process."""
-    return Weights(decoder, {name: Placement(tuple(p.shape)) for name, p in decoder.named_parameters()}, Mesh(Layout(), World()))
+    laid = laid_whole(decoder)
+    average = WeightAverage(laid.weights.locals, config.optim.ema) if config.optim.ema else None
+    return state_tensors(laid.weights, laid.buffers, build_optimizer(laid.weights.locals, config.optim), average)
 
 
 def check_vocabulary(config: Config, tokenizer: Tokenizer, run: Run) -> None:

@@ -19,7 +19,7 @@ from penstock.engine.build import DTYPES, Parts, build
 from penstock.engine.control import StopRequest
 from penstock.engine.journal import Journal, summary
 from penstock.engine.resolve import check_world, cores
-from penstock.engine.state import saved_buffers, weights_digest
+from penstock.engine.state import weights_digest
 from penstock.engine.trainer import train
 from penstock.monitor import write_report
 from penstock.plan import measure_peak
@@ -94,7 +94,7 @@ def announce(parts: Parts) -> None:
 
 def finish(parts: Parts, state: str) -> dict[str, Any]:
     """Write the run's summary and report on the lead rank, and return the summary."""
-    result = summary(parts, weights_digest(parts.weights, saved_buffers(parts.decoder)), state)
+    result = summary(parts, weights_digest(parts.laid), state)
     try:
         if parts.world.is_lead:
             parts.run.write("summary.json", result)

@@ -7,6 +7,7 @@ plain tensors, so that it can be compiled, sharded or recomputed on its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -20,7 +21,7 @@ from penstock.models.layers import FeedForward, Linear, RMSNorm
 from penstock.models.loss import Kernel, TokenLoss, lm_loss
 from penstock.models.mask import Mask, dense_mask
 from penstock.models.moe import MixtureOfExperts
-from penstock.models.sequence import WholeSequence
+from penstock.models.sequence import Context, WholeSequence
 
 
 class Block(nn.Module):
@@ -63,11 +64,12 @@ class Decoder(nn.Module):
         continue the tokens it has read, which extends it.
         """
         if cache is None:
-            return self._hidden(tokens_bt, documents_bt, dtype)
+            context = self.sequence.context(tokens_bt, documents_bt)
+            return self.norm(self.stage(self.blocks, context, tokens_bt=tokens_bt, dtype=dtype))
         x_btd = self.embedding(tokens_bt).to(dtype)
-        context = self._cached_context(x_btd, cache)
+        cached = self._cached_context(x_btd, cache)
         for name, block in self.blocks.items():
-            x_btd = block(x_btd, *context, cache.layer(name))
+            x_btd = block(x_btd, *cached, cache.layer(name))
         cache.length += tokens_bt.shape[1]
         return self.norm(x_btd)
 
@@ -82,15 +84,33 @@ class Decoder(nn.Module):
         kernel: Kernel | None = None,
     ) -> Tensor:
         """Summed cross-entropy of `targets_bt` (-100: none) in nats, float32 (float64 for float64); see `lm_loss`."""
-        hidden_btd = self._hidden(tokens_bt, documents_bt, dtype)
-        return self.token_loss(hidden_btd, self.head_weight_vd, targets_bt, chunk_tokens=chunk_tokens, kernel=kernel)
-
-    def _hidden(self, tokens_bt: Tensor, documents_bt: Tensor | None, dtype: torch.dtype) -> Tensor:
-        x_btd = self.embedding(tokens_bt).to(dtype)
         context = self.sequence.context(tokens_bt, documents_bt)
-        for block in self.blocks.values():
-            x_btd = block(x_btd, *context)
-        return self.norm(x_btd)
+        x_btd = self.stage(self.blocks, context, tokens_bt=tokens_bt, dtype=dtype)
+        return self.stage((), context, x_btd=x_btd, targets_bt=targets_bt, chunk_tokens=chunk_tokens, kernel=kernel)
+
+    def stage(
+        self,
+        layers: Iterable[str],
+        context: Context,
+        *,
+        x_btd: Tensor | None = None,
+        tokens_bt: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+        targets_bt: Tensor | None = None,
+        chunk_tokens: int = 0,
+        kernel: Kernel | None = None,
+    ) -> Tensor:
+        """A piece of the model: some of its layers, on vectors (b, t, d) or on `tokens_bt`; returns vectors, or with `targets_bt` their `loss`.
+
+        `context` is what `self.sequence` says of these sequences, the same for all pieces.
+        """
+        if x_btd is None:
+            x_btd = self.embedding(tokens_bt).to(dtype)
+        for name in layers:
+            x_btd = self.blocks[name](x_btd, *context)
+        if targets_bt is None:
+            return x_btd
+        return self.token_loss(self.norm(x_btd), self.head_weight_vd, targets_bt, chunk_tokens=chunk_tokens, kernel=kernel)
 
     @property
     def head_weight_vd(self) -> Tensor:

@@ -15,20 +15,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from penstock.models.later import later
+
 
 def grouped_linear(x_nd: Tensor, weight_eod: Tensor, ends_e: Tensor) -> Tensor:
     """Rows of expert e, up to `ends_e[e]`, times its matrix: (n, d) and (e, o, d) to (n, o), in the format of `x_nd`."""
-    weight_eod = weight_eod.to(x_nd.dtype)
-    if _in_one_kernel(x_nd, weight_eod):
-        return F.grouped_mm(x_nd, weight_eod.transpose(1, 2), offs=ends_e)
-    return _segment_linear(x_nd, weight_eod, ends_e)
+    if later.splitting:
+        return _SplitGrouped.apply(x_nd, weight_eod, ends_e)
+    return _grouped_linear(x_nd, weight_eod.to(x_nd.dtype), ends_e)
 
 
-def grouped_linear_gradients(grad_no: Tensor, x_nd: Tensor, weight_eod: Tensor, ends_e: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `grouped_linear` for the rows (n, d) and the matrices (e, o, d), all in one format; for who writes a backward by hand."""
-    if _in_one_kernel(x_nd, weight_eod):
-        return F.grouped_mm(grad_no, weight_eod, offs=ends_e), F.grouped_mm(grad_no.t(), x_nd, offs=ends_e)
-    return _segment_linear_backward(grad_no, x_nd, weight_eod, ends_e)
+def grouped_input_gradient(grad_no: Tensor, weight_eod: Tensor, ends_e: Tensor) -> Tensor:
+    """Gradient of `grouped_linear` for the rows (n, d), from matrices (e, o, d) in the same format; for who writes a backward by hand."""
+    if _in_one_kernel(grad_no, *weight_eod.shape[1:]):
+        return F.grouped_mm(grad_no, weight_eod, offs=ends_e)
+    return _segment_input_gradient(grad_no, weight_eod, ends_e)
+
+
+def grouped_weight_gradient(grad_no: Tensor, x_nd: Tensor, ends_e: Tensor) -> Tensor:
+    """Gradient of `grouped_linear` for the matrices, (e, o, d), in the format of the rows."""
+    if _in_one_kernel(x_nd, x_nd.shape[1], grad_no.shape[1]):
+        return F.grouped_mm(grad_no.t(), x_nd, offs=ends_e)
+    return _segment_weight_gradient(grad_no, x_nd, ends_e)
 
 
 def dispatch(x_nd: Tensor, order: Tensor, copies: int) -> Tensor:
@@ -71,9 +79,32 @@ def _inverse(order: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
 
-def _in_one_kernel(x_nd: Tensor, weight_eod: Tensor) -> bool:
-    aligned = all(width * x_nd.element_size() % 16 == 0 for width in weight_eod.shape[1:])
-    return x_nd.is_cuda and x_nd.dtype == torch.bfloat16 and aligned
+class _SplitGrouped(torch.autograd.Function):
+    """`grouped_linear` whose matrices' gradients can be left for later."""
+
+    @staticmethod
+    def forward(ctx: Any, x_nd: Tensor, weight_eod: Tensor, ends_e: Tensor) -> Tensor:
+        ctx.save_for_backward(x_nd, ends_e)
+        ctx.weight = weight_eod
+        return _grouped_linear(x_nd, weight_eod.to(x_nd.dtype), ends_e)
+
+    @staticmethod
+    def backward(ctx: Any, grad_no: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        (x_nd, ends_e), weight_eod = ctx.saved_tensors, ctx.weight
+        grad_no = grad_no.contiguous()
+        grad_weight = later.gradient(weight_eod, lambda: grouped_weight_gradient(grad_no, x_nd, ends_e).to(weight_eod.dtype))
+        return grouped_input_gradient(grad_no, weight_eod.to(grad_no.dtype), ends_e), grad_weight, None
+
+
+def _grouped_linear(x_nd: Tensor, weight_eod: Tensor, ends_e: Tensor) -> Tensor:
+    if _in_one_kernel(x_nd, *weight_eod.shape[1:]):
+        return F.grouped_mm(x_nd, weight_eod.transpose(1, 2), offs=ends_e)
+    return _segment_linear(x_nd, weight_eod, ends_e)
+
+
+def _in_one_kernel(x_nd: Tensor, *widths: int) -> bool:
+    """Whether the grouped kernel takes such rows, and matrices of such widths."""
+    return x_nd.is_cuda and x_nd.dtype == torch.bfloat16 and all(width * x_nd.element_size() % 16 == 0 for width in widths)
 
 
 @torch.library.custom_op("penstock::segment_linear", mutates_args=())
@@ -84,14 +115,20 @@ def _segment_linear(x_nd: Tensor, weight_eod: Tensor, ends_e: Tensor) -> Tensor:
     return y_no
 
 
-@torch.library.custom_op("penstock::segment_linear_backward", mutates_args=())
-def _segment_linear_backward(grad_no: Tensor, x_nd: Tensor, weight_eod: Tensor, ends_e: Tensor) -> tuple[Tensor, Tensor]:
-    grad_no = grad_no.contiguous()
-    grad_x, grad_weight = torch.empty_like(x_nd), torch.zeros_like(weight_eod)
+@torch.library.custom_op("penstock::segment_input_gradient", mutates_args=())
+def _segment_input_gradient(grad_no: Tensor, weight_eod: Tensor, ends_e: Tensor) -> Tensor:
+    grad_no, grad_x = grad_no.contiguous(), grad_no.new_empty(len(grad_no), weight_eod.shape[2])
     for expert, rows in _segments(ends_e):
         torch.mm(grad_no[rows], weight_eod[expert], out=grad_x[rows])
+    return grad_x
+
+
+@torch.library.custom_op("penstock::segment_weight_gradient", mutates_args=())
+def _segment_weight_gradient(grad_no: Tensor, x_nd: Tensor, ends_e: Tensor) -> Tensor:
+    grad_no, grad_weight = grad_no.contiguous(), grad_no.new_zeros(len(ends_e), grad_no.shape[1], x_nd.shape[1])
+    for expert, rows in _segments(ends_e):
         torch.mm(grad_no[rows].t(), x_nd[rows], out=grad_weight[expert])
-    return grad_x, grad_weight
+    return grad_weight
 
 
 @_segment_linear.register_fake
@@ -99,9 +136,14 @@ def _(x_nd: Tensor, weight_eod: Tensor, ends_e: Tensor) -> Tensor:
     return x_nd.new_empty(len(x_nd), weight_eod.shape[1])
 
 
-@_segment_linear_backward.register_fake
-def _(grad_no: Tensor, x_nd: Tensor, weight_eod: Tensor, ends_e: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x_nd), torch.empty_like(weight_eod)
+@_segment_input_gradient.register_fake
+def _(grad_no: Tensor, weight_eod: Tensor, ends_e: Tensor) -> Tensor:
+    return grad_no.new_empty(len(grad_no), weight_eod.shape[2])
+
+
+@_segment_weight_gradient.register_fake
+def _(grad_no: Tensor, x_nd: Tensor, ends_e: Tensor) -> Tensor:
+    return grad_no.new_empty(len(ends_e), grad_no.shape[1], x_nd.shape[1])
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
@@ -109,7 +151,8 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> No
 
 
 def _backward(ctx: Any, grad_no: Tensor) -> tuple[Tensor, Tensor, None]:
-    return (*_segment_linear_backward(grad_no, *ctx.saved_tensors), None)
+    x_nd, weight_eod, ends_e = ctx.saved_tensors
+    return _segment_input_gradient(grad_no, weight_eod, ends_e), _segment_weight_gradient(grad_no, x_nd, ends_e), None
 
 
 _segment_linear.register_autograd(_backward, setup_context=_save)

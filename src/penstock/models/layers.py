@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from penstock.models.later import linear
+
 
 class Linear(nn.Module):
     """y = x Wᵀ, computed in the format of `x`; `weight` is (out, in), float32."""
@@ -23,7 +25,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
-        return F.linear(x, self.weight.to(x.dtype))
+        return linear(x, self.weight)
 
 
 class RMSNorm(nn.Module):

@@ -12,6 +12,9 @@ from penstock.config import ModelSection
 from penstock.models.mask import Mask, training_mask
 from penstock.models.rope import RotaryTable
 
+#: Cosines (t, k/2), sines (t, k/2) and mask of the sequences that are being worked on.
+Context = tuple[Tensor, Tensor, Mask]
+
 
 class WholeSequence:
     """Sequences that begin at position 0 and are all here."""
@@ -20,7 +23,7 @@ class WholeSequence:
         self.model = model
         self.rotary = RotaryTable(model)
 
-    def context(self, tokens_bt: Tensor, documents_bt: Tensor | None = None) -> tuple[Tensor, Tensor, Mask]:
+    def context(self, tokens_bt: Tensor, documents_bt: Tensor | None = None) -> Context:
         """Cosines (t, k/2), sines (t, k/2) and mask for sequences of the shape of `tokens_bt`."""
         b, t = tokens_bt.shape
         cos_tk, sin_tk = self.rotary.angles(0, t, tokens_bt.device)

@@ -1,6 +1,6 @@
 """Floor 3: which axes the ranks form, where every tensor's pieces lie, and the layers that compute on pieces."""
 
-from penstock.parallel.apply import Laid, lay_out
+from penstock.parallel.apply import Laid, laid_whole, lay_out, saved_buffers
 from penstock.parallel.balance import Slots, balanced_slots
 from penstock.parallel.check import check_layout
 from penstock.parallel.context import context_positions
@@ -16,5 +16,6 @@ from penstock.parallel.weights import Weights, assemble, own_part
 
 __all__ = [
     "Box", "Formats", "Laid", "Layout", "Matrices", "Mesh", "Placement", "Slots", "Split", "Weights", "assemble", "balanced_slots", "build_layout",
-    "check_layout", "context_positions", "lay_out", "move_experts", "own_part", "plan_weights", "shared_matrices", "spread_experts", "sync_replicas",
+    "check_layout", "context_positions", "laid_whole", "lay_out", "move_experts", "own_part", "plan_weights", "saved_buffers",
+    "shared_matrices", "spread_experts", "sync_replicas",
 ]

@@ -1,6 +1,6 @@
 """A layout applied to a decoder, in one fixed order:
 
-    plan → layers of the tensor grid → context → experts → local shapes → shard (FSDP2) → memory → initial values
+    plan → layers of the tensor grid → context → experts → own stages → local shapes → shard (FSDP2) → memory → initial values
 
 The decoder is built without memory (on the meta device), so no rank ever holds more than its part; initial values are a pure function of seed
 and name, drawn in full one matrix at a time and kept in part.
@@ -12,16 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from penstock.comm import Axis
+from penstock.comm import Axis, World
 from penstock.config import ModelSection
 from penstock.models import Decoder, initial_value
 from penstock.parallel.balance import Slots
 from penstock.parallel.context import split_context
 from penstock.parallel.expert import spread_experts
 from penstock.parallel.grid import apply_grid
+from penstock.parallel.layout import Layout
 from penstock.parallel.mesh import Mesh
+from penstock.parallel.pipeline.stages import Stages, keep_stages
 from penstock.parallel.placement import Placement
 from penstock.parallel.plan import plan_weights
 from penstock.parallel.shard import Formats, Sharder, shard_weights
@@ -36,41 +38,73 @@ class Laid:
     decoder: Decoder
     weights: Weights
     sharder: Sharder
+    #: The decoder's buffers that belong to its state (the balancing bias of experts), and where they are; empty tensors of other stages'.
+    buffers: dict[str, Tensor]
+    buffer_placements: dict[str, Placement]
+    stages: Stages | None = None
 
     def replica_axes(self) -> list[tuple[nn.Parameter, Axis]]:
-        """Every parameter with the axis over which its gradient is still to be summed after the backward pass."""
+        """Every parameter here with the axis over which its gradient is still to be summed after the backward pass."""
         mesh, weights = self.weights.mesh, self.weights
-        return [(p, mesh.axis(*weights.placements[name].replicas(mesh.layout))) for name, p in weights.parameters.items()]
+        axes = {name: mesh.replicas(placement) for name, placement in weights.placements.items()}  # on all ranks: it makes the groups
+        return [(p, axes[name]) for name, p in weights.parameters.items()]
 
 
-def lay_out(model: ModelSection, seed: int, mesh: Mesh, formats: Formats | None = None, slots: Mapping[str, Slots] | None = None) -> Laid:
+def lay_out(
+    model: ModelSection,
+    seed: int,
+    mesh: Mesh,
+    formats: Formats | None = None,
+    slots: Mapping[str, Slots] | None = None,
+    stages: Stages | None = None,
+) -> Laid:
     """Build the resolved `model` on the mesh with its initial weights for `seed`, in float32 unless `formats` says otherwise.
 
-    `slots[block]` places a block's experts by hand.
+    `slots[block]` places a block's experts by hand; `stages` cuts the layers over the pipeline.
     """
-    decoder, plan, sharder = shape_decoder(model, mesh, formats or Formats(), slots)
+    with torch.device("meta"):
+        kept = saved_buffers(Decoder(model))
+    decoder, plan, sharder = shape_decoder(model, mesh, formats or Formats(), slots, stages)
     decoder.to_empty(device=mesh.world.device)
     weights = Weights(decoder, plan, mesh)
     _draw(weights, model, seed)
     with torch.no_grad():
         for buffer in decoder.buffers():
             buffer.zero_()
-    return Laid(decoder, weights, sharder)
+    places = {name: Placement(tuple(b.shape), holders=stages.holders(name) if stages else ()) for name, b in kept.items()}
+    here = saved_buffers(decoder)
+    buffers = {name: here[name] if name in here else torch.empty(0, *kept[name].shape[1:], device=mesh.world.device) for name in kept}
+    return Laid(decoder, weights, sharder, buffers, places, stages)
+
+
+def laid_whole(decoder: Decoder) -> Laid:
+    """A decoder that is whole in this process, as a layout of one rank."""
+    mesh, buffers = Mesh(Layout(), World()), saved_buffers(decoder)
+    plan = {name: Placement(tuple(p.shape)) for name, p in decoder.named_parameters()}
+    return Laid(decoder, Weights(decoder, plan, mesh), Sharder(), buffers, {name: Placement(tuple(b.shape)) for name, b in buffers.items()})
+
+
+def saved_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The model's buffers that belong to its state, by logical name."""
+    buffers = dict(model.named_buffers())
+    return {name: buffers[name] for name in model.state_dict() if name in buffers}
 
 
 def shape_decoder(
-    model: ModelSection, mesh: Mesh, formats: Formats, slots: Mapping[str, Slots] | None = None
+    model: ModelSection, mesh: Mesh, formats: Formats, slots: Mapping[str, Slots] | None = None, stages: Stages | None = None
 ) -> tuple[Decoder, dict[str, Placement], Sharder]:
     """The laid-out decoder on the meta device, without memory; the plan of its weights; the handle of the shard axis."""
     with torch.device("meta"):
         decoder = Decoder(model)
-    plan = plan_weights(model, mesh.layout, {name: tuple(p.shape) for name, p in decoder.named_parameters()}, slots)
+    plan = plan_weights(model, mesh.layout, {name: tuple(p.shape) for name, p in decoder.named_parameters()}, slots, stages)
     if mesh.layout.tensor > 1:
         (apply_tesseract if mesh.layout.topology == "2.5d" else apply_grid)(decoder, mesh)
     if mesh.layout.context > 1:
         split_context(decoder, mesh.axis("context"))
     if mesh.layout.expert > 1:
         spread_experts(decoder, mesh, slots)
+    if stages is not None:
+        keep_stages(decoder, stages, mesh.layout.coordinate(mesh.world.rank, "pipeline"))
     _shrink(decoder.to(formats.master), plan, mesh)
     return decoder, plan, shard_weights(decoder, mesh, plan, formats)
 
@@ -87,8 +121,8 @@ def _shrink(decoder: Decoder, plan: dict[str, Placement], mesh: Mesh) -> None:
 def _draw(weights: Weights, model: ModelSection, seed: int) -> None:
     """Fill every local tensor with its part of the initial value."""
     mesh = weights.mesh
-    for name, tensor in weights.locals.items():
-        placement = weights.placements[name]
+    for name in weights.parameters:
+        tensor, placement = weights.locals[name], weights.placements[name]
         if len(placement.shape) < 3:
             tensor.copy_(own_part(initial_value(model, seed, name, placement.shape), placement, mesh))
             continue

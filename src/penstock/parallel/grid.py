@@ -36,6 +36,7 @@ from penstock.models import Decoder
 from penstock.models.attention import Attention
 from penstock.models.decoder import blocks_of
 from penstock.models.grouped import grouped_linear
+from penstock.models.later import linear
 from penstock.models.layers import FeedForward, wide
 from penstock.models.loss import Kernel, add_product, chunked_loss
 from penstock.models.moe import Experts, MixtureOfExperts, Router
@@ -113,7 +114,7 @@ class FirstLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply, and sum over the columns keeping a part."""
-        y = F.linear(x, padded(self.weight, 0, self.rows).to(x.dtype))
+        y = linear(x, padded(self.weight, 0, self.rows))
         return scatter_sum(y, self.column, -1, self.purpose)
 
 
@@ -129,7 +130,7 @@ class LastLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Gather the columns' parts, and multiply."""
         x = gather(x, self.column, -1, self.purpose)
-        return F.linear(x, padded(self.weight, 1, self.inputs).to(x.dtype))
+        return linear(x, padded(self.weight, 1, self.inputs))
 
 
 class OwnHeads(nn.Module):
@@ -150,7 +151,7 @@ class OwnHeads(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, t, d/x) to (b, t, own heads · head_dim)."""
-        y = total(F.linear(x, self.weight.to(x.dtype)), self.column, "attention")
+        y = total(linear(x, self.weight), self.column, "attention")
         return y.unflatten(-1, (-1, self.head_dim))[..., self.own_heads, :].flatten(-2)
 
 

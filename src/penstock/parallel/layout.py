@@ -2,18 +2,20 @@
 
 A rank has a coordinate on every axis, outermost first:
 
-    replicate · shard · context · depth · row · column
+    pipeline · replicate · shard · context · depth · row · column
 
-`replicate`, `shard` and `context` are the *data* axes: their ranks read different tokens (context: different parts of the same sequences).
+`pipeline` ranks hold different layers. `replicate`, `shard` and `context` are the *data* axes: their ranks read different tokens (context:
+different parts of the same sequences).
 `depth · row · column` is the tensor grid, whose ranks share the matrices (`tensor` is their product): 1 × p × 1 for the 1-D topology,
 1 × y × x for 2-D, d × q × q for 2.5-D. Experts are spread over consecutive data ranks, so the same ranks have a second description,
 
-    expert_replicate · expert_shard · expert · depth · row · column
+    pipeline · expert_replicate · expert_shard · expert · depth · row · column
 
 with replicate·shard·context = expert_replicate·expert_shard·expert. A parameter is described in one of the two families.
 
 Ranks are numbered node by node, so inner axes lie inside a node: those that talk most per token (the tensor grid: every layer, twice each way)
-are innermost, then experts and context (once or twice a layer), then shard (weights once or twice a step), then replicate (gradients once).
+are innermost, then experts and context (once or twice a layer), then shard (weights once or twice a step), then replicate (gradients once), then
+the pipeline, which sends one activation from rank to rank.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from typing import Any
 
 from penstock.config import Config, ConfigError
 
-DATA = ("replicate", "shard", "context")
-EXPERT = ("expert_replicate", "expert_shard", "expert")
+DATA = ("pipeline", "replicate", "shard", "context")
+EXPERT = ("pipeline", "expert_replicate", "expert_shard", "expert")
 TENSOR = ("depth", "row", "column")
 
 
@@ -45,6 +47,7 @@ class Layout:
     column: int = 1
     topology: str = "1d"
     zero: int = 3
+    pipeline: int = 1
 
     @property
     def tensor(self) -> int:
@@ -53,13 +56,13 @@ class Layout:
 
     @property
     def data(self) -> int:
-        """Ranks of the data axes together."""
+        """Ranks of one stage that see different data."""
         return self.replicate * self.shard * self.context
 
     @property
     def ranks(self) -> int:
         """Ranks of the whole mesh."""
-        return self.data * self.tensor
+        return self.pipeline * self.data * self.tensor
 
     @property
     def sharded(self) -> bool:
@@ -103,7 +106,7 @@ class Layout:
 
     def stride(self, axis: str) -> int:
         """Distance in ranks between neighbours along the axis."""
-        family = TENSOR if axis in TENSOR else EXPERT if axis in EXPERT else DATA
+        family = TENSOR if axis in TENSOR else DATA if axis in DATA else EXPERT
         inner = family[family.index(axis) + 1 :]
         return self.size(*inner) * (1 if family is TENSOR else self.tensor)
 
@@ -126,7 +129,7 @@ class Layout:
 
     def complement(self, axes: Sequence[str]) -> tuple[str, ...]:
         """The axes that are not named, of the description that the named ones belong to, outermost first."""
-        family = (EXPERT if set(axes) & set(EXPERT) else DATA) + TENSOR
+        family = (EXPERT if set(axes) & set(EXPERT[1:]) else DATA) + TENSOR
         return tuple(axis for axis in family if axis not in axes)
 
     def as_dict(self) -> dict[str, Any]:
@@ -135,7 +138,7 @@ class Layout:
         return asdict(self) | {name: getattr(self, name) for name in derived}
 
     def __str__(self) -> str:
-        names = {"replicate": self.replicate, "shard": self.shard, "context": self.context, "expert": self.expert}
+        names = {"pipeline": self.pipeline, "replicate": self.replicate, "shard": self.shard, "context": self.context, "expert": self.expert}
         parts = [f"{name} {size}" for name, size in names.items() if size > 1]
         if self.sharded:
             parts[parts.index(f"shard {self.shard}")] += f" (zero {self.zero})"
@@ -148,8 +151,9 @@ class Layout:
 def build_layout(config: Config, ranks: int) -> Layout:
     """The layout that `config.layout` describes on so many ranks; raises `ConfigError` naming what does not multiply."""
     section = config.layout
-    fixed = section.shard * section.context * section.tensor
-    said = f"layout.shard = {section.shard}, layout.context = {section.context} and layout.tensor = {section.tensor} make"
+    fixed = section.pipeline * section.shard * section.context * section.tensor
+    sizes = {axis: getattr(section, axis) for axis in ("pipeline", "shard", "context", "tensor")}
+    said = ", ".join(f"layout.{axis} = {size}" for axis, size in sizes.items() if size > 1 or axis != "pipeline") + " make"
     if ranks % fixed:
         raise ConfigError(f"{said} {fixed} ranks, which does not divide the number of ranks started, {ranks}; start a multiple, or change one")
     replicate = section.replicate or ranks // fixed
@@ -159,7 +163,9 @@ def build_layout(config: Config, ranks: int) -> Layout:
             f"start {replicate * fixed}, or set layout.replicate to 0 or {ranks // fixed}"
         )
     depth, row, column = tensor_grid(section.tensor, section.tensor_topology, section.tensor_grid)
-    layout = Layout(replicate, section.shard, section.context, section.expert, depth, row, column, section.tensor_topology, section.zero)
+    layout = Layout(
+        replicate, section.shard, section.context, section.expert, depth, row, column, section.tensor_topology, section.zero, section.pipeline
+    )  # fmt: skip
     inner = section.shard * section.context
     if inner % section.expert and not (section.expert % inner == 0 and replicate % (section.expert // inner) == 0):
         raise ConfigError(

@@ -9,13 +9,15 @@ Cost: making a group is a rendezvous of all ranks, milliseconds each on one host
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from penstock.comm import Axis, World
+from penstock.comm import Axis, Links, Receiver, Sender, World
 from penstock.parallel.layout import Layout
+from penstock.parallel.placement import Placement
 
 
 class Mesh:
@@ -31,7 +33,17 @@ class Mesh:
         wanted = tuple(axis for axis in axes if self.layout.size(axis) > 1)
         ranks = self.layout.group(self.world.rank, wanted)
         assert list(ranks) == sorted(ranks), f"name axes outermost first, not {axes}: process groups are in order of rank"
-        return Axis("_".join(wanted) or "none", ranks, ranks.index(self.world.rank), self._group(wanted, ranks), self.world.meter)
+        group = self._group(lambda rank: self.layout.group(rank, wanted))
+        return Axis("_".join(wanted) or "none", ranks, ranks.index(self.world.rank), group, self.world.meter)
+
+    def replicas(self, placement: Placement) -> Axis:
+        """The axis of the ranks that hold the same piece of a tensor as this one."""
+        layout, rank = self.layout, self.world.rank
+        if len(placement.holders) < 2:
+            return self.axis(*placement.replicas(layout))
+        ranks = placement.replica_ranks(layout, rank)
+        name = "_".join(("tied", *placement.replicas(layout)))
+        return Axis(name, ranks, ranks.index(rank), self._group(lambda r: placement.replica_ranks(layout, r)), self.world.meter)
 
     def device_mesh(self, *axes: str) -> DeviceMesh:
         """The axis as torch's one-dimensional DeviceMesh, for FSDP2."""
@@ -39,17 +51,28 @@ class Mesh:
         assert axis.group is not None, "an axis of one rank shards nothing"
         return DeviceMesh.from_group(axis.group, self.world.device.type, mesh_dim_names=(axis.name,))
 
-    def _group(self, axes: tuple[str, ...], mine: tuple[int, ...]) -> dist.ProcessGroup | None:
-        if len(mine) == 1:
-            return None
-        if len(mine) == self.world.size:
-            return dist.group.WORLD
-        groups = self.world.groups  # ranks that share a group in one layout do so on every rank: groups are translates of each other
-        if mine not in groups:
-            for rank in range(self.world.size):
-                ranks = self.layout.group(rank, axes)
-                if rank == ranks[0]:
-                    group = dist.new_group(list(ranks), timeout=self._timeout)
-                    if self.world.rank in ranks:
-                        groups[ranks] = group
-        return groups[mine]
+    def links(self, pairs: Iterable[tuple[int, int]]) -> Links:
+        """This rank's links along the pipeline for pairs (from, to) of places on it; all ranks must ask for the same ones in the same order."""
+        layout, world = self.layout, self.world
+        here, stride = layout.coordinate(world.rank, "pipeline"), layout.stride("pipeline")
+        senders, receivers = {}, {}
+        for source, target in pairs:
+            for origin in range(stride):
+                ends = (origin + source * stride, origin + target * stride)
+                key = ("link", *ends)
+                if key not in world.groups:
+                    world.groups[key] = dist.new_group(list(ends), timeout=self._timeout)
+                if world.rank == ends[0]:
+                    senders[target] = Sender(ends[1], world.groups[key], world.meter, "pipeline.activations")
+                if world.rank == ends[1]:
+                    receivers[source] = Receiver(ends[0], world.groups[key])
+        assert here not in senders and here not in receivers, "a rank needs no link to itself"
+        return Links(senders, receivers)
+
+    def _group(self, ranks_of: Callable[[int], tuple[int, ...]]) -> dist.ProcessGroup | None:
+        """This rank's process group, of the ranks that `ranks_of` gives each rank; every rank makes all groups it does not know of."""
+        groups, mine = self.world.groups, ranks_of(self.world.rank)
+        for ranks in dict.fromkeys(ranks_of(rank) for rank in range(self.world.size)):
+            if 1 < len(ranks) < self.world.size and ranks not in groups:
+                groups[ranks] = dist.new_group(list(ranks), timeout=self._timeout)
+        return None if len(mine) == 1 else groups.get(mine, dist.group.WORLD)

@@ -53,21 +53,33 @@ class Placement:
     """Full shape of a tensor and how it is cut.
 
     `slots`, where experts are placed by hand, gives for each place on the expert axis the experts it holds, instead of an even cut of dim 0.
+    `holders` are the pipeline ranks that have it (a tied embedding has two); the others hold an empty piece. Empty: all have it.
     """
 
     shape: tuple[int, ...]
     splits: tuple[Split, ...] = ()
     slots: tuple[tuple[int, ...], ...] = ()
+    holders: tuple[int, ...] = ()
 
     @property
     def axes(self) -> tuple[str, ...]:
         """Axes that cut the tensor."""
-        placed = ("expert",) if self.slots else ()
+        placed = (("pipeline",) if self.holders else ()) + (("expert",) if self.slots else ())
         return placed + tuple(axis for split in self.splits for axis in split.axes)
 
     def replicas(self, layout: Layout) -> tuple[str, ...]:
-        """Axes of size above one along which ranks hold the same box, and over which its gradient is to be summed."""
+        """Axes of size above one along which ranks hold the same box, but for a second pipeline rank that does."""
         return tuple(axis for axis in layout.complement(self.axes) if layout.size(axis) > 1)
+
+    def replica_ranks(self, layout: Layout, rank: int) -> tuple[int, ...]:
+        """Ranks that hold the same box as `rank`, itself included, ascending: its gradient is to be summed over them."""
+        axes, here = self.replicas(layout), layout.coordinate(rank, "pipeline")
+        stages = self.holders if here in self.holders else (here,)
+        return tuple(r for stage in stages for r in layout.group(rank + (stage - here) * layout.stride("pipeline"), axes))
+
+    def held_by(self, layout: Layout, rank: int) -> bool:
+        """Whether the rank's part of the pipeline has this tensor."""
+        return not self.holders or layout.coordinate(rank, "pipeline") in self.holders
 
     def also(self, *splits: Split) -> Placement:
         """The placement with further splits, applied after the others."""
@@ -79,6 +91,8 @@ class Placement:
 
     def boxes(self, layout: Layout, rank: int) -> list[Box]:
         """What `rank` holds of the full tensor: one box, or one for each of its experts' slots, in local order along dim 0."""
+        if not self.held_by(layout, rank):
+            return [Box((0,) * len(self.shape), (0, *self.shape[1:]))]
         whole = _cut(self.shape, self.splits, layout, rank)
         if not self.slots:
             return [whole]
@@ -95,8 +109,10 @@ class Placement:
 
         Of the replicas it is number `turn`, so that a burden can be shared among them.
         """
-        replicas = self.replicas(layout)
-        first = layout.index(rank, replicas) == turn % layout.size(*replicas)
+        if not self.held_by(layout, rank):
+            return [False]
+        replicas = self.replica_ranks(layout, rank)
+        first = replicas.index(rank) == turn % len(replicas)
         if not self.slots:
             return [first]
         place = layout.index(rank, ("expert",))

@@ -23,20 +23,26 @@ weights' own format whatever the activations', and are small.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from penstock.config import ConfigError, ModelSection
 from penstock.parallel.balance import Slots
 from penstock.parallel.layout import Layout
+from penstock.parallel.pipeline.stages import Stages
 from penstock.parallel.placement import Placement, Split
 
 
 def plan_weights(
-    model: ModelSection, layout: Layout, shapes: dict[str, tuple[int, ...]], slots: Mapping[str, Slots] | None = None
+    model: ModelSection,
+    layout: Layout,
+    shapes: dict[str, tuple[int, ...]],
+    slots: Mapping[str, Slots] | None = None,
+    stages: Stages | None = None,
 ) -> dict[str, Placement]:
     """Placement of every parameter by logical name, from its full shape; FSDP's cut included.
 
-    `slots[block]` places the experts of a block by hand; those of the other blocks are cut evenly. Raises `ConfigError` where FSDP would have to
-    cut between the experts of hand-placed stacks.
+    `slots[block]` places the experts of a block by hand; those of the other blocks are cut evenly. `stages` says which layers are where.
+    Raises `ConfigError` where FSDP would have to cut between the experts of hand-placed stacks.
     """
     plan = {}
     for name, shape in shapes.items():
@@ -50,7 +56,7 @@ def plan_weights(
                 f"{name}: places with different numbers of experts, or widths that the {layout.expert_shard} ranks which shard an expert "
                 "do not divide, cannot be sharded where experts are placed by load; change layout.shard, layout.expert or model.moe.dim"
             )
-        plan[name] = placement.also(Split(dim, axes))
+        plan[name] = replace(placement.also(Split(dim, axes)), holders=stages.holders(name) if stages else ())
     return plan
 
 

@@ -6,7 +6,8 @@ ZeRO (Rajbhandari et al., arXiv 1910.02054) in its three degrees, chosen by `lay
     2   weights stay gathered from a step's first forward pass to its last backward pass; gradients as in 3
     1   weights as in 2; gradients stay whole until the last micro-batch's are reduce-scattered
 
-The optimizer always works on the cut. Where activations are narrower than weights, a block's weights travel in the activations' format and their
+Stages of a pipeline have several micro-batches under way, and weights' gradients that come after the backward pass: there gradients stay whole
+until the stage's last one in every degree, and travel once a step. The optimizer always works on the cut. Where activations are narrower than weights, a block's weights travel in the activations' format and their
 gradients are summed in the weights': a gathered block needs no second copy, and none is kept for the backward pass. Context ranks hold the
 same weights and share the burden. Sums are left as sums (factor 1): the engine weights the loss by the global token count. Experts' weights are
 sharded over the ranks that hold the same experts.
@@ -20,7 +21,7 @@ plain replication sends less than degree 3 and is simpler to overlap.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -58,10 +59,59 @@ class Sharder:
             module.set_requires_gradient_sync(last or self._zero > 1, recurse=False)
             module.set_reshard_after_backward(last or self._zero == 3, recurse=False)
 
+    def begin_overlapping(self) -> None:
+        """Prepare for micro-batches whose passes overlap: gradients stay whole until `reduce`."""
+        for module in self._modules:
+            module.set_requires_gradient_sync(False, recurse=False)
+            module.set_reshard_after_backward(self._zero == 3, recurse=False)
+        if self._modules:
+            self._modules[-1].set_is_last_backward(False)
+
+    def keep(self) -> None:
+        """Add gradients that came outside a backward pass to the sums, in the sums' format."""
+        for group in self._groups():
+            for parameter in group.fsdp_params:
+                whole = getattr(parameter, "_unsharded_param", None)
+                if whole is not None and whole.grad is not None:
+                    if parameter.unsharded_accumulated_grad is None:
+                        parameter.to_accumulated_grad_if_needed()
+                    else:
+                        parameter.unsharded_accumulated_grad += whole.grad
+                        whole.grad = None
+
+    def reduce(self, blocks: Iterable[nn.Module]) -> None:
+        """The gradients of these blocks are complete: reduce-scatter them, and drop the gathered weights."""
+        inside = {module for block in blocks for module in block.modules()}
+        self._reduce([module for module in self._modules if module in inside])
+
+    def finish(self) -> None:
+        """Reduce-scatter what is left, and wait for all."""
+        if self._modules:
+            self._reduce([self._modules[-1]])
+            self._modules[-1].set_is_last_backward(True)
+            cast(Any, self._modules[-1])._get_fsdp_state()._root_post_backward_final_callback()
+
+    def _reduce(self, modules: Sequence[FSDPModule]) -> None:
+        for module in reversed(modules):
+            module.set_requires_gradient_sync(True, recurse=False)
+            module.set_reshard_after_backward(True, recurse=False)
+            for group in _groups_of(module):
+                group.post_backward()
+
+    def _groups(self) -> list[Any]:
+        return [group for module in self._modules for group in _groups_of(module)]
+
     def reshard(self) -> None:
         """Drop gathered weights, so that the next pass gathers what the cut now holds."""
         for module in self._modules:
             module.reshard()
+
+
+def _groups_of(module: FSDPModule) -> list[Any]:
+    """FSDP2's groups of a module's parameters, which newer releases may have several of."""
+    state = cast(Any, module)._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)
+    return list(groups) if groups is not None else [state._fsdp_param_group] if state._fsdp_param_group else []
 
 
 def shard_weights(decoder: Decoder, mesh: Mesh, plan: dict[str, Placement], formats: Formats) -> Sharder:
@@ -82,7 +132,7 @@ def shard_weights(decoder: Decoder, mesh: Mesh, plan: dict[str, Placement], form
             modules.append(_wrap(experts, mesh.device_mesh("expert_shard"), axis, drop, whole, travel, dims.__getitem__))
         modules.append(_wrap(block, dense_mesh, dense_axis, drop, whole, travel))
     modules.append(_wrap(decoder, dense_mesh, dense_axis, False, whole, MixedPrecisionPolicy(cast_forward_inputs=False)))
-    register_fsdp_forward_method(decoder, "loss")
+    register_fsdp_forward_method(decoder, "stage" if layout.pipeline > 1 else "loss")
     return Sharder(modules, layout.zero)
 
 

@@ -34,7 +34,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.comm import Axis
-from penstock.models.grouped import grouped_linear, grouped_linear_gradients
+from penstock.models.grouped import grouped_input_gradient, grouped_linear, grouped_weight_gradient
+from penstock.models.later import later
 from penstock.models.layers import wide
 
 _ACTIVATIONS, _WEIGHTS, _WEIGHT_GRADIENTS = "activations", "weights", "weight_gradients"
@@ -55,20 +56,26 @@ class Grid(NamedTuple):
 class Product(NamedTuple):
     """What a rank does with one panel and one block.
 
-    `forward(x, block)` is rows (n, in) times a block to (n, out); `gradients(grad, x, block)` its gradients for both, contiguous.
+    `forward(x, block)` is rows (n, in) times a block to (n, out); `for_panel(grad, block)` its gradient for the rows, `for_block(grad, x)` for the
+    block, contiguous.
     """
 
     forward: Callable[[Tensor, Tensor], Tensor]
-    gradients: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    for_panel: Callable[[Tensor, Tensor], Tensor]
+    for_block: Callable[[Tensor, Tensor], Tensor]
 
 
 #: The product with one matrix, blocks (out, in).
-DENSE = Product(F.linear, lambda grad, x, block: (grad @ block, grad.t() @ x))
+DENSE = Product(F.linear, lambda grad, block: grad @ block, lambda grad, x: grad.t() @ x)
 
 
 def grouped(ends_e: Tensor) -> Product:
     """The product with a stack of experts, blocks (e, out, in), of rows sorted by expert up to `ends_e`, this grid row's own."""
-    return Product(lambda x, block: grouped_linear(x, block, ends_e), lambda grad, x, block: grouped_linear_gradients(grad, x, block, ends_e))
+    return Product(
+        lambda x, block: grouped_linear(x, block, ends_e),
+        lambda grad, block: grouped_input_gradient(grad, block, ends_e),
+        lambda grad, x: grouped_weight_gradient(grad, x, ends_e),
+    )
 
 
 @torch.compiler.disable
@@ -87,15 +94,22 @@ def multiply(x_nd: Tensor, block: Tensor, grid: Grid, product: Product) -> Tenso
     return y_no.to(x_nd.dtype)
 
 
-def multiply_gradients(grad_no: Tensor, x_nd: Tensor, block: Tensor, grid: Grid, product: Product) -> tuple[Tensor, Tensor]:
-    """Gradients of `multiply` for this rank's features and block."""
-    grad_x, grad_block = x_nd, block
+def multiply_input_gradient(grad_no: Tensor, x_nd: Tensor, block: Tensor, grid: Grid, product: Product) -> Tensor:
+    """Gradient of `multiply` for this rank's features."""
+    grad_x = x_nd
     for step in range(grid.size):
-        panel, theirs = _from(x_nd, grid.column, step, _ACTIVATIONS), _from(block, grid.row, step, _WEIGHTS)
-        for_panel, for_block = product.gradients(grad_no, panel, theirs)
-        grad_x = _onto(for_panel, grad_x, grid.column, step, _ACTIVATIONS)
-        grad_block = _onto(for_block, grad_block, grid.row, step, _WEIGHT_GRADIENTS)
-    return grad_x, grad_block
+        theirs = _from(block, grid.row, step, _WEIGHTS)
+        grad_x = _onto(product.for_panel(grad_no, theirs), grad_x, grid.column, step, _ACTIVATIONS)
+    return grad_x
+
+
+def multiply_weight_gradient(grad_no: Tensor, x_nd: Tensor, block: Tensor, grid: Grid, product: Product) -> Tensor:
+    """Gradient of `multiply` for this rank's block."""
+    grad_block = block
+    for step in range(grid.size):
+        panel = _from(x_nd, grid.column, step, _ACTIVATIONS)
+        grad_block = _onto(product.for_block(grad_no, panel), grad_block, grid.row, step, _WEIGHT_GRADIENTS)
+    return grad_block
 
 
 def multiply_transposed(x_nd: Tensor, block: Tensor, grid: Grid, product: Product = DENSE) -> Tensor:
@@ -113,9 +127,8 @@ def multiply_transposed_gradients(grad_nv: Tensor, x_nd: Tensor, block: Tensor, 
     grad_block = block
     for step in range(grid.size):
         panel, theirs = _from(grad_nv, grid.column, step, _ACTIVATIONS), _from(block, grid.row, step, _WEIGHTS)
-        for_x, for_block = product.gradients(panel, x_nd, theirs)
-        grad_x = _added(grad_x, for_x)
-        grad_block = _onto(for_block, grad_block, grid.row, step, _WEIGHT_GRADIENTS)
+        grad_x = _added(grad_x, product.for_panel(panel, theirs))
+        grad_block = _onto(product.for_block(panel, x_nd), grad_block, grid.row, step, _WEIGHT_GRADIENTS)
     assert grad_x is not None
     return grad_x.to(x_nd.dtype), grad_block
 
@@ -128,8 +141,11 @@ class _Linear(torch.autograd.Function):
         return multiply(x_nd, block, grid, product)
 
     @staticmethod
-    def backward(ctx: Any, grad_no: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        return (*multiply_gradients(grad_no.contiguous(), *ctx.saved_tensors, *ctx.call), None, None)
+    def backward(ctx: Any, grad_no: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        grad_no, (x_nd, block) = grad_no.contiguous(), ctx.saved_tensors
+        grad_x = multiply_input_gradient(grad_no, x_nd, block, *ctx.call)
+        for_block = later.gradient(block, lambda: multiply_weight_gradient(grad_no, x_nd, block, *ctx.call))
+        return grad_x, for_block, None, None
 
 
 def _from(mine: Tensor, axis: Axis, source: int, purpose: str) -> Tensor:

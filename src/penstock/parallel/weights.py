@@ -1,7 +1,8 @@
 """The trained parameters as a rank holds them, and the way to and from their full form.
 
 A module may hold a parameter as FSDP2's DTensor; optimizers, averages and snapshots work on plain tensors by logical name. `Weights` keeps both:
-`locals[name]` shares its memory with the parameter, and `collect` puts the parameter's gradient beside it.
+`locals[name]` shares its memory with the parameter, and `collect` puts the parameter's gradient beside it. Every rank of a pipeline has all
+names: of what its stages do not hold it has an empty tensor.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ class Weights:
 
     def __init__(self, model: nn.Module, placements: dict[str, Placement], mesh: Mesh) -> None:
         self.mesh, self.parameters = mesh, dict(model.named_parameters())
-        self.placements = {name: placements[name] for name in self.parameters}
+        self.placements = dict(placements)
         self.locals: dict[str, Tensor] = {}
-        for name, parameter in self.parameters.items():
-            expected = self.placements[name].local_shape(mesh.layout, mesh.world.rank)
-            tensor = local(parameter)
+        like = next(iter(self.parameters.values()))
+        for name, placement in placements.items():
+            expected = placement.local_shape(mesh.layout, mesh.world.rank)
+            tensor = local(self.parameters[name]) if placement.held_by(mesh.layout, mesh.world.rank) else local(like).new_empty(expected)
             if tensor.numel() == 0:  # FSDP2 gives an empty cut another empty shape
                 tensor = tensor.view(expected)
             assert tensor.shape == expected, f"{name} is {tuple(tensor.shape)} on rank {mesh.world.rank}, planned {expected}"
@@ -39,9 +41,12 @@ class Weights:
 
     def collect(self) -> list[Tensor]:
         """Put every parameter's gradient, as far as this rank holds it, on its plain tensor; return those there are."""
-        for name, parameter in self.parameters.items():
-            tensor = self.locals[name]
-            tensor.grad = None if parameter.grad is None else local(parameter.grad).view(tensor.shape)
+        for name, tensor in self.locals.items():
+            parameter = self.parameters.get(name)
+            if parameter is None:  # another stage's: the optimizer counts its steps here too
+                tensor.grad = torch.zeros_like(tensor)
+            else:
+                tensor.grad = None if parameter.grad is None else local(parameter.grad).view(tensor.shape)
         return [tensor.grad for tensor in self.locals.values() if tensor.grad is not None]
 
     def counted(self) -> list[Tensor]:
@@ -56,8 +61,8 @@ class Weights:
 
     def drop_gradients(self) -> None:
         """Forget all gradients."""
-        for name, parameter in self.parameters.items():
-            parameter.grad = self.locals[name].grad = None
+        for tensor in (*self.parameters.values(), *self.locals.values()):
+            tensor.grad = None
 
     def whole(self, name: str, tensor: Tensor, purpose: str) -> Tensor:
         """The full tensor of which every rank gives its part, placed like parameter `name`; on every rank. All ranks must call it."""
