@@ -7,9 +7,10 @@ the batch that the schedule takes (`allowed`): first powers of two, up from the 
 best; then all of them, around the best. A size counts with the fastest of its steps after the first. What ranks measured is agreed on by their
 slowest, so all choose alike.
 
-Sizes whose activations by the plan's estimate do not fit are left out. A larger one than before is rehearsed ahead of its step, two
-micro-batches without exchange, so that running out of memory there costs the size and not the run: the ranks agree whether any did. They can only
-where nothing is exchanged inside a micro-batch, or all run out at the same place; in other layouts the estimate has to do, with a wider margin.
+Sizes that by the plan's estimate do not fit are left out. A larger one than before is rehearsed ahead of its step: two micro-batches without exchange
+of gradients, so that running out of memory there costs the size and not the run; the ranks agree whether any did. They can only where nothing is
+exchanged inside a micro-batch, or all run out at the same place; in other layouts the estimate has to do, with a wider margin, as on a CPU,
+where the system ends a process that takes too much. A pipeline, which holds several micro-batches at once, is not rehearsed.
 
 Trials run eagerly, and the model is compiled when the size is chosen: every size would be compiled anew, for longer than the trials take. Cost: some
 three steps a size, five to eight sizes, none of them much slower than the best. When not to use: for runs of a few dozen steps, and
@@ -19,6 +20,7 @@ where two runs must agree bit for bit, as the size decides in what order gradien
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +30,7 @@ import torch
 
 from penstock.comm import World
 from penstock.config import Config, with_values
+from penstock.models import balance_experts
 from penstock.parallel import Layout
 from penstock.parallel.layout import micro_batch, micro_sizes
 from penstock.plan.footprint import footprint
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 STEPS_A_SIZE = 3
 #: Trials go on in a direction until a size is slower than the best by this share; and of sizes within the other, the smallest is taken.
 CLEARLY, ALIKE = 0.05, 0.01
-#: What the estimate must leave room for: its activations so many times, where running out of memory can be agreed on and where not.
+#: Free memory must be so many times the estimate, where running out of memory can be agreed on and where not.
 MARGIN, WIDE_MARGIN = 1.0, 1.5
 
 Search = Generator[int, float, int]
@@ -51,14 +54,14 @@ class MicroTuner:
 
     def __init__(self, world: World, sizes: Sequence[int], start: int) -> None:
         """`sizes` are those that may be used, ascending, the same on all ranks; trials begin at the nearest to `start`."""
-        self.size = min(sizes, key=lambda size: (abs(math.log(size / start)), size))
+        self.size = start
         #: Seconds of a step by size, of those tried; infinity where memory ran out.
         self.seconds: dict[int, float] = {}
         self._world = world
         self.restart(sizes)
 
     def restart(self, sizes: Sequence[int]) -> None:
-        """Forget what was measured and try anew from the present size, because what a step costs or allows has changed."""
+        """Forget what was measured and try anew, from the size nearest to the present one, because what a step costs or allows has changed."""
         self.seconds = {}
         self._times: list[float] = []
         self._search: Search | None = _search(sizes, self.size, self.seconds)
@@ -68,6 +71,16 @@ class MicroTuner:
     def settled(self) -> bool:
         """Whether the size stays as it is."""
         return self._search is None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no step of the present size has been observed since it was proposed."""
+        return not self._times
+
+    @property
+    def largest(self) -> int:
+        """The largest size of which steps were observed, 0 at first."""
+        return max((size for size, seconds in self.seconds.items() if math.isfinite(seconds)), default=0)
 
     def observe(self, seconds: float) -> None:
         """Take in what a step of the present size took on this rank; all ranks must call it while the size is not settled."""
@@ -98,9 +111,8 @@ def _search(sizes: Sequence[int], start: int, seconds: dict[int, float]) -> Sear
     if len(sizes) == 1:
         return sizes[0]
     powers = [size for size in sizes if size & (size - 1) == 0] or sizes
-    for ladder in (powers, sizes):
-        near = min(seconds, key=lambda size: seconds[size]) if seconds else min(powers, key=lambda size: (abs(math.log(size / start)), size))
-        yield from _climb(ladder, near, seconds)
+    yield from _climb(powers, min(powers, key=lambda size: abs(math.log(size / start))), seconds)
+    yield from _climb(sizes, min(seconds, key=lambda size: seconds[size]), seconds)
     least = min(seconds.values())
     return min(size for size, took in seconds.items() if took <= least * (1 + ALIKE))
 
@@ -113,7 +125,8 @@ def _climb(ladder: Sequence[int], start: int, seconds: dict[int, float]) -> Gene
             size = ladder[place]
             if size not in seconds:
                 seconds[size] = yield size
-            if seconds[size] > min(seconds.values()) * (1 + CLEARLY) and size != start:
+            slower = size != start and seconds[size] > min(seconds.values()) * (1 + CLEARLY)
+            if slower or (way > 0 and math.isinf(seconds[size])):
                 break
             place += way
 
@@ -129,7 +142,8 @@ def build_tuner(config: Config, world: World, layout: Layout, hint: int, allowed
 def possible_sizes(config: Config, world: World, layout: Layout, allowed: Callable[[int], bool]) -> list[int]:
     """Sizes that the schedule takes and that fit every rank's memory by estimate; the smallest that is taken, at least."""
     sizes = [size for size in micro_sizes(config, layout) if allowed(size)]
-    room = free_bytes(world) / (WIDE_MARGIN if layout.data < layout.ranks or layout.sharded or layout.context > 1 else MARGIN)
+    agreed = world.device.type == "cuda" and layout.size("replicate") == layout.ranks and layout.expert == 1
+    room = free_bytes(world) / (MARGIN if agreed else WIDE_MARGIN)
     fits = [size for size in sizes if step_bytes(config, layout, size) <= room]
     most = min(world.gather_numbers(float(max(fits, default=0)), "micro_batch"))
     return [size for size in sizes if size <= most] or sizes[:1]
@@ -153,7 +167,7 @@ def free_bytes(world: World) -> float:
         free = free if limit.strip() == "max" else min(free, int(limit) - int(used))
     except (OSError, ValueError):
         pass
-    return free / world.local_size
+    return free / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def tune_micro(parts: Parts, seconds: float) -> None:
@@ -161,17 +175,30 @@ def tune_micro(parts: Parts, seconds: float) -> None:
     tuner, step = parts.tuner, parts.progress.step
     if tuner.settled:
         return
-    before = tuner.size
-    if step - parts.first_step > 1:  # the first step of a process warms up what all sizes share
-        tuner.observe(seconds)
-    while not tuner.settled and tuner.size > max(before, *tuner.seconds, 0) and not rehearse(parts, tuner.size):
-        tuner.give_up()
+    tuner.observe(seconds)
+    skip_what_does_not_fit(parts)
     if tuner.settled:
         parts.progress.micro = tuner.size
         parts.journal.event(step, "micro_batch", f"batch.micro = {tuner.size} from here on; seconds of a step by size: {tuner.figures()}")
-        parts.journal.say(f"step {step}: batch.micro = {tuner.size} ({tuner.figures()})")
+        parts.journal.say(f"step {step}: batch.micro = {tuner.size}, the fastest of {tuner.figures()}")
         parts.journal.forget_speed()
         parts.compile(parts.journal.warn)
+
+
+def restart_micro(parts: Core, allowed: Callable[[int], bool]) -> None:
+    """Try sizes anew, of those that are now allowed, because the layout or the schedule is another; nothing where `batch.micro` is a number."""
+    if parts.config.batch.micro == "auto":
+        parts.tuner.restart(possible_sizes(parts.config, parts.world, parts.layout, allowed))
+        skip_what_does_not_fit(parts)
+
+
+def skip_what_does_not_fit(parts: Core) -> None:
+    """Rehearse the size to try next if it is the largest so far, and pass on to another while memory runs out."""
+    tuner = parts.tuner
+    while not tuner.settled and tuner.is_new and tuner.size > tuner.largest and parts.layout.pipeline == 1:
+        if rehearse(parts, tuner.size):
+            return
+        tuner.give_up()
 
 
 def rehearse(parts: Core, size: int) -> bool:
@@ -187,7 +214,8 @@ def rehearse(parts: Core, size: int) -> bool:
             raise
         enough = False
     parts.weights.drop_gradients()
-    parts.forget_loads()
+    if parts.config.model.moe.experts:
+        balance_experts(parts.decoder, 0.0, None)  # a rehearsal is no load
     if parts.world.any(not enough, "micro_batch"):
         if parts.world.device.type == "cuda":
             torch.cuda.empty_cache()

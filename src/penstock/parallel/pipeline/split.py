@@ -24,20 +24,12 @@ import numpy as np
 
 from penstock.config import ConfigError, ModelSection
 from penstock.parallel.pipeline.layer_costs import Cost, LayerCosts
+from penstock.parallel.pipeline.stages import Part
 
 #: Decimals to which times, as shares of the whole model's, are compared.
 DIGITS = 12
 #: Descents from near the best split where ranks have several stages: at most so many, and fewer the more numbers one step looks at.
 RESTARTS, EFFORT = 100, 600_000
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one stage holds: consecutive layers, and the embedding or the head if it is an end."""
-
-    layers: range
-    embedding: bool = False
-    head: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,7 @@ def split_layers(
     check_stages(model.layers, stages, max(ranks) + 1)
     task = _Task(costs, ranks, limit, np.asarray(slowness if slowness is not None else [1.0] * (max(ranks) + 1)))
     bounds = _exact(task) if max(ranks) + 1 == stages else _search(task)
-    return tuple(Part(range(a, b), stage == 0, stage == stages - 1) for stage, (a, b) in enumerate(pairwise(bounds)))
+    return tuple(Part(a, b, stage == 0, stage == stages - 1) for stage, (a, b) in enumerate(pairwise(bounds)))
 
 
 def check_stages(layers: int, stages: int, ranks: int) -> None:

@@ -20,7 +20,7 @@ from statistics import median
 
 from penstock.parallel.pipeline.layer_costs import Cost, LayerCosts
 from penstock.parallel.pipeline.schedule import Costs
-from penstock.parallel.pipeline.split import Part
+from penstock.parallel.pipeline.stages import Part
 
 
 @dataclass(frozen=True)
