@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from penstock.config.errors import ConfigError, nearest
 from penstock.config.load import walk_settings
@@ -12,12 +13,20 @@ _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 def allowed_range(field: Any) -> str:
     """The allowed values of a field in words, such as 'number, above 0.0, at most 10.0'."""
-    kind = field.annotation
+    return _range(field.annotation, field.metadata)
+
+
+def _range(kind: Any, metadata: list[Any]) -> str:
     if get_origin(kind) is Literal:
-        return "one of " + ", ".join(repr(value) for value in get_args(kind))
+        values = get_args(kind)
+        return ("one of " if len(values) > 1 else "") + ", ".join(repr(value) for value in values)
+    if get_origin(kind) in (Union, UnionType):
+        return ", or ".join(_range(member, metadata) for member in get_args(kind))
+    if get_origin(kind) is Annotated:
+        return _range(kind.__origin__, [*kind.__metadata__, *metadata])
     names = {int: "whole number", float: "number", str: "text", bool: "true or false"}
     words = [names.get(kind, getattr(kind, "__name__", str(kind)))]
-    for rule in _flat(field.metadata):
+    for rule in _flat(metadata):
         words += [f"{phrase} {getattr(rule, bound)}" for bound, phrase in _BOUNDS.items() if getattr(rule, bound, None) is not None]
         if getattr(rule, "pattern", None):
             words.append(f"matching {rule.pattern}")

@@ -36,7 +36,7 @@ def parse_config(tree: dict[str, Any], source: str = "config") -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(e, source) for e in error.errors())) from None
+        raise ConfigError("\n".join(dict.fromkeys(_sentence(e, source) for e in error.errors()))) from None
 
 
 def with_values(config: Config, values: dict[str, Any]) -> Config:
@@ -196,6 +196,9 @@ def _sentence(error: Any, source: str) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "value_error" and not key:
         return f"{source}: {error['ctx']['error']}"
+    setting = key.rpartition(".")[0]
+    if setting in dict(walk_settings()):  # one of several kinds that the setting may be of
+        return f"{source}: {setting} = {error['input']!r} is refused{_allowed(setting)}"
     message = error["msg"][0].lower() + error["msg"][1:]
     return f"{source}: {key} = {error['input']!r} is refused: {message}{_allowed(key)}"
 

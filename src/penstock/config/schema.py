@@ -118,9 +118,16 @@ class BatchSection(Section):
     model_config = ConfigDict(populate_by_name=True)
 
     global_: Positive = Field(16, alias="global", description="Sequences per optimizer step, over all ranks.")
-    micro: Positive = Field(
-        16, description="Most sequences a rank computes at a time; the largest number up to it that divides its share is used, the rest accumulates."
+    micro: Positive | Literal["auto"] = Field(
+        16,
+        description="Most sequences a rank computes at a time; the largest number up to it that divides its share is used, the rest accumulates. "
+        "'auto' tries sizes in the first steps and goes on with the fastest that fits into memory.",
     )
+
+    @property
+    def first_micro(self) -> int:
+        """Most sequences at a time before anything was tried."""
+        return 16 if self.micro == "auto" else self.micro
 
 
 class TrainSection(Section):

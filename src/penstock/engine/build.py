@@ -1,13 +1,14 @@
 """Assembling what a rank trains with, from the run's resolved config, in one fixed and readable order.
 
-layout → weights on it → compile → gradient exchange → optimizer → averaged weights → state. Each part is built by its own room from
-its own config section; nothing here decides how a part works.
+layout → weights on it → size of micro-batches → gradient exchange → optimizer → averaged weights → compile → state. Each part is built by its
+own room from its own config section; nothing here decides how a part works.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,19 +19,17 @@ from penstock.config import Config
 from penstock.data import Batch, BatchPlan, SamplePlan, TokenCorpus
 from penstock.engine.compile import LossFunction, compile_model, sequence_loss
 from penstock.engine.control import StopRequest
-from penstock.engine.experts import ExpertPlacer, SlotLists, first_slots
+from penstock.engine.experts import ExpertPlacer, first_slots
 from penstock.engine.journal import Journal
-from penstock.engine.pipeline import Pipeline
+from penstock.engine.micro import MicroTuner, build_tuner, skip_what_does_not_fit
+from penstock.engine.pipeline import Pipeline, make_plan, takes
 from penstock.engine.state import Progress, parameter_of, state_placements, state_tensors
 from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
 from penstock.models import Decoder, balance_experts
 from penstock.optim import Optimizer, WeightAverage, build_optimizer
 from penstock.parallel import Formats, Laid, Layout, Mesh, Placement, Weights, build_layout, context_positions, lay_out, shared_matrices
-from penstock.parallel.layout import micro_batch
-from penstock.parallel.pipeline.layer_costs import estimated_costs
-from penstock.parallel.pipeline.plan import PipelinePlan, plan_pipeline
-from penstock.parallel.traffic import Workload
+from penstock.parallel.pipeline.plan import PipelinePlan
 from penstock.store import Run, list_snapshots, load_snapshot, read_numbers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -44,13 +43,14 @@ class Core:
     world: World
     plan: SamplePlan
     laid: Laid
-    loss_of: LossFunction
+    tuner: MicroTuner
     reducer: GradientReducer
     optimizer: Optimizer
     average: WeightAverage | None
     placer: ExpertPlacer
     stop: StopRequest
     timer: PhaseTimer
+    loss_of: LossFunction = sequence_loss
     #: This rank's stages where the layers are cut over a pipeline.
     pipeline: Pipeline | None = None
     #: Further numbers of the step, for whoever writes its row.
@@ -84,7 +84,7 @@ class Core:
     @property
     def micro(self) -> int:
         """Sequences this rank computes at a time."""
-        return micro_batch(self.config, self.layout)
+        return self.tuner.size
 
     @property
     def token_copies(self) -> int:
@@ -110,6 +110,11 @@ class Core:
         """Of whole sequences, the tokens that this rank computes the loss of."""
         ranks, place = self.layout.context, self.layout.coordinate(self.world.rank, "context")
         return batch if ranks == 1 else batch.columns(context_positions(self.config.model.context, ranks, place))
+
+    def compile(self, warn: Callable[[str], None]) -> None:
+        """Compile the model for micro-batches of the present size, if the config says so."""
+        if self.config.compile.enabled == "on":
+            self.loss_of = compile_model(self.decoder, self.config, self.dtype, self.micro, self.world, warn, self.layout.sharded)
 
     def loss(self, batch: Batch) -> Tensor:
         """Summed cross-entropy of this rank's tokens of a micro-batch, float32 (float64 where that computes)."""
@@ -166,54 +171,48 @@ def build_core(
     plan: SamplePlan,
     stop: StopRequest,
     warn: Callable[[str], None],
-    slots: SlotLists | None = None,
+    saved: Progress | None = None,
     piped: PipelinePlan | None = None,
 ) -> Core:
-    """Build what a rank takes steps with, from a resolved config; `slots` are those of a state that will be taken up.
+    """Build what a rank takes steps with, from a resolved config; `saved` are the numbers of a state that will be taken up.
 
     `piped` is the pipeline's plan, if it is not to be made from estimates.
     """
-    mesh = Mesh(build_layout(config, world.size), world, config.layout.timeout_s)
+    saved = saved or Progress()
+    layout = build_layout(config, world.size)
+    mesh = Mesh(layout, world, config.layout.timeout_s)
     dtype = DTYPES[config.precision.compute]
-    placed = first_slots(config, mesh.layout, slots or {})
+    placed = first_slots(config, layout, saved.slots)
+    tuner = build_tuner(config, world, layout, saved.micro, partial(takes, config, layout))
     formats = Formats(torch.float64 if dtype == torch.float64 else torch.float32, dtype)
-    piped = piped or (first_plan(config, mesh.layout) if mesh.layout.pipeline > 1 else None)
+    piped = piped or (make_plan(config, layout, tuner.size) if layout.pipeline > 1 else None)
     laid = lay_out(config.model, config.run.seed, mesh, formats, placed, piped.stages if piped else None)
     reducer = GradientReducer(laid.replica_axes(), config.layout.bucket_mb)
-    loss_of: LossFunction = sequence_loss
-    if config.compile.enabled == "on":
-        loss_of = compile_model(laid.decoder, config, dtype, micro_batch(config, mesh.layout), world, warn, mesh.layout.sharded)
-    return Core(
+    core = Core(
         config=config,
         world=world,
         plan=plan,
         laid=laid,
-        loss_of=loss_of,
+        tuner=tuner,
         reducer=reducer,
         optimizer=build_optimizer(laid.weights.locals, config.optim, shared_matrices(laid.weights)),
         average=WeightAverage(laid.weights.locals, config.optim.ema) if config.optim.ema else None,
         placer=ExpertPlacer(laid, placed, config.layout.expert_every),
         stop=stop,
         timer=PhaseTimer(world.device),
-        pipeline=Pipeline(laid, piped, reducer, dtype, config.train.loss_chunk) if piped else None,
+        pipeline=Pipeline(config, laid, piped, reducer, dtype) if piped else None,
     )
-
-
-def first_plan(config: Config, layout: Layout) -> PipelinePlan:
-    """The plan of a pipeline before anything has been measured, the same on all ranks."""
-    micro = micro_batch(config, layout)
-    micro_batches = config.batch.global_ // layout.size(*layout.sequence_axes) // micro
-    compute = DTYPES[config.precision.compute].itemsize
-    work = Workload(config.model, replace(layout, pipeline=1), micro, micro_batches, compute, max(4, compute), config.train.loss_chunk)
-    return plan_pipeline(config.model, config.pipeline, layout.pipeline, micro_batches, estimated_costs(work))
+    skip_what_does_not_fit(core)
+    if core.tuner.settled:
+        core.compile(warn)
+    return core
 
 
 def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: StopRequest, journal: Journal) -> Parts:
     """Build a rank's parts and take up the run's newest snapshot if it has one."""
     plan = BatchPlan(corpus.train, config.model.context, config.batch.global_, config.run.seed, config.data.document_mask)
     snapshots = list_snapshots(run.snapshots)
-    slots = read_numbers(snapshots[-1]).get("slots") if snapshots else None
-    core = build_core(config, world, plan, stop, journal.warn, slots)
+    core = build_core(config, world, plan, stop, journal.warn, Progress(**read_numbers(snapshots[-1])) if snapshots else None)
     parts = Parts(**{f.name: getattr(core, f.name) for f in fields(core)}, run=run, corpus=corpus, journal=journal)
     if snapshots:
         parts.progress = Progress(**load_snapshot(snapshots[-1], parts.tensors(), world, parts.placements(), parts.layout))

@@ -65,6 +65,7 @@ class Journal:
             "tokens_per_s": speed,
             "mfu": self.utilisation(speed),
             "step_s": seconds,
+            "micro_batch": parts.micro,
             "memory_bytes": memory_bytes(self._world.device),
         }
         row |= {f"{name}_s": value for name, value in phases.items()} | traffic | notes
@@ -106,6 +107,10 @@ class Journal:
     def speed(self) -> float:
         """Mean tokens per second of this process's steps, evaluation and start-up left out."""
         return self._tokens / self._seconds if self._seconds else 0.0
+
+    def forget_speed(self) -> None:
+        """Leave the steps so far out of the mean speed."""
+        self._steps = 0
 
     def close(self) -> None:
         """Flush everything."""

@@ -3,6 +3,7 @@
     while step < train.steps:
         take_step        data → forward, backward → exchange → clip → update      (step.py)
         journal          metrics store, TensorBoard, live line                     (journal.py)
+        tune_micro       how many sequences at a time, while that is being tried   (micro.py)
         evaluate         validation loss and a sample, when due                    (evaluate.py)
         save             the whole state, when due or when asked to stop           (store/snapshots.py)
 
@@ -15,6 +16,7 @@ import time
 
 from penstock.engine.build import Parts
 from penstock.engine.evaluate import averaged_weights, sample_text, validation_loss
+from penstock.engine.micro import tune_micro
 from penstock.engine.step import NonFinite, take_step
 from penstock.store import save_snapshot
 
@@ -32,7 +34,9 @@ def train(parts: Parts) -> bool:
             raise
         progress.step += 1
         progress.tokens += result.tokens
-        parts.journal.step(parts, result, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        parts.journal.step(parts, result, seconds)
+        tune_micro(parts, seconds)
         finished = progress.step == config.train.steps
         if finished or (due(progress.step, config.eval.every) and not result.stop):
             evaluate(parts)

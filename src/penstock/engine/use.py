@@ -87,8 +87,9 @@ def score(model: Model, path: str) -> dict[str, Any]:
     device, dtype = next(model.decoder.parameters()).device, DTYPES[config.precision.compute]
     total, tokens = 0.0, 0
     with torch.no_grad():
-        for start in range(0, plan.count, config.batch.micro):
-            batch = window_batch(plan, np.arange(start, min(start + config.batch.micro, plan.count)), config.batch.micro)
+        size = config.batch.first_micro
+        for start in range(0, plan.count, size):
+            batch = window_batch(plan, np.arange(start, min(start + size, plan.count)), size)
             total += batch_loss(model.decoder, batch, device, dtype, config.train.loss_chunk).item()
             tokens += int((batch.targets_bt >= 0).sum())
     loss = total / tokens

@@ -177,8 +177,13 @@ def build_layout(config: Config, ranks: int) -> Layout:
 
 def micro_batch(config: Config, layout: Layout) -> int:
     """Sequences a rank computes at a time: the largest number up to `batch.micro` that divides its share of the batch."""
+    return max(size for size in micro_sizes(config, layout) if size <= config.batch.first_micro)
+
+
+def micro_sizes(config: Config, layout: Layout) -> list[int]:
+    """Numbers of sequences into which a rank's share of the batch divides, ascending."""
     share = config.batch.global_ // layout.size(*layout.sequence_axes)
-    return next(size for size in range(min(config.batch.micro, share), 0, -1) if share % size == 0)
+    return [size for size in range(1, share + 1) if share % size == 0]
 
 
 def tensor_grid(size: int, topology: str, text: str) -> tuple[int, int, int]:
