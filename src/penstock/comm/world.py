@@ -56,6 +56,15 @@ class World:
         row[self.rank] = value
         return self.sum_(row, name).tolist()
 
+    def share(self, text: str) -> str:
+        """The lead rank's text, on every rank."""
+        if self.size == 1:
+            return text
+        data = torch.tensor(list(text.encode()) if self.is_lead else [], dtype=torch.uint8, device=self.device)
+        length = int(max(self.gather_numbers(float(len(data)), "share")))
+        room = data if self.is_lead else torch.empty(length, dtype=torch.uint8, device=self.device)
+        return bytes(self.axis.broadcast(room, 0, "share").tolist()).decode()
+
     def any(self, flag: bool, name: str) -> bool:
         """Whether the flag is set on any rank."""
         return any(self.gather_numbers(float(flag), name))

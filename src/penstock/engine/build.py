@@ -23,6 +23,7 @@ from penstock.engine.experts import ExpertPlacer, first_slots
 from penstock.engine.journal import Journal
 from penstock.engine.micro import MicroTuner, build_tuner, skip_what_does_not_fit
 from penstock.engine.pipeline import Pipeline, make_plan, takes
+from penstock.engine.replan import Watch
 from penstock.engine.state import Progress, parameter_of, state_placements, state_tensors
 from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
@@ -156,6 +157,7 @@ class Parts(Core):
     journal: Journal = field(kw_only=True)
     progress: Progress = field(default_factory=Progress, kw_only=True)
     saved_step: int = field(default=-1, kw_only=True)
+    watch: Watch = field(default_factory=Watch, kw_only=True)
 
 
 def batch_loss(
@@ -176,7 +178,7 @@ def build_core(
 ) -> Core:
     """Build what a rank takes steps with, from a resolved config; `saved` are the numbers of a state that will be taken up.
 
-    `piped` is the pipeline's plan, if it is not to be made from estimates.
+    `piped` is the pipeline's plan, if it is not to be made from estimates; the state is then handed over by another's, and left unset here.
     """
     saved = saved or Progress()
     layout = build_layout(config, world.size)
@@ -185,8 +187,9 @@ def build_core(
     placed = first_slots(config, layout, saved.slots)
     tuner = build_tuner(config, world, layout, saved.micro, partial(takes, config, layout))
     formats = Formats(torch.float64 if dtype == torch.float64 else torch.float32, dtype)
+    seed = config.run.seed if piped is None else None
     piped = piped or (make_plan(config, layout, tuner.size) if layout.pipeline > 1 else None)
-    laid = lay_out(config.model, config.run.seed, mesh, formats, placed, piped.stages if piped else None)
+    laid = lay_out(config.model, seed, mesh, formats, placed, piped.stages if piped else None)
     reducer = GradientReducer(laid.replica_axes(), config.layout.bucket_mb)
     core = Core(
         config=config,

@@ -6,6 +6,7 @@ Gradients of a stage are exchanged over its replicas as soon as its last micro-b
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -21,6 +22,7 @@ from penstock.parallel.pipeline.runtime import Mark, Runtime, link_pairs
 from penstock.parallel.pipeline.schedule import Action, Schedule
 from penstock.parallel.pipeline.stage import DecoderStage, MicroBatch, Pass
 from penstock.parallel.pipeline.stages import Stages
+from penstock.parallel.pipeline.timeline import Span
 from penstock.parallel.placement import padded_part
 from penstock.parallel.traffic import Workload
 
@@ -57,6 +59,8 @@ class Pipeline:
         self.plan = plan
         self._shared.split = any(action.work == "W" for row in plan.schedule.actions for action in row)
         self._runtime = Runtime(plan.schedule, self.rank, self._links, self.stages, self._room)
+        if self._laid.weights.mesh.world.device.type == "cuda":
+            self._runtime.clock = _device_clock
 
     def train(self, batches: list[MicroBatch], weight: float) -> list[Tensor]:
         """Gradients of `weight` times the losses' sum; returns each micro-batch's loss, on the ranks that have it."""
@@ -69,6 +73,35 @@ class Pipeline:
         self.marks = self._runtime.run()
         self._laid.sharder.finish()
         return self._losses()
+
+    def spans(self) -> list[Span]:
+        """The actions of the last step with their seconds, by this rank's clock."""
+        if self._laid.weights.mesh.world.device.type != "cuda":
+            return [Span(*mark) for mark in self.marks]
+        torch.cuda.synchronize()
+        first = self.marks[0].start
+        return [Span(action, first.elapsed_time(start) / 1e3, first.elapsed_time(end) / 1e3) for action, start, end in self.marks]
+
+    def hop_seconds(self) -> float:
+        """Time of one hop of a micro-batch's activations between neighbours: a message goes up the ranks and back; the best of three."""
+        world, last = self._laid.weights.mesh.world, self.plan.schedule.ranks - 1
+        took = []
+        for _ in range(3):
+            world.barrier()
+            began = time.perf_counter()
+            for source, target in ((self.rank - 1, self.rank + 1), (self.rank + 1, self.rank - 1)):
+                message = self._room()
+                if 0 <= source <= last:
+                    self._links.receivers[source].expect(["a timing message"], self._room)
+                    message = self._links.receivers[source].take("a timing message")
+                if 0 <= target <= last:
+                    self._links.senders[target].send(message, "a timing message")
+            for sender in self._links.senders.values():
+                sender.finish()
+            if world.device.type == "cuda":
+                torch.cuda.synchronize()
+            took.append(time.perf_counter() - began if self.rank == 0 else 0.0)
+        return max(world.gather_numbers(min(took), "hop")) / (2 * last)
 
     def score(self, batches: list[MicroBatch]) -> list[Tensor]:
         """Each micro-batch's loss, on the ranks that have it; no gradients. All batches have one shape."""
@@ -111,6 +144,13 @@ class Pipeline:
             parameter: {index for index, stage in self.stages.items() if stages.uses(stage.part, name)}
             for name, parameter in self._laid.weights.parameters.items()
         }
+
+
+def _device_clock() -> torch.cuda.Event:
+    """A moment of the device's stream, which the host does not wait for."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def make_plan(config: Config, layout: Layout, micro: int, stages: Stages | None = None) -> PipelinePlan:

@@ -4,6 +4,7 @@
         take_step        data → forward, backward → exchange → clip → update      (step.py)
         journal          metrics store, TensorBoard, live line                     (journal.py)
         tune_micro       how many sequences at a time, while that is being tried   (micro.py)
+        watch            a pipeline's schedule and split of layers, when stages drift (replan.py)
         evaluate         validation loss and a sample, when due                    (evaluate.py)
         save             the whole state, when due or when asked to stop           (store/snapshots.py)
 
@@ -37,6 +38,7 @@ def train(parts: Parts) -> bool:
         seconds = time.perf_counter() - began
         parts.journal.step(parts, result, seconds)
         tune_micro(parts, seconds)
+        parts.watch.after_step(parts, seconds)
         finished = progress.step == config.train.steps
         if finished or (due(progress.step, config.eval.every) and not result.stop):
             evaluate(parts)

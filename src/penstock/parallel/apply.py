@@ -52,7 +52,7 @@ class Laid:
 
 def lay_out(
     model: ModelSection,
-    seed: int,
+    seed: int | None,
     mesh: Mesh,
     formats: Formats | None = None,
     slots: Mapping[str, Slots] | None = None,
@@ -60,14 +60,15 @@ def lay_out(
 ) -> Laid:
     """Build the resolved `model` on the mesh with its initial weights for `seed`, in float32 unless `formats` says otherwise.
 
-    `slots[block]` places a block's experts by hand; `stages` cuts the layers over the pipeline.
+    Without a seed they are left unset. `slots[block]` places a block's experts by hand; `stages` cuts the layers over the pipeline.
     """
     with torch.device("meta"):
         kept = saved_buffers(Decoder(model))
     decoder, plan, sharder = shape_decoder(model, mesh, formats or Formats(), slots, stages)
     decoder.to_empty(device=mesh.world.device)
     weights = Weights(decoder, plan, mesh)
-    _draw(weights, model, seed)
+    if seed is not None:
+        _draw(weights, model, seed)
     with torch.no_grad():
         for buffer in decoder.buffers():
             buffer.zero_()

@@ -12,18 +12,19 @@ few seconds for large pipelines. When not to use it: with one rank.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from penstock.config import ConfigError, ModelSection, PipelineSection
 from penstock.parallel.pipeline.check import check_schedule
 from penstock.parallel.pipeline.kinds import KINDS, named_schedule
 from penstock.parallel.pipeline.layer_costs import LayerCosts
-from penstock.parallel.pipeline.schedule import Costs, Schedule, wire
+from penstock.parallel.pipeline.schedule import Action, Costs, Schedule
 from penstock.parallel.pipeline.simulate import Timing, simulate
 from penstock.parallel.pipeline.split import check_stages, split_layers
 from penstock.parallel.pipeline.stage_times import stage_costs
-from penstock.parallel.pipeline.stages import Stages
+from penstock.parallel.pipeline.stages import Part, Stages
 
 #: Chunks that auto tries.
 CHUNKS = (1, 2, 4)
@@ -39,6 +40,23 @@ class PipelinePlan:
     schedule: Schedule
     costs: Costs
     timing: Timing
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it; the timing follows from the rest."""
+        parts = [[part.layers.start, part.layers.stop, part.embedding, part.head] for part in self.stages.parts]
+        actions = [[list(action) for action in row] for row in self.schedule.actions]
+        schedule = {"kind": self.schedule.kind, "micro_batches": self.schedule.micro_batches, "actions": actions}
+        return {"parts": parts, "rank_of": self.stages.rank_of, "tied": self.stages.tied, "schedule": schedule, "costs": asdict(self.costs)}
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> PipelinePlan:
+        """What `as_dict` made of a plan."""
+        parts = tuple(Part(range(first, last), embedding, head) for first, last, embedding, head in data["parts"])
+        rank_of, made = tuple(data["rank_of"]), data["schedule"]
+        actions = tuple(tuple(Action(*action) for action in row) for row in made["actions"])
+        schedule = Schedule(made["kind"], rank_of, made["micro_batches"], actions)
+        costs = Costs(**{name: tuple(values) for name, values in data["costs"].items()})
+        return PipelinePlan(Stages(parts, rank_of, data["tied"]), schedule, costs, simulate(schedule, costs))
 
 
 def plan_pipeline(
@@ -108,5 +126,4 @@ def _candidates(model: ModelSection, section: PipelineSection, ranks: int, micro
                 except ConfigError:
                     continue
                 found.append(schedule)
-    assert found or wire(ranks, 1, "loop")
     return found

@@ -1,0 +1,206 @@
+"""An elastic pipeline: stages are timed while they run, and when they drift the schedule is made again, and the split of layers if that pays.
+
+After every step each rank knows the median time of each work of its stages; the slowest replica's are taken, and the median over the last `WINDOW`
+steps, so that one late step moves nothing. What counts is each rank's share of the whole, since a pipeline that becomes slower
+everywhere needs no other schedule.
+
+    first      a plan was made from FLOPs; as soon as times are known it is made again from them
+    drift      some rank's share has changed by more than `pipeline.drift` since the plan was made
+
+Then the lead rank plans twice, with the stages as they are and with layers split anew (`stage_times.py` tells costly layers from slow ranks).
+The better by simulation is taken up between two steps: a schedule by all ranks at once, a split by handing weights, moments and averages over
+(`parallel/hand_over.py`). A gain below `WORTH` changes nothing. What was seen, what was changed and the throughput before, during and after stand in
+the run's events. The mathematics stays: same batches, same sums.
+
+Cost: one small all-reduce a step; a plan takes up to seconds on the lead rank. When not to use it: with another schedule than auto, which is the
+user's word.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from dataclasses import fields
+from functools import partial
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+
+from penstock.engine.micro import restart_micro
+from penstock.engine.pipeline import Pipeline, layer_costs, takes
+from penstock.engine.state import Progress
+from penstock.parallel.hand_over import hand_over
+from penstock.parallel.pipeline.plan import PipelinePlan, plan_pipeline
+from penstock.parallel.pipeline.schedule import Costs
+from penstock.parallel.pipeline.simulate import simulate
+from penstock.parallel.pipeline.stage_times import measured_layer_costs
+
+if TYPE_CHECKING:
+    from penstock.engine.build import Core, Parts
+
+#: Steps whose median counts, and steps at the start that do not.
+WINDOW, WARM_UP = 5, 2
+#: Least gain of a new schedule, and of a new split of layers over a new schedule, to be taken up.
+WORTH, WORTH_MOVING = 0.01, 0.03
+
+
+class Watch:
+    """What the stages took lately, and against which the present plan was made."""
+
+    def __init__(self) -> None:
+        self._times: deque[list[float]] = deque(maxlen=WINDOW)
+        self._seconds: deque[float] = deque(maxlen=WINDOW)
+        #: Each rank's share of the work when the plan was taken up; none before that has been seen.
+        self._shares: list[float] | None = None
+        self._skip, self._transfer, self._planned = WARM_UP, 0.0, False
+        #: What was noticed, and the seconds of the steps that showed it; the plan is made from the steps after.
+        self._noticed: tuple[str, float] | None = None
+        self._told: list[str] = []
+        self._usual: deque[float] = deque(maxlen=4 * WINDOW)
+
+    def after_step(self, parts: Parts, seconds: float) -> None:
+        """Take in the step that was taken; plan again if that is due. All ranks must call it."""
+        pipeline = parts.pipeline
+        if pipeline is None or parts.config.pipeline.schedule != "auto" or not parts.config.pipeline.drift or not parts.tuner.settled:
+            return
+        if self._skip:
+            self._skip -= 1
+            return
+        self._times.append(parts.world.axis.all_reduce(_own_times(parts, pipeline), "stage_times", maximum=True).flatten().tolist())
+        self._seconds.append(seconds)
+        if len(self._times) < WINDOW:
+            return
+        if not self._planned:
+            self._transfer = pipeline.hop_seconds()
+        costs = self._costs(pipeline.plan)
+        shares = _shares(costs, pipeline.plan)
+        if not self._planned:
+            self._change(parts, costs, "the stages' times are known")
+        elif self._shares is None:
+            self._shares = shares
+            self._tell_after(parts)
+        else:
+            self._look(parts, costs, shares, seconds)
+
+    def _look(self, parts: Parts, costs: Costs, shares: list[float], seconds: float) -> None:
+        """Hold the shares against those of the plan's beginning; what differs is timed for a whole window of its own before it changes anything."""
+        assert self._shares is not None
+        drift = [now / then - 1 if then else 0.0 for now, then in zip(shares, self._shares)]
+        rank = max(range(len(drift)), key=lambda r: abs(drift[r]))
+        if abs(drift[rank]) <= parts.config.pipeline.drift:
+            self._usual.append(seconds)
+            self._noticed = None
+        elif self._noticed is None:
+            self._noticed = f"since about step {parts.progress.step - WINDOW // 2}", seconds
+            self._times.clear()
+        else:
+            now = shares[rank] / self._shares[rank]
+            self._change(parts, costs, f"rank {rank} of the pipeline has {now:.2f} times its share of the work {self._noticed[0]}")
+
+    def _costs(self, plan: PipelinePlan) -> Costs:
+        """Median costs of the present stages, in seconds."""
+        stages = len(plan.stages.parts)
+        typical = [median(column) for column in zip(*self._times)]
+        forward, input_grad, weight_grad = (tuple(typical[work * stages : (work + 1) * stages]) for work in range(3))
+        return Costs(forward, input_grad, weight_grad, (self._transfer,) * (stages - 1), plan.costs.memory)
+
+    def _change(self, parts: Parts, costs: Costs, why: str) -> None:
+        """Plan for measured `costs` on the lead rank, and take up what is worth it on all."""
+        assert parts.pipeline is not None
+        old, step = parts.pipeline.plan, parts.progress.step
+        words, plan = "", None
+        if parts.world.is_lead:
+            plan, words = better_plan(parts, costs, self._transfer)
+        answer = json.loads(parts.world.share(json.dumps({"plan": plan.as_dict() if plan else None, "words": words})))
+        speed = _speed(parts, self._usual or self._seconds), _speed(parts, self._seconds)
+        if answer["plan"] is None:
+            parts.journal.event(step, "pipeline", f"{why}: {answer['words']}")
+        else:
+            plan = PipelinePlan.from_dict(answer["plan"])
+            if plan.stages == old.stages:
+                parts.pipeline.take_up(plan)
+            else:
+                move_layers(parts, plan)
+            if self._planned:
+                restart_micro(parts, partial(takes, parts.config, parts.layout))
+            text = f"{why}: {answer['words']}; {speed[0]:,.0f} tokens/s before, {speed[1]:,.0f} until now"
+            parts.journal.event(step, "pipeline", text)
+            parts.journal.say(f"step {step}: {text}")
+            self._told = [text]
+        self._planned, self._shares, self._noticed, self._skip = True, None, None, 1
+        self._times.clear()
+        self._seconds.clear()
+        self._usual.clear()
+
+    def _tell_after(self, parts: Parts) -> None:
+        if self._told:
+            text = f"{_speed(parts, self._seconds):,.0f} tokens/s since the change"
+            parts.journal.event(parts.progress.step, "pipeline", text)
+            parts.journal.say(f"step {parts.progress.step}: {text}")
+            self._told = []
+
+
+def better_plan(parts: Core, costs: Costs, transfer: float) -> tuple[PipelinePlan | None, str]:
+    """The plan to go on with under measured `costs` (seconds), None for the present one, and what is to be said of it."""
+    assert parts.pipeline is not None
+    config, layout, old = parts.config, parts.layout, parts.pipeline.plan
+    found = measured_layer_costs(old.stages.parts, costs, layer_costs(config, layout, parts.micro), old.stages.rank_of)
+    again = partial(plan_pipeline, config.model, config.pipeline, layout.pipeline, old.schedule.micro_batches)
+    now = simulate(old.schedule, costs)
+    same = again(found.costs, old.stages, transfer, found.slowness)
+    same = PipelinePlan(same.stages, same.schedule, costs, simulate(same.schedule, costs))
+    split = again(found.costs, None, transfer, found.slowness)
+    best = split if split.timing.makespan < (1 - WORTH_MOVING) * same.timing.makespan else same
+    gain = 1 - best.timing.makespan / now.makespan
+    if gain < WORTH:
+        return None, f"the schedule stays, as no other is {WORTH:.0%} faster (bubble {now.bubble:.1%})"
+    moved = f", layers {_layers(old)} to {_layers(best)}" if best.stages != old.stages else ""
+    return best, f"schedule made again{moved}, bubble {now.bubble:.1%} to {best.timing.bubble:.1%}, {gain:.0%} faster by simulation"
+
+
+def move_layers(parts: Core, plan: PipelinePlan) -> None:
+    """Take up a plan whose stages have other layers: build this rank's parts anew, and hand the state over."""
+    from penstock.engine.build import build_core  # (a core builds the watch's parts, and the watch a core)
+
+    old, before = parts.tensors(), parts.placements()
+    saved = Progress(slots=parts.placer.numbers(), micro=parts.tuner.size)
+    fresh = build_core(parts.config, parts.world, parts.plan, parts.stop, print, saved, plan)
+    hand_over(old, fresh.tensors(), before, fresh.placements(), parts.mesh)
+    for field in fields(fresh):
+        if field.name not in ("timer", "tuner", "notes"):
+            setattr(parts, field.name, getattr(fresh, field.name))
+
+
+def _own_times(parts: Core, pipeline: Pipeline) -> torch.Tensor:
+    """Median seconds of each work of this rank's stages, (3, stages), zeros elsewhere; B is divided as the plan divides it."""
+    plan = pipeline.plan
+    took: dict[tuple[str, int], list[float]] = {}
+    for action, start, end in pipeline.spans():
+        took.setdefault((action.work, action.stage), []).append(end - start)
+    times = torch.zeros(3, len(plan.stages.parts), dtype=torch.float64, device=parts.world.device)
+    for (work, stage), seconds in took.items():
+        typical = median(seconds)
+        if work == "B":
+            both = plan.costs.input_grad[stage] + plan.costs.weight_grad[stage]
+            share = plan.costs.input_grad[stage] / both if both else 1.0
+            times[1, stage], times[2, stage] = typical * share, typical * (1 - share)
+        else:
+            times["FIW".index(work), stage] = typical
+    return times
+
+
+def _shares(costs: Costs, plan: PipelinePlan) -> list[float]:
+    """Each rank's part of all the work, times the number of ranks."""
+    ranks = plan.schedule.ranks
+    work = [costs.work_of([stage for stage, where in enumerate(plan.stages.rank_of) if where == rank]) for rank in range(ranks)]
+    return [ranks * own / sum(work) for own in work]
+
+
+def _layers(plan: PipelinePlan) -> str:
+    return "/".join(str(len(part.layers)) for part in plan.stages.parts)
+
+
+def _speed(parts: Core, seconds: deque[float] | list[float]) -> float:
+    """Tokens per second of steps that took so long, by their median."""
+    return parts.config.batch.global_ * parts.config.model.context / median(seconds) if seconds else 0.0
