@@ -6,14 +6,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from penstock.config import ConfigError, UserError
+from penstock.config import ConfigError, UserError, nearest
 from penstock.parallel.pipeline.check import check_schedule
 from penstock.parallel.pipeline.draw import stacked_svg
+from penstock.parallel.pipeline.kinds import KINDS
 from penstock.parallel.pipeline.schedule import Costs
 from penstock.parallel.pipeline.timeline import Timeline, timeline_of
 from penstock.parallel.pipeline.torch_ir import read_csv, to_csv
 from penstock.parallel.pipeline.trace import read_trace, write_trace
-from penstock.plan.pipeline import Outcome, Pipeline, compare, outcome_of, replan, solve
+from penstock.plan.pipeline import AUTO, Outcome, Pipeline, compare, outcome_of, replan, solve
 from penstock.plan.schedule_text import comparison_text, costs_text, executed_text, outcome_text
 from penstock.plan.stage_costs import Share, parse_costs, read_costs
 
@@ -89,6 +90,9 @@ def answer(asked: Asked) -> Answer:
         if value < 1:
             mend = f"{option} is {value}; give it 1 or more" if value else f"give {option}, or a schedule with --load, or a timeline with --from"
             raise ConfigError(mend)
+    kinds = (AUTO, ALL, *KINDS)
+    if asked.kind not in kinds:
+        raise ConfigError(f"--kind {asked.kind} is none of {', '.join(kinds)}{nearest(asked.kind, kinds)}")
     pipeline = Pipeline(asked.ranks, asked.micro_batches, _costs(asked, asked.ranks), asked.memory, asked.barrier)
     if asked.kind != ALL:
         return Answer(solve(pipeline, asked.kind, asked.chunks))

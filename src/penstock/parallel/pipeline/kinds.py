@@ -48,7 +48,7 @@ def named_schedule(kind: str, ranks: int, micro_batches: int, chunks: int = 0) -
     Raises `ScheduleError` for an unknown kind, and for numbers the kind cannot take, saying which it can.
     """
     if kind not in KINDS:
-        raise ScheduleError(f"there is no kind of schedule '{kind}'{nearest(kind, KINDS)}; the kinds are {', '.join(KINDS)}")
+        raise ScheduleError(f"there is no kind of schedule '{kind}', only {', '.join(KINDS)}{nearest(kind, KINDS)}")
     made = KINDS[kind]
     chunks = chunks or made.chunks
     if ranks < 1 or micro_batches < 1:
