@@ -131,3 +131,33 @@ def test_a_csv_with_a_missing_or_circular_action_is_refused(refuses, tmp_path, t
     (tmp_path / "mine.csv").write_text(text)
     err = refuses("--load", tmp_path / "mine.csv")
     assert told in err and "mine.csv" in err
+
+
+def test_the_best_is_no_worse_than_any_kind_and_the_table_shows_all(answer, here):
+    size = ("--stages", 4, "--micro-batches", 8, "--costs", REAL)
+    found = answer(*size, "--kind", "all")
+    fitting = [row for row in found["kinds"] if row["peak_activations"] <= 4 + 1e-9]
+    auto = answer(*size)
+    assert auto["bubble"] <= min(row["bubble"] for row in fitting) + 1e-9
+    assert auto["peak_activations"] <= 4 + 1e-9 and auto["lower_bound"] <= auto["makespan"] + 1e-9
+    _, out, _ = here(*size, "--kind", "all")
+    assert {line.split()[0] for line in out.splitlines()} >= {"kind", "1f1b", "zb-v", "dualpipe-v"}
+
+
+def test_a_cap_below_what_any_schedule_needs_is_refused_with_the_least(refuses):
+    assert "0.25" in refuses("--stages", 4, "--micro-batches", 8, "--memory", 0.1)
+
+
+def test_a_timeline_tells_what_it_should_have_been(answer, here, tmp_path):
+    schedule = named_schedule("1f1b", 4, 8)
+    costs = Costs((1.0, 1.1, 0.9, 1.3), (1.0,) * 4, (1.0,) * 4, (0.1,) * 3, (1.0,) * 4)
+    executed = timeline_of(schedule, simulate(schedule, costs))
+    write_trace(executed, tmp_path / "trace.json")
+    found = answer("--from", tmp_path / "trace.json", "--svg", tmp_path / "both.svg")
+    assert found["executed"]["bubble"] == pytest.approx(executed.bubble) and found["executed"]["kind"] == "1f1b"
+    assert found["costs"]["forward"] == pytest.approx(costs.forward) and found["costs"]["transfer"] == pytest.approx(costs.transfer)
+    assert found["bubble"] < executed.bubble
+    drawn = " ".join(xml.parse(tmp_path / "both.svg").getroot().itertext())
+    assert "1f1b: 4 ranks" in drawn and f"bubble {found['bubble']:.1%}" in drawn
+    code, out, _ = here("--from", tmp_path / "trace.json")
+    assert code == 0 and "executed 1f1b" in out and "should have been" in out

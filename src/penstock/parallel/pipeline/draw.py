@@ -28,7 +28,6 @@ WORKS = {
 }
 LIGHTEST = 0.62
 GREY = "#808080"
-_SVG = 'xmlns="http://www.w3.org/2000/svg" style="max-width:100%;height:auto"'
 
 Colour = tuple[int, int, int]
 
@@ -38,21 +37,23 @@ def schedule_svg(timing: Timing, schedule: Schedule, title: str = "", unit: str 
     return timeline_svg(timeline_of(schedule, timing), title, unit)
 
 
+def timeline_svg(timeline: Timeline, title: str = "", unit: str = "s") -> str:
+    """A timeline as an SVG document; the title names kind, size and bubble unless one is given, `unit` is written beside the time axis."""
+    return stacked_svg([(timeline, title)], unit)
+
+
 def stacked_svg(timelines: list[tuple[Timeline, str]], unit: str = "s") -> str:
-    """Several timelines with their titles, one above the other on one scale of time, as an SVG document."""
+    """Several timelines with their titles (empty: as above), one above the other on one scale of time, as an SVG document."""
     length = max(timeline.makespan_s for timeline, _ in timelines) or 1.0
     width = max(_width(timeline, length) for timeline, _ in timelines)
     pictures, height = [], 0
     for timeline, title in timelines:
-        pictures.append(_picture(timeline, title, unit, length, width).replace("<svg ", f'<svg y="{height}" ', 1))
+        pictures.append(_picture(timeline, title, unit, length, width, height))
         height += _height(timeline)
-    return f'<svg {_SVG} viewBox="0 0 {width} {height}" width="{width}" height="{height}">{"".join(pictures)}</svg>\n'
-
-
-def timeline_svg(timeline: Timeline, title: str = "", unit: str = "s") -> str:
-    """A timeline as an SVG document; the title names kind, size and bubble unless one is given, `unit` is written beside the time axis."""
-    length = timeline.makespan_s or 1.0
-    return _picture(timeline, title, unit, length, _width(timeline, length)) + "\n"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" style="max-width:100%;height:auto"'
+        f' font-family="system-ui, sans-serif" font-size="12" fill="{GREY}">{"".join(pictures)}</svg>\n'
+    )
 
 
 def _width(timeline: Timeline, length: float) -> int:
@@ -65,7 +66,7 @@ def _height(timeline: Timeline) -> int:
     return TOP + len(timeline.spans) * (ROW + GAP) + BOTTOM
 
 
-def _picture(timeline: Timeline, title: str, unit: str, length: float, width: int) -> str:
+def _picture(timeline: Timeline, title: str, unit: str, length: float, width: int, top: int) -> str:
     ranks, height = len(timeline.spans), _height(timeline)
     scale = (width - LEFT - RIGHT) / length
     chunk = _chunks(timeline.rank_of)
@@ -74,8 +75,7 @@ def _picture(timeline: Timeline, title: str, unit: str, length: float, width: in
     bands = "".join(f'<rect x="{LEFT}" y="{_y(r)}" width="{width - LEFT - RIGHT}" height="{ROW}"/>' for r in range(ranks))
     names = "".join(f'<text x="{LEFT - 8}" y="{_y(r) + ROW / 2 + 4:g}" text-anchor="end">rank {r}</text>' for r in range(ranks))
     parts = [
-        f'<svg {_SVG} viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" aria-label="{escape(title)}"',
-        f' font-family="system-ui, sans-serif" font-size="12" fill="{GREY}">',
+        f'<svg y="{top}" width="{width}" height="{height}" role="img" aria-label="{escape(title)}">',
         f'<text x="{LEFT}" y="22" font-size="15" font-weight="600">{escape(title)}</text>{_legend(timeline, chunk)}',
         f'<g fill-opacity="0.16">{bands}</g>{names}{_axis(length, scale, height, unit)}{_blocks(timeline, chunk, scale)}</svg>',
     ]
