@@ -62,6 +62,12 @@ def named_schedule(kind: str, ranks: int, micro_batches: int, chunks: int = 0) -
     return Schedule(kind, wire(ranks, chunks, made.wiring), micro_batches, tuple(tuple(row) for row in rows))
 
 
+def candidates(ranks: int, micro_batches: int, chunks: int) -> list[Schedule]:
+    """The schedule of every kind that can take so many micro-batches and chunks a rank."""
+    fitting = (k for k in KINDS.values() if k.chunks <= chunks <= (k.most_chunks or chunks) and micro_batches >= k.least(ranks))
+    return [named_schedule(kind.name, ranks, micro_batches, chunks) for kind in fitting]
+
+
 def _gpipe(ranks: int, micro_batches: int, chunks: int) -> list[Row]:
     micros = range(micro_batches)
     return [[Action("F", rank, m) for m in micros] + [Action("B", rank, m) for m in micros] for rank in range(ranks)]
