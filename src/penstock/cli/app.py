@@ -184,6 +184,36 @@ def layout(
 
 
 @app.command()
+def schedule(
+    stages: Annotated[int, typer.Option("--stages", help="Ranks of the pipeline.")] = 0,
+    micro_batches: Annotated[int, typer.Option("--micro-batches", help="Micro-batches in a step.")] = 0,
+    kind: Annotated[str, typer.Option("--kind", help="auto: the best that is found; all: compare kinds; or one of their names.")] = "auto",
+    chunks: Annotated[int, typer.Option("--chunks", help="Stages of the model on each rank; 0: as the kind has it.")] = 0,
+    costs: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--costs", metavar="F,I,W,HOP", help="Times of a rank's forward, input and weight gradient, and of a transfer; none: 1,1,1,0."),
+    ] = None,
+    stage_costs: Annotated[Optional[Path], typer.Option("--per-stage-costs", metavar="FILE.json", help="Every stage's times instead.")] = None,  # noqa: UP045
+    memory: Annotated[Optional[float], typer.Option("--memory", help="Most activations, as a multiple of 1F1B's; none: 1 for auto.")] = None,  # noqa: UP045
+    no_barrier: Annotated[bool, typer.Option("--no-barrier", help="A rank begins its next step without waiting for the others.")] = False,
+    load: Annotated[Optional[Path], typer.Option("--load", metavar="FILE.csv", help="Check and time this schedule, in torch's CSV.")] = None,  # noqa: UP045
+    trace_from: Annotated[Optional[Path], typer.Option("--from", metavar="TRACE.json", help="What this timeline should have been.")] = None,  # noqa: UP045
+    svg: Annotated[Optional[Path], typer.Option("--svg", help="Draw it.")] = None,  # noqa: UP045
+    trace: Annotated[Optional[Path], typer.Option("--trace", help="Write its timeline for ui.perfetto.dev.")] = None,  # noqa: UP045
+    csv: Annotated[Optional[Path], typer.Option("--csv", help="Write it as torch's CSV.")] = None,  # noqa: UP045
+    json: Json = False,
+) -> None:
+    """Make, check, time and draw a pipeline's schedule: the best for given costs and memory, a named kind, or one loaded."""
+    from penstock.plan.schedule_answer import Asked, answer, write
+
+    asked = Asked(stages, micro_batches, kind, chunks, costs, stage_costs, memory, not no_barrier, load, trace_from)
+    found = answer(asked)
+    for path in write(found, svg, trace, csv):
+        print(f"wrote {path}", file=sys.stderr)
+    output.show(found.as_dict(), json, lambda _: found.text())
+
+
+@app.command()
 def runs(runs_dir: RunsDir = "runs", json: Json = False) -> None:
     """List the runs."""
     from penstock.store import list_runs

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.parallel.pipeline.check import ScheduleError, check_schedule, peak_memory
-from penstock.parallel.pipeline.kinds import KINDS, named_schedule
+from penstock.parallel.pipeline.kinds import KINDS, candidates, named_schedule
 from penstock.parallel.pipeline.schedule import Costs
 from penstock.parallel.pipeline.simulate import simulate
 from penstock.parallel.pipeline.torch_ir import from_csv
@@ -119,7 +119,14 @@ def test_what_a_kind_cannot_take_is_refused_with_what_it_can():
         named_schedule("interleaved", 4, 8, 1)
     with pytest.raises(ScheduleError, match="zb-v takes 2 chunks a rank, not 3"):
         named_schedule("zb-v", 4, 8, 3)
-    with pytest.raises(ScheduleError, match="no kind of schedule '1fb1'; did you mean '1f1b'"):
+    with pytest.raises(ScheduleError, match=r"no kind of schedule '1fb1', only gpipe, .*; did you mean '1f1b'"):
         named_schedule("1fb1", 4, 8)
     with pytest.raises(ScheduleError, match="at least one rank and one micro-batch"):
         named_schedule("gpipe", 4, 0)
+
+
+def test_candidates_are_the_kinds_that_fit():
+    assert {s.kind for s in candidates(4, 8, 1)} == {"gpipe", "1f1b", "zb-h1"}
+    assert {s.kind for s in candidates(4, 8, 2)} == {"interleaved", "interleaved-zb", "zb-v", "v-half", "v-min", "dualpipe-v"}
+    assert {s.kind for s in candidates(4, 7, 2)} == {"interleaved", "interleaved-zb", "zb-v", "v-half", "v-min"}
+    assert {(s.kind, s.chunks) for s in candidates(4, 8, 3)} == {("interleaved", 3), ("interleaved-zb", 3)}

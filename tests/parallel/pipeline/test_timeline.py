@@ -9,7 +9,7 @@ import xml.etree.ElementTree as xml
 import pytest
 
 from penstock.config import UserError
-from penstock.parallel.pipeline.draw import schedule_svg, timeline_svg
+from penstock.parallel.pipeline.draw import schedule_svg, stacked_svg, timeline_svg
 from penstock.parallel.pipeline.kinds import KINDS, named_schedule
 from penstock.parallel.pipeline.schedule import Action, Costs
 from penstock.parallel.pipeline.simulate import simulate
@@ -138,3 +138,14 @@ def test_a_title_is_escaped_and_a_large_picture_leaves_tooltips_out():
     picture = schedule_svg(simulate(schedule, uneven(schedule)), schedule, title="a < b & c")
     assert "a &lt; b &amp; c" in picture and "<title>" not in picture and len(picture) < 2_000_000
     xml.fromstring(picture)
+
+
+def test_pictures_one_above_the_other_share_a_scale():
+    """Of two timelines the second takes twice as long, and is drawn twice as long."""
+    schedule = named_schedule("1f1b", 3, 6)
+    short, long = (timeline_of(schedule, simulate(schedule, Costs.even(3, 1, f, f, f, 0.0))) for f in (1.0, 2.0))
+    pictures = xml.fromstring(stacked_svg([(short, "short"), (long, "long")])).findall(f"{SVG}svg")
+    reach = [max(float(r.get("x")) + float(r.get("width")) for r in p.iter(f"{SVG}rect") if r.find(f"{SVG}title") is not None) for p in pictures]
+    left = min(float(r.get("x")) for r in pictures[0].iter(f"{SVG}rect") if r.find(f"{SVG}title") is not None)
+    assert reach[1] - left == pytest.approx(2 * (reach[0] - left), rel=0.01)
+    assert float(pictures[1].get("y")) >= float(pictures[0].get("height"))

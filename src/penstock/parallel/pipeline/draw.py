@@ -39,10 +39,35 @@ def schedule_svg(timing: Timing, schedule: Schedule, title: str = "", unit: str 
 
 def timeline_svg(timeline: Timeline, title: str = "", unit: str = "s") -> str:
     """A timeline as an SVG document; the title names kind, size and bubble unless one is given, `unit` is written beside the time axis."""
-    ranks, length = len(timeline.spans), timeline.makespan_s or 1.0
+    return stacked_svg([(timeline, title)], unit)
+
+
+def stacked_svg(timelines: list[tuple[Timeline, str]], unit: str = "s") -> str:
+    """Several timelines with their titles (empty: as above), one above the other on one scale of time, as an SVG document."""
+    length = max(timeline.makespan_s for timeline, _ in timelines) or 1.0
+    width = max(_width(timeline, length) for timeline, _ in timelines)
+    pictures, height = [], 0
+    for timeline, title in timelines:
+        pictures.append(_picture(timeline, title, unit, length, width, height))
+        height += _height(timeline)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" style="max-width:100%;height:auto"'
+        f' font-family="system-ui, sans-serif" font-size="12" fill="{GREY}">{"".join(pictures)}</svg>\n'
+    )
+
+
+def _width(timeline: Timeline, length: float) -> int:
+    """Pixels for which the number of a short action fits into its block."""
     times = sorted(end - start for row in timeline.spans for _, start, end in row if end > start)
-    width = round(min(MOST, max(LEAST, LEFT + RIGHT + BLOCK * length / times[len(times) // 4] if times else 0.0)))
-    height = TOP + ranks * (ROW + GAP) + BOTTOM
+    return round(min(MOST, max(LEAST, LEFT + RIGHT + BLOCK * length / times[len(times) // 4] if times else 0.0)))
+
+
+def _height(timeline: Timeline) -> int:
+    return TOP + len(timeline.spans) * (ROW + GAP) + BOTTOM
+
+
+def _picture(timeline: Timeline, title: str, unit: str, length: float, width: int, top: int) -> str:
+    ranks, height = len(timeline.spans), _height(timeline)
     scale = (width - LEFT - RIGHT) / length
     chunk = _chunks(timeline.rank_of)
     steps = f", {timeline.steps} steps" if timeline.steps > 1 else ""
@@ -50,11 +75,9 @@ def timeline_svg(timeline: Timeline, title: str = "", unit: str = "s") -> str:
     bands = "".join(f'<rect x="{LEFT}" y="{_y(r)}" width="{width - LEFT - RIGHT}" height="{ROW}"/>' for r in range(ranks))
     names = "".join(f'<text x="{LEFT - 8}" y="{_y(r) + ROW / 2 + 4:g}" text-anchor="end">rank {r}</text>' for r in range(ranks))
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"',
-        f' style="max-width:100%;height:auto" role="img" aria-label="{escape(title)}"',
-        f' font-family="system-ui, sans-serif" font-size="12" fill="{GREY}">',
+        f'<svg y="{top}" width="{width}" height="{height}" role="img" aria-label="{escape(title)}">',
         f'<text x="{LEFT}" y="22" font-size="15" font-weight="600">{escape(title)}</text>{_legend(timeline, chunk)}',
-        f'<g fill-opacity="0.16">{bands}</g>{names}{_axis(length, scale, height, unit)}{_blocks(timeline, chunk, scale)}</svg>\n',
+        f'<g fill-opacity="0.16">{bands}</g>{names}{_axis(length, scale, height, unit)}{_blocks(timeline, chunk, scale)}</svg>',
     ]
     return "".join(parts)
 

@@ -48,7 +48,7 @@ def named_schedule(kind: str, ranks: int, micro_batches: int, chunks: int = 0) -
     Raises `ScheduleError` for an unknown kind, and for numbers the kind cannot take, saying which it can.
     """
     if kind not in KINDS:
-        raise ScheduleError(f"there is no kind of schedule '{kind}'{nearest(kind, KINDS)}; the kinds are {', '.join(KINDS)}")
+        raise ScheduleError(f"there is no kind of schedule '{kind}', only {', '.join(KINDS)}{nearest(kind, KINDS)}")
     made = KINDS[kind]
     chunks = chunks or made.chunks
     if ranks < 1 or micro_batches < 1:
@@ -60,6 +60,12 @@ def named_schedule(kind: str, ranks: int, micro_batches: int, chunks: int = 0) -
         raise ScheduleError(f"{kind} over {ranks} ranks takes {made.least(ranks)} micro-batches or more, not {micro_batches}")
     rows = made.rows(ranks, micro_batches, chunks)
     return Schedule(kind, wire(ranks, chunks, made.wiring), micro_batches, tuple(tuple(row) for row in rows))
+
+
+def candidates(ranks: int, micro_batches: int, chunks: int) -> list[Schedule]:
+    """The schedule of every kind that can take so many micro-batches and chunks a rank."""
+    fitting = (k for k in KINDS.values() if k.chunks <= chunks <= (k.most_chunks or chunks) and micro_batches >= k.least(ranks))
+    return [named_schedule(kind.name, ranks, micro_batches, chunks) for kind in fitting]
 
 
 def _gpipe(ranks: int, micro_batches: int, chunks: int) -> list[Row]:
