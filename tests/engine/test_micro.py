@@ -168,6 +168,19 @@ def test_a_resumed_run_begins_to_try_where_it_ended(tmp_path, monkeypatch):
     assert rows({"run": run.path})[20]["micro_batch"] == chosen
 
 
+def test_the_model_is_compiled_once_for_the_size_that_is_chosen(tmp_path, monkeypatch):
+    compiled = []
+
+    def compile_model(decoder, config, dtype, size, *rest):
+        compiled.append((size, all(p.grad is None for p in decoder.parameters())))
+        return building.sequence_loss
+
+    monkeypatch.setattr(building, "compile_model", compile_model)
+    chosen = rows(train(tmp_path, "compiled", compile__enabled="on"))[-1]["micro_batch"]
+    train(tmp_path, "fixed", compile__enabled="on", batch__micro=2, train__steps=1)
+    assert compiled == [(chosen, True), (2, True)]
+
+
 def scarce(monkeypatch, most, error):
     """Let the loss of more than `most` sequences at a time fail with `error`."""
     real = building.batch_loss
