@@ -44,7 +44,7 @@ class Sender:
         try:
             self._going.append((dist.isend(tensor, self._to, self._group), tensor))
         except RuntimeError as error:
-            raise LinkError(f"sending {what} to rank {self._to} failed: {_first_line(error)}; that rank has probably ended, see its own error") from error
+            raise LinkError(f"sending {what} to rank {self._to} failed: {_first_line(error)}; that rank has ended, see its own error") from error
         while self._going and self._going[0][0].is_completed():
             self._going.popleft()
 

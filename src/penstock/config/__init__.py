@@ -12,11 +12,12 @@ from penstock.config.schema import (
     ModelSection,
     MoESection,
     OptimSection,
+    PipelineSection,
     RopeScaling,
 )
 
 __all__ = [
-    "BatchSection", "Config", "ConfigError", "DataSection", "EvalSection", "ModelSection", "MoESection", "OptimSection", "RankFailed",
-    "RopeScaling", "SharedError", "UserError", "disk_errors", "explain", "load_config", "nearest", "parse_config", "preset_dir",
+    "BatchSection", "Config", "ConfigError", "DataSection", "EvalSection", "ModelSection", "MoESection", "OptimSection", "PipelineSection",
+    "RankFailed", "RopeScaling", "SharedError", "UserError", "disk_errors", "explain", "load_config", "nearest", "parse_config", "preset_dir",
     "preset_names", "to_toml", "walk_settings", "with_values",
 ]

@@ -7,7 +7,7 @@ own room from its own config section; nothing here decides how a part works.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -21,12 +21,17 @@ from penstock.engine.control import StopRequest
 from penstock.engine.experts import ExpertPlacer, first_slots
 from penstock.engine.journal import Journal
 from penstock.engine.micro import MicroTuner, build_tuner, skip_what_does_not_fit
+from penstock.engine.pipeline import Pipeline
 from penstock.engine.state import Progress, parameter_of, state_placements, state_tensors
 from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
 from penstock.models import Decoder, balance_experts
 from penstock.optim import Optimizer, WeightAverage, build_optimizer
 from penstock.parallel import Formats, Laid, Layout, Mesh, Placement, Weights, build_layout, context_positions, lay_out, shared_matrices
+from penstock.parallel.layout import micro_batch
+from penstock.parallel.pipeline.layer_costs import estimated_costs
+from penstock.parallel.pipeline.plan import PipelinePlan, plan_pipeline
+from penstock.parallel.traffic import Workload
 from penstock.store import Run, list_snapshots, load_snapshot, read_numbers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -48,6 +53,8 @@ class Core:
     stop: StopRequest
     timer: PhaseTimer
     loss_of: LossFunction = sequence_loss
+    #: This rank's stages where the layers are cut over a pipeline.
+    pipeline: Pipeline | None = None
     #: Further numbers of the step, for whoever writes its row.
     notes: dict[str, float] = field(default_factory=dict)
 
@@ -84,7 +91,12 @@ class Core:
     @property
     def token_copies(self) -> int:
         """Ranks that compute the loss of the same tokens."""
-        return self.layout.ranks // self.layout.size(*self.layout.token_axes)
+        return self.layout.ranks // self.layout.size("pipeline", *self.layout.token_axes)
+
+    @property
+    def ends_here(self) -> bool:
+        """Whether this rank computes losses."""
+        return self.pipeline is None or self.pipeline.ends_here
 
     def sequences_of(self, sample_ids: np.ndarray, rank: int) -> np.ndarray:
         """The sequences of a global batch that a rank has a part in."""
@@ -121,7 +133,13 @@ class Core:
         self.placer.place(steps, self.tensors, lambda name: parameter_of(name) or "")
 
     def _sum_loads(self, load_le: Tensor) -> None:
-        self.placer.observe(self.world.sum_(load_le, "expert_load"))
+        """Sum the loads of this rank's layers over all ranks, in place; every rank gets to see those of all layers."""
+        first, here = self.config.model.moe.first_dense, [int(name) for name in self.decoder.blocks]
+        rows = [layer - first for layer in here if layer >= first]
+        all_le = torch.zeros(self.config.model.layers - first, load_le.shape[1], dtype=load_le.dtype, device=self.world.device)
+        all_le[rows] = load_le.to(all_le.device)
+        self.placer.observe(self.world.sum_(all_le, "expert_load"))
+        load_le.copy_(all_le[rows])
 
     def tensors(self) -> dict[str, Tensor]:
         """The live tensors of this rank's training state by logical name."""
@@ -151,31 +169,53 @@ def batch_loss(
 
 
 def build_core(
-    config: Config, world: World, plan: SamplePlan, stop: StopRequest, warn: Callable[[str], None], saved: Progress | None = None
+    config: Config,
+    world: World,
+    plan: SamplePlan,
+    stop: StopRequest,
+    warn: Callable[[str], None],
+    saved: Progress | None = None,
+    piped: PipelinePlan | None = None,
 ) -> Core:
-    """Build what a rank takes steps with, from a resolved config; `saved` are the numbers of a state that will be taken up."""
+    """Build what a rank takes steps with, from a resolved config; `saved` are the numbers of a state that will be taken up.
+
+    `piped` is the pipeline's plan, if it is not to be made from estimates.
+    """
     saved = saved or Progress()
     mesh = Mesh(build_layout(config, world.size), world, config.layout.timeout_s)
     dtype = DTYPES[config.precision.compute]
     placed = first_slots(config, mesh.layout, saved.slots)
-    laid = lay_out(config.model, config.run.seed, mesh, Formats(torch.float64 if dtype == torch.float64 else torch.float32, dtype), placed)
+    formats = Formats(torch.float64 if dtype == torch.float64 else torch.float32, dtype)
+    piped = piped or (first_plan(config, mesh.layout) if mesh.layout.pipeline > 1 else None)
+    laid = lay_out(config.model, config.run.seed, mesh, formats, placed, piped.stages if piped else None)
+    reducer = GradientReducer(laid.replica_axes(), config.layout.bucket_mb)
     core = Core(
         config=config,
         world=world,
         plan=plan,
         laid=laid,
         tuner=build_tuner(config, world, mesh.layout, saved.micro),
-        reducer=GradientReducer(laid.replica_axes(), config.layout.bucket_mb),
+        reducer=reducer,
         optimizer=build_optimizer(laid.weights.locals, config.optim, shared_matrices(laid.weights)),
         average=WeightAverage(laid.weights.locals, config.optim.ema) if config.optim.ema else None,
-        placer=ExpertPlacer(laid.decoder, laid.weights, placed, config.layout.expert_every),
+        placer=ExpertPlacer(laid, placed, config.layout.expert_every),
         stop=stop,
         timer=PhaseTimer(world.device),
+        pipeline=Pipeline(laid, piped, reducer, dtype, config.train.loss_chunk) if piped else None,
     )
     skip_what_does_not_fit(core)
     if core.tuner.settled:
         core.compile(warn)
     return core
+
+
+def first_plan(config: Config, layout: Layout) -> PipelinePlan:
+    """The plan of a pipeline before anything has been measured, the same on all ranks."""
+    micro = micro_batch(config, layout)
+    micro_batches = config.batch.global_ // layout.size(*layout.sequence_axes) // micro
+    compute = DTYPES[config.precision.compute].itemsize
+    work = Workload(config.model, replace(layout, pipeline=1), micro, micro_batches, compute, max(4, compute), config.train.loss_chunk)
+    return plan_pipeline(config.model, config.pipeline, layout.pipeline, micro_batches, estimated_costs(work))
 
 
 def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: StopRequest, journal: Journal) -> Parts:

@@ -17,6 +17,7 @@ import torch
 from penstock.data import Batch, Tokenizer, ValidationPlan, validation_plan
 from penstock.data.batches import IGNORED
 from penstock.engine.state import whole_model
+from penstock.engine.step import device_batch
 from penstock.models import Decoder, generate, load_decoder
 
 if TYPE_CHECKING:
@@ -43,10 +44,17 @@ def score_windows(parts: Parts, plan: ValidationPlan) -> tuple[float, int]:
     ranks, place = parts.layout.size(*axes), parts.layout.index(parts.world.rank, axes)
     total, tokens, ids = 0.0, 0, np.arange(plan.count)[place::ranks]
     parts.decoder.eval()
-    for start in range(0, -(-plan.count // ranks), size):
-        batch = parts.own_tokens(window_batch(plan, ids[start : start + size], size))
-        total += parts.loss(batch).item()
-        tokens += int((batch.targets_bt >= 0).sum())
+    batches = (parts.own_tokens(window_batch(plan, ids[start : start + size], size)) for start in range(0, -(-plan.count // ranks), size))
+    if parts.pipeline is None:
+        for batch in batches:
+            total += parts.loss(batch).item()
+            tokens += int((batch.targets_bt >= 0).sum())
+    else:
+        whole = list(batches)
+        losses = parts.pipeline.score([device_batch(batch, parts.world.device) for batch in whole])
+        if losses:
+            total = torch.stack(losses).double().sum().item()
+            tokens = sum(int((batch.targets_bt >= 0).sum()) for batch in whole)
     parts.decoder.train()
     parts.laid.sharder.reshard()
     return total, tokens

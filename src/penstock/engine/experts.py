@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from penstock.config import Config
-from penstock.models import Decoder
-from penstock.parallel import Layout, Slots, Weights, balanced_slots, move_experts, plan_weights, spread_experts
+from penstock.parallel import Laid, Layout, Slots, balanced_slots, move_experts, plan_weights, spread_experts
 
 #: Slots by block, as JSON keeps them.
 SlotLists = dict[str, list[list[int]]]
@@ -41,9 +40,9 @@ def first_slots(config: Config, layout: Layout, saved: SlotLists) -> dict[str, S
 class ExpertPlacer:
     """Sums the experts' loads, and moves them when due; does nothing for a layout that does not place them."""
 
-    def __init__(self, decoder: Decoder, weights: Weights, slots: Mapping[str, Slots], every: int) -> None:
+    def __init__(self, laid: Laid, slots: Mapping[str, Slots], every: int) -> None:
         self.slots = dict(slots)
-        self._decoder, self._weights, self._every = decoder, weights, every
+        self._laid, self._every = laid, every
         self._load_le: np.ndarray | None = None
 
     def observe(self, load_le: Tensor) -> None:
@@ -63,17 +62,17 @@ class ExpertPlacer:
         loads = zip(self.slots, self._load_le)
         self.slots = {block: balanced_slots(load_e, places, len(self.slots[block][0])) for block, load_e in loads}
         self._load_le = None
-        weights, mesh = self._weights, self._weights.mesh
+        decoder, weights, mesh = self._laid.decoder, self._laid.weights, self._laid.weights.mesh
         shapes = {name: placement.shape for name, placement in weights.placements.items()}
-        planned = plan_weights(self._decoder.model, mesh.layout, shapes, self.slots)
-        placed = {name for name, placement in weights.placements.items() if placement.slots}
+        planned = plan_weights(decoder.model, mesh.layout, shapes, self.slots, self._laid.stages)
+        placed = {name for name, placement in weights.placements.items() if placement.slots and name in weights.parameters}
         tensors = {name: tensor for name, tensor in state().items() if names(name) in placed}
         old, new = ({name: plan[names(name)] for name in tensors} for plan in (weights.placements, planned))
         with torch.no_grad():
             for name, value in move_experts(tensors, old, new, mesh).items():
                 tensors[name].copy_(value)
         weights.placements.update(planned)
-        spread_experts(self._decoder, mesh, self.slots)
+        spread_experts(decoder, mesh, self.slots)
         return True
 
     def numbers(self) -> SlotLists:

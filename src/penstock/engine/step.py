@@ -67,17 +67,12 @@ def accumulate(parts: Core, step: int) -> tuple[list[Tensor], Tensor, list[Tenso
         micro_ids = micro_batches(parts.sequences_of(parts.plan.sample_ids(step), parts.world.rank), parts)
         batches = [parts.own_tokens(parts.plan.fetch(ids)) for ids in micro_ids]
     parts.weights.drop_gradients()
-    losses, tokens = [], 0
-    for index, batch in enumerate(batches):
-        last = index == len(batches) - 1
-        parts.laid.sharder.begin_micro_batch(last)
-        if last:
-            parts.reducer.arm()
-        with phase("forward_backward"):
-            loss = parts.loss(batch)
-            (loss * parts.nominal_weight).backward()
-        losses.append(loss.detach())
-        tokens += int((batch.targets_bt >= 0).sum())
+    with phase("forward_backward"):
+        if parts.pipeline is None:
+            losses = _one_by_one(parts, batches)
+        else:
+            losses = parts.pipeline.train([device_batch(batch, parts.world.device) for batch in batches], parts.nominal_weight)
+    tokens = sum(int((batch.targets_bt >= 0).sum()) for batch in batches) if parts.ends_here else 0
     with phase("exchange"):
         parts.reducer.finish()
         totals = parts.world.sum_(_totals(losses, tokens, parts), "totals")
@@ -85,6 +80,20 @@ def accumulate(parts: Core, step: int) -> tuple[list[Tensor], Tensor, list[Tenso
         sync_replicas(parts.weights.locals, parts.weights.placements, parts.mesh)
         _correct_weight(parts, grads, totals)
     return losses, totals, grads
+
+
+def _one_by_one(parts: Core, batches: list[Batch]) -> list[Tensor]:
+    """Forward and backward passes of one micro-batch after the other; the exchange begins during the last."""
+    losses = []
+    for index, batch in enumerate(batches):
+        last = index == len(batches) - 1
+        parts.laid.sharder.begin_micro_batch(last)
+        if last:
+            parts.reducer.arm()
+        loss = parts.loss(batch)
+        (loss * parts.nominal_weight).backward()
+        losses.append(loss.detach())
+    return losses
 
 
 def gradient_norm(parts: Core, grads: list[Tensor], limit: float) -> Tensor:
@@ -109,7 +118,8 @@ def device_batch(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Te
 def _totals(losses: list[Tensor], tokens: int, parts: Core) -> Tensor:
     """This rank's share of the summed loss, of the target tokens, and whether it was asked to stop."""
     counts = torch.tensor([tokens / parts.token_copies, float(parts.stop.requested)], dtype=torch.float64, device=parts.world.device)
-    return torch.cat([torch.stack(losses).double().sum().view(1) / parts.token_copies, counts])
+    loss = torch.stack(losses).double().sum().view(1) if losses else counts.new_zeros(1)
+    return torch.cat([loss / parts.token_copies, counts])
 
 
 def _correct_weight(parts: Core, grads: list[Tensor], totals: Tensor) -> None:

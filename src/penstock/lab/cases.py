@@ -1,7 +1,7 @@
 """The cases of the equivalence matrix: which layouts are held against one plain process, and with which switches.
 
-Every axis alone (the shard axis in its three degrees, the tensor axis in its topologies, sizes 2 and 3), every pair of axes, and the triples and
-quadruples that fit; each with a training set-up from a rotating list, so that accumulation, clipping, tied embeddings, packing, averaging and both
+Every axis alone (the shard axis in its three degrees, the tensor axis in its topologies, the pipeline with every kind of schedule, sizes 2 and 3),
+every pair of axes (every kind of schedule with every axis), and the triples and quadruples that fit; each with a training set-up from a rotating list, so that accumulation, clipping, tied embeddings, packing, averaging and both
 optimizers meet every kind of layout. A case that a model cannot be laid out in stays in the list: its refusal is part of the answer.
 """
 
@@ -12,8 +12,17 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+#: Kinds of schedule; auto is what users get.
+SCHEDULES = ("auto", "zb-v", "1f1b", "interleaved", "zb-h1", "v-half", "interleaved-zb", "dualpipe-v", "v-min", "gpipe")
+
 #: One way of using each axis: the ranks it takes and the settings it makes.
 AXES: dict[str, tuple[dict[str, Any], ...]] = {
+    "pipeline": (
+        *({"layout.pipeline": 2, "pipeline.schedule": kind, "model.layers": 5, "batch.micro": 3} for kind in SCHEDULES),
+        {"layout.pipeline": 3, "pipeline.schedule": "interleaved", "model.layers": 7, "batch.micro": 4},
+        {"layout.pipeline": 4, "pipeline.schedule": "auto", "model.layers": 9, "batch.micro": 2},
+        {"layout.pipeline": 8, "pipeline.schedule": "zb-h1", "model.layers": 8, "batch.micro": 3},
+    ),
     "replicate": ({"layout.replicate": 2}, {"layout.replicate": 3}),
     "shard": (
         {"layout.shard": 2, "layout.zero": 3},
@@ -58,27 +67,35 @@ class Case:
 def layout_cases(most_ranks: int, experts: bool) -> list[Case]:
     """All cases that take at most `most_ranks` ranks; without `experts` in the model none uses the expert axis but as one refused."""
     found: dict[str, Case] = {}
+    kinds = itertools.cycle(range(len(SCHEDULES)))
     for count in range(1, 5):
         for axes in itertools.combinations(AXES, count):
             if sum(axis in TOPOLOGIES for axis in axes) > 1 or ("expert" in axes and not experts and count > 1):
                 continue
-            for case in _combined(axes, most_ranks):
+            for case in _combined(axes, most_ranks, next(kinds) if "pipeline" in axes else 0):
                 found.setdefault(case.name, case)
     return [Case(c.name, c.ranks, c.settings | SETUPS[i % len(SETUPS)]) for i, c in enumerate(found.values())]
 
 
-def _combined(axes: tuple[str, ...], most_ranks: int) -> list[Case]:
-    """Ways of using several axes together: all sizes of one or two axes, the smallest of more."""
+def _combined(axes: tuple[str, ...], most_ranks: int, kind: int) -> list[Case]:
+    """Ways of using several axes together: all sizes of one or two axes, the smallest of more, then with the schedule `kind`.
+
+    A pipeline meets the first way of each other axis with every schedule, and the others with one.
+    """
     choices = [AXES[axis] if len(axes) < 3 else AXES[axis][:1] for axis in axes]
+    if "pipeline" in axes and len(axes) > 2:
+        choices[0] = AXES["pipeline"][kind : kind + 1]
     cases = []
     for ways in itertools.product(*choices):
+        if len(axes) == 2 and axes[0] == "pipeline" and ways[0] is not choices[0][kind] and ways[1] is not choices[1][0]:
+            continue
         settings = {key: value for way in ways for key, value in way.items()}
         expert = settings.get("layout.expert", 1)
         data = math.prod(settings.get(f"layout.{axis}", 1) for axis in ("replicate", "shard", "context"))
         if data % expert and expert % data == 0 and "replicate" not in axes:
             settings["layout.replicate"] = expert // data  # experts need data-parallel ranks to live on
             data = expert
-        ranks = data * settings.get("layout.tensor", 1)
+        ranks = data * settings.get("layout.tensor", 1) * settings.get("layout.pipeline", 1)
         if ranks <= most_ranks and data % expert == 0:
             cases.append(Case(_name(settings), ranks, settings))
     return cases
@@ -86,7 +103,9 @@ def _combined(axes: tuple[str, ...], most_ranks: int) -> list[Case]:
 
 def _name(settings: dict[str, Any]) -> str:
     values = {key.removeprefix("layout."): value for key, value in settings.items()}
-    parts = [f"{axis} {values[axis]}" for axis in ("replicate", "shard", "context", "expert") if values.get(axis, 1) > 1]
+    parts = [f"{axis} {values[axis]}" for axis in ("pipeline", "replicate", "shard", "context", "expert") if values.get(axis, 1) > 1]
+    if "pipeline" in values:
+        parts[0] += f" {settings['pipeline.schedule']}"
     if "shard" in values:
         parts[parts.index(f"shard {values['shard']}")] += f" zero {values['zero']}"
     if "expert_every" in values:

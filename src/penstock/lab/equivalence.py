@@ -122,7 +122,7 @@ def drifted(core: Core) -> list[str]:
     """Weights of which some replica holds other bits, by name; every rank must call it."""
     names = []
     for name, tensor in core.weights.locals.items():
-        axis = core.mesh.axis(*core.weights.placements[name].replicas(core.layout))
+        axis = core.mesh.replicas(core.weights.placements[name])
         high, low = tensor.detach().clone(), tensor.detach().neg()
         axis.all_reduce(high, "verify", maximum=True)
         axis.all_reduce(low, "verify", maximum=True)
@@ -138,7 +138,7 @@ def _whole_gradient(core: Core, name: str) -> Tensor:
 
 
 def _plain_trace(config: Config, known: dict[str, Trace]) -> Trace:
-    alone = with_values(config, {f"layout.{axis}": 1 for axis in ("replicate", "shard", "context", "tensor", "expert")})
+    alone = with_values(config, {f"layout.{axis}": 1 for axis in ("pipeline", "replicate", "shard", "context", "tensor", "expert")})
     alone = with_values(alone, {"layout.tensor_topology": "1d", "layout.tensor_grid": "", "layout.zero": 3})
     key = alone.model_dump_json()
     if key not in known:

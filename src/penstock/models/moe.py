@@ -128,16 +128,17 @@ class MixtureOfExperts(nn.Module):
 def balance_experts(model: Decoder, rate: float, reduce: Callable[[Tensor], object] | None) -> dict[str, float]:
     """Move every router's bias by `rate` towards its underloaded experts, reset the loads, and say how uneven they were.
 
-    `reduce` adds a tensor over all ranks in place; it is called once, with the loads of all layers. Returns
+    `reduce` adds a tensor over all ranks in place; it is called once, with the loads of all layers that are here, be it none. Returns
     `expert_load_max_over_mean`, the busiest expert's load over the mean, averaged over layers (1: perfectly even), or an empty
     dictionary where the model has no experts or has read no token.
     """
     routers = [module for module in model.modules() if isinstance(module, Router)]
+    experts = model.model.moe.experts
+    load_le = torch.stack([router.load_e for router in routers]).double() if routers else torch.zeros(0, experts, dtype=torch.float64)
+    if reduce is not None and experts:
+        reduce(load_le)
     if not routers:
         return {}
-    load_le = torch.stack([router.load_e for router in routers]).double()
-    if reduce is not None:
-        reduce(load_le)
     mean_l1 = load_le.mean(1, keepdim=True)
     for router, error_e in zip(routers, mean_l1 - load_le):
         router.bias_e.add_(error_e.sign().to(router.bias_e.dtype), alpha=rate)

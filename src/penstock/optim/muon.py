@@ -86,7 +86,7 @@ class Muon(torch.optim.Optimizer):
                 continue
             by_shape: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
             for p in group["params"]:
-                if p.grad is not None:
+                if p.grad is not None and p.numel():
                     by_shape[p.shape[-2:]] += zip(_matrices(p), _matrices(p.grad), _matrices(self.state[p]["momentum"]))
             for triples in by_shape.values():
                 for chunk in _chunks(triples):

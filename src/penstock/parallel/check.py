@@ -6,7 +6,8 @@ What does not divide is either padded by the layers (heads, feed-forward widths,
 from __future__ import annotations
 
 from penstock.config import Config, ConfigError
-from penstock.parallel.layout import Layout
+from penstock.parallel.layout import Layout, micro_batch
+from penstock.parallel.pipeline.plan import check_pipeline
 from penstock.parallel.placement import padded_part
 
 
@@ -16,6 +17,9 @@ def check_layout(config: Config, layout: Layout) -> None:
     for broken, sentence in (found for check in checks for found in check(config, layout)):
         if broken:
             raise ConfigError(sentence)
+    if layout.pipeline > 1:
+        micro_batches = config.batch.global_ // layout.size(*layout.sequence_axes) // micro_batch(config, layout)
+        check_pipeline(config.model, config.pipeline, layout.pipeline, micro_batches)
 
 
 def _context(config: Config, layout: Layout) -> list[tuple[bool, str]]:

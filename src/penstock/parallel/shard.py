@@ -7,10 +7,10 @@ ZeRO (Rajbhandari et al., arXiv 1910.02054) in its three degrees, chosen by `lay
     1   weights as in 2; gradients stay whole until the last micro-batch's are reduce-scattered
 
 Stages of a pipeline have several micro-batches under way, and weights' gradients that come after the backward pass: there gradients stay whole
-until the stage's last one in every degree, and travel once a step. The optimizer always works on the cut. Where activations are narrower than weights, a block's weights travel in the activations' format and their
-gradients are summed in the weights': a gathered block needs no second copy, and none is kept for the backward pass. Context ranks hold the
-same weights and share the burden. Sums are left as sums (factor 1): the engine weights the loss by the global token count. Experts' weights are
-sharded over the ranks that hold the same experts.
+until the stage's last one in every degree, and travel once a step. The optimizer always works on the cut. Where activations are narrower than
+weights, a block's weights travel in the activations' format and their gradients are summed in the weights': a gathered block needs no second copy,
+and none is kept for the backward pass. Context ranks hold the same weights and share the burden. Sums are left as sums (factor 1): the engine
+weights the loss by the global token count. Experts' weights are sharded over the ranks that hold the same experts.
 
 Norms and routers of blocks are not sharded (`plan.py`).
 

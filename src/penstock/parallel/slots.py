@@ -28,7 +28,8 @@ def sync_replicas(locals_: Mapping[str, Tensor], placements: Mapping[str, Placem
     `locals_` are this rank's plain tensors, all of one format, with their `.grad` (None: zero); `placements`, theirs by name, say which slots
     agree, and tensors without such slots are passed over. All ranks must call it, with the same names in the same order.
     """
-    shared = {name: hot for name, placement in placements.items() if (hot := _replicated(placement.slots))}
+    here = {name: placement for name, placement in placements.items() if placement.held_by(mesh.layout, mesh.world.rank)}
+    shared = {name: hot for name, placement in here.items() if (hot := _replicated(placement.slots))}
     if not shared:
         return
     shapes = [(len(hot), *locals_[name].shape[1:]) for name, hot in shared.items()]

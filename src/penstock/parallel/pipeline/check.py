@@ -62,7 +62,9 @@ def split_backwards(schedule: Schedule) -> frozenset[tuple[int, int]]:
 def find_circle(schedule: Schedule) -> str:
     """The circle of actions that wait for each other, told as a clause; empty if there is none. Takes a complete schedule."""
     split, last = split_backwards(schedule), schedule.stages - 1
-    at, done, waiting = [0] * schedule.ranks, set(), {}
+    at = [0] * schedule.ranks
+    done: set[Action] = set()
+    waiting: dict[Action, list[int]] = {}
     free = list(range(schedule.ranks))
     while free:
         rank = free.pop()
@@ -87,10 +89,10 @@ def _told_circle(schedule: Schedule, at: list[int], blocked: dict[int, Action]) 
         path.append(rank)
         rank = schedule.rank_of[blocked[rank].stage]
     clauses = []
-    for rank in path[path.index(rank) :]:
-        need = blocked[rank]
+    for stuck in path[path.index(rank) :]:
+        need = blocked[stuck]
         other = schedule.rank_of[need.stage]
-        clauses.append(f"{schedule.actions[rank][at[rank]]} needs {need}, which rank {other} does after {schedule.actions[other][at[other]]}")
+        clauses.append(f"{schedule.actions[stuck][at[stuck]]} needs {need}, which rank {other} does after {schedule.actions[other][at[other]]}")
     return "; ".join(clauses)
 
 
@@ -128,11 +130,16 @@ def _check_counts(schedule: Schedule) -> None:
             if "B" in has and has & {"I", "W"}:
                 split = next(work for work in "IW" if work in has)
                 raise ScheduleError(f"rank {rank}: {stage}B{micro} is the whole backward, and {stage}{split}{micro} does a part of it again")
-            lacking = [f"{stage}{work}{micro}" for work in ("F" if "B" in has else "FIW") if work not in has]
-            if lacking == [f"{stage}I{micro}", f"{stage}W{micro}"]:
-                lacking = [f"{stage}B{micro} (or {' and '.join(lacking)})"]
+            lacking = "".join(work for work in ("F" if "B" in has else "FIW") if work not in has)
             if lacking:
-                raise ScheduleError(f"rank {rank}: {', '.join(lacking)} is missing; add it")
+                raise ScheduleError(f"rank {rank}: {_told_missing(lacking, stage, micro)} is missing; add it")
+
+
+def _told_missing(works: str, stage: int, micro: int) -> str:
+    if works == "FIW":
+        return f"micro-batch {micro} of stage {stage}"
+    names = " and ".join(f"{stage}{work}{micro}" for work in works)
+    return f"{stage}B{micro} (or {names})" if works == "IW" else names
 
 
 def _check_order(schedule: Schedule) -> None:

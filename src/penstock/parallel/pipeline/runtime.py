@@ -6,9 +6,10 @@ and without negotiating. When the last gradient of a stage is there, `Stage.comp
 other stages still work.
 
 torch's `_PipelineScheduleRuntime` (`torch_ir.py` runs schedules on it, as a judge) is not used for training, for what it costs: it reduces
-gradients only after a stage's last weight gradient and for all its parameters together; it has no action for an optimizer; it splits a
-backward pass by walking the autograd graph, twice for every micro-batch, and computes hand-written operators' weight gradients twice (`models/later.py`
-leaves them instead); it asks ranks for shapes by sending pickled objects; and a rank that dies leaves its neighbours in an error that names no message.
+gradients only after a stage's last weight gradient, for all its parameters together; it has no action for an optimizer; it splits a backward
+pass by walking the autograd graph, twice for every micro-batch, and computes hand-written operators' weight gradients twice, where
+`models/later.py` leaves them; it asks ranks for shapes by sending pickled objects; and a rank that dies leaves its neighbours in an error that
+names no message.
 
 Cost: a few dictionary look-ups an action. When not to use it: for one stage, where a loop does.
 """
@@ -32,7 +33,7 @@ class Stage(Protocol):
         """Map a micro-batch's activations (None: the stage begins with tokens) to the next stage's (None: it ends with the loss)."""
 
     def backward(self, micro: int, grad: Tensor | None, split: bool) -> Tensor | None:
-        """Map the gradient of the output (None: of the loss) to that of the input; weights' gradients too, unless `split` leaves them for `weights`."""
+        """Map the gradient of the output (None: of the loss) to that of the input; weights' gradients too, unless `split` leaves them."""
 
     def weights(self, micro: int) -> None:
         """Compute the weights' gradients that `backward` left."""
@@ -87,11 +88,12 @@ class Runtime:
         for source, receiver in self.links.receivers.items():
             receiver.expect(self._coming[source], self._empty)
         here: dict[Message, Tensor] = {}
-        clock, rank, receivers, senders, marks = self.clock, self.rank, self.links.receivers, self.links.senders, []
-        for action, take, source, give, target, completes in self._program:
+        clock, rank, receivers, senders = self.clock, self.rank, self.links.receivers, self.links.senders
+        marks: list[Mark] = []
+        for action, take, origin, give, target, completes in self._program:
             came = None
             if take is not None:
-                came = here.pop(take) if source == rank else receivers[source].take(take)  # type: ignore[index]
+                came = here.pop(take) if origin == rank else receivers[origin].take(take)  # type: ignore[index]
             start = clock()
             result = self._act(action, came)
             marks.append(Mark(action, start, clock()))
@@ -100,7 +102,7 @@ class Runtime:
                 if target == rank:
                     here[give] = result
                 else:
-                    senders[target].send(result, give)  # type: ignore[index]
+                    senders[target].send(result.contiguous(), give)  # type: ignore[index]
             if completes:
                 self.stages[action.stage].complete()
         for sender in senders.values():
@@ -133,7 +135,10 @@ def coming(schedule: Schedule, source: int, rank: int) -> list[Message]:
 def _line(schedule: Schedule, action: Action, completes: bool) -> _Line:
     work, stage, micro = action
     rank_of, end = schedule.rank_of, schedule.stages - 1
-    take = give = source = target = None
+    take: Message | None = None
+    give: Message | None = None
+    source: int | None = None
+    target: int | None = None
     if work == "F":
         if stage > 0:
             take, source = Message("F", stage - 1, micro), rank_of[stage - 1]

@@ -57,7 +57,7 @@ def split_layers(
     check_stages(model.layers, stages, max(ranks) + 1)
     task = _Task(costs, ranks, limit, np.asarray(slowness if slowness is not None else [1.0] * (max(ranks) + 1)))
     bounds = _exact(task) if max(ranks) + 1 == stages else _search(task)
-    return tuple(Part(a, b, stage == 0, stage == stages - 1) for stage, (a, b) in enumerate(pairwise(bounds)))
+    return tuple(Part(range(a, b), stage == 0, stage == stages - 1) for stage, (a, b) in enumerate(pairwise(bounds)))
 
 
 def check_stages(layers: int, stages: int, ranks: int) -> None:

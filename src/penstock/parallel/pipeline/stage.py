@@ -35,7 +35,14 @@ class DecoderStage:
     """A `runtime.Stage` of a decoder's layers; `kept` is called after weights' gradients that came late, `complete` after the step's last."""
 
     def __init__(
-        self, decoder: Decoder, part: Part, shared: Pass, dtype: torch.dtype, chunk_tokens: int, kept: Callable[[], None], complete: Callable[[], None]
+        self,
+        decoder: Decoder,
+        part: Part,
+        shared: Pass,
+        dtype: torch.dtype,
+        chunk_tokens: int,
+        kept: Callable[[], None],
+        complete: Callable[[], None],
     ) -> None:
         self.part, self.complete = part, complete
         self._decoder, self._shared, self._dtype, self._chunk, self._kept = decoder, shared, dtype, chunk_tokens, kept

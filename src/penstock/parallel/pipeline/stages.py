@@ -16,17 +16,11 @@ from penstock.models import Decoder
 
 @dataclass(frozen=True)
 class Part:
-    """A stage's piece of the model: layers `first` up to, not including, `last`; whether it embeds tokens; whether it ends in norm, head and loss."""
+    """What one stage holds: consecutive layers, and the embedding or the head (final norm, head, loss) if it is an end."""
 
-    first: int
-    last: int
+    layers: range
     embedding: bool = False
     head: bool = False
-
-    @property
-    def layers(self) -> range:
-        """Numbers of the stage's layers."""
-        return range(self.first, self.last)
 
 
 @dataclass(frozen=True)
@@ -39,14 +33,16 @@ class Stages:
 
     def holders(self, name: str) -> tuple[int, ...]:
         """Pipeline ranks that hold the parameter or buffer of this name, ascending."""
-        words = name.split(".")
-        if words[0] == "blocks":
-            found = {rank for part, rank in zip(self.parts, self.rank_of) if int(words[1]) in part.layers}
-        else:
-            embeds, ends = self.rank_of[0], self.rank_of[-1]
-            found = {embeds} | ({ends} if self.tied else set()) if words[0] == "embedding" else {ends}
+        found = {rank for part, rank in zip(self.parts, self.rank_of) if self.uses(part, name)}
         assert found, f"no stage has {name}"
         return tuple(sorted(found))
+
+    def uses(self, part: Part, name: str) -> bool:
+        """Whether a part computes with the parameter or buffer of this name."""
+        words = name.split(".")
+        if words[0] == "blocks":
+            return int(words[1]) in part.layers
+        return (part.embedding or (part.head and self.tied)) if words[0] == "embedding" else part.head
 
 
 def keep_stages(decoder: Decoder, stages: Stages, rank: int) -> None:

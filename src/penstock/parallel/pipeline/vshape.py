@@ -79,12 +79,9 @@ def dualpipe_v_row(ranks: int, micro_batches: int, rank: int) -> list[Action]:
     phases.do("I1 W F1", after)
     phases.do("F0 B1 F1 B0", micro_batches - 2 * ranks + rank + 1)
     phases.do("B1 F1 B0", after)
-    turn = 2 * ((rank + 1) // 2) + (1 - rank % 2)  # of the steps B1 B0 B1 …, the first that leaves its weight gradient for later
-    tail = ["1", "0"] * (rank + 1)
-    for i, chunk in enumerate(tail):
-        phases.do(("B" if i < turn else "I") + chunk)
-    for _ in range(after):
-        phases.do("W " + ("B0" if turn >= len(tail) else "I0"))
+    for i, chunk in enumerate("10" * (rank + 1)):
+        phases.do(("B" if i <= rank else "I") + chunk)
+    phases.do("W I0", after)
     phases.do("W", rank + 1)
     return phases.row
 
@@ -105,19 +102,24 @@ def _repeat(ranks: int, micro_batches: int, passes: tuple[int, int, int, int]) -
     orders, caps = [], []
     for rank in range(ranks):
         stages = (rank, 2 * ranks - 1 - rank)
-        works = (("F", stages[0]), ("F", stages[1]), ("I", stages[1]), ("I", stages[0]))
+        first = (Action("F", stages[0], 0), Action("F", stages[1], 0), Action("I", stages[1], 0), Action("I", stages[0], 0))
         at = starts[rank]
-        timed = sorted((begin + SLOTS * micro, Action(work, stage, micro)) for micro in range(micro_batches) for begin, (work, stage) in zip(at, works))  # type: ignore[arg-type]
-        orders.append([action for _, action in timed])
+        timed = [(begin + SLOTS * micro, action._replace(micro=micro)) for micro in range(micro_batches) for begin, action in zip(at, first)]
+        orders.append([action for _, action in sorted(timed)])
         caps.append(_held(at))
     return _fill(orders, caps, micro_batches)
 
 
 def _block(ranks: int, passes: tuple[int, int, int, int]) -> list[tuple[int, int, int, int]]:
-    """When F0, F1, I1 and I0 of micro-batch 0 begin on every rank: the shortest waits at the turns for which no two share a slot modulo six."""
+    """When F0, F1, I1 and I0 of micro-batch 0 begin on every rank.
+
+    Of the waits at the V's three turns for which no two of them share a slot modulo six on any rank: those of least memory, then the
+    longest, which leave results time to arrive.
+    """
     up, down, back, home = passes
     top = ranks - 1
-    for waits in sorted(product(range(SLOTS), repeat=3), key=sum):
+    found = []
+    for waits in product(range(SLOTS), repeat=3):
         block = []
         for rank in range(ranks):
             f1 = top * up + 1 + waits[0] + (top - rank) * down
@@ -125,8 +127,8 @@ def _block(ranks: int, passes: tuple[int, int, int, int]) -> list[tuple[int, int
             i0 = top * (up + down + back) + 3 + sum(waits) + (top - rank) * home
             block.append((rank * up, f1, i1, i0))
         if all(len({begin % SLOTS for begin in at}) == 4 for at in block):
-            return block
-    raise AssertionError(f"no block for passes {passes}")
+            found.append((max(_held(at) for at in block), -sum(waits), block))
+    return min(found)[2]
 
 
 def _held(at: tuple[int, int, int, int]) -> int:

@@ -1,0 +1,114 @@
+"""A rank's part in a pipeline: its stages, run by a schedule, for training and for scoring.
+
+Every rank of the pipeline reads the same sequences; the first stage takes their tokens, the last their targets, and only activations travel.
+Gradients of a stage are exchanged over its replicas as soon as its last micro-batch is through, while other stages still work.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from penstock.comm import GradientReducer
+from penstock.config import ModelSection
+from penstock.parallel import Laid, Layout
+from penstock.parallel.pipeline.plan import PipelinePlan
+from penstock.parallel.pipeline.runtime import Mark, Runtime, link_pairs
+from penstock.parallel.pipeline.schedule import Action, Schedule
+from penstock.parallel.pipeline.stage import DecoderStage, MicroBatch, Pass
+from penstock.parallel.placement import padded_part
+
+
+class Pipeline:
+    """The stages of this rank and the runtime that drives them; made by all ranks together, as it makes their links."""
+
+    def __init__(self, laid: Laid, plan: PipelinePlan, reducer: GradientReducer, dtype: torch.dtype, loss_chunk: int) -> None:
+        self.plan, self._laid, self._reducer, self._dtype = plan, laid, reducer, dtype
+        mesh = laid.weights.mesh
+        self.rank = mesh.layout.coordinate(mesh.world.rank, "pipeline")
+        self._shared = Pass(split=any(action.work == "W" for row in plan.schedule.actions for action in row))
+        self.stages = {
+            index: DecoderStage(laid.decoder, part, self._shared, dtype, loss_chunk, laid.sharder.keep, partial(self._complete, index))
+            for index, (part, rank) in enumerate(zip(plan.stages.parts, plan.stages.rank_of))
+            if rank == self.rank
+        }
+        self._links = mesh.links(link_pairs(plan.schedule))
+        self._micro = 0
+        self._runtime = Runtime(plan.schedule, self.rank, self._links, self.stages, self._room)
+        self._stages_of = self._owners()
+        #: What the last step did, and when.
+        self.marks: list[Mark] = []
+
+    @property
+    def ends_here(self) -> bool:
+        """Whether this rank computes the loss."""
+        return self.plan.stages.rank_of[-1] == self.rank
+
+    def train(self, batches: list[MicroBatch], weight: float) -> list[Tensor]:
+        """Gradients of `weight` times the losses' sum; returns each micro-batch's loss, on the ranks that have it."""
+        self._begin(batches, weight)
+        self._laid.sharder.begin_overlapping()
+        self._reducer.begin()
+        self._open = {parameter: set(stages) for parameter, stages in self._stages_of.items()}
+        self.marks = self._runtime.run()
+        self._laid.sharder.finish()
+        return self._losses()
+
+    def score(self, batches: list[MicroBatch]) -> list[Tensor]:
+        """Each micro-batch's loss, on the ranks that have it; no gradients. All batches have one shape."""
+        losses = []
+        together = 2 * self.plan.schedule.ranks  # enough to fill the pipeline; all outputs of a stage are held until they are taken
+        for start in range(0, len(batches), together):
+            group = batches[start : start + together]
+            self._begin(group, 1.0)
+            Runtime(forwards(self.plan.schedule, len(group)), self.rank, self._links, self.stages, self._room).run()
+            losses += self._losses()
+        return losses
+
+    def _begin(self, batches: list[MicroBatch], weight: float) -> None:
+        shared = self._shared
+        shared.batches, shared.weight, shared.losses = batches, weight, {}
+        self._micro = len(batches[0][0])
+
+    def _losses(self) -> list[Tensor]:
+        return [loss for _, loss in sorted(self._shared.losses.items())]
+
+    def _room(self) -> Tensor:
+        layout, model = self._laid.weights.mesh.layout, self._laid.decoder.model
+        return torch.empty(stream_shape(model, layout, self._micro), dtype=self._dtype, device=self._laid.weights.mesh.world.device)
+
+    def _complete(self, stage: int) -> None:
+        """The last gradient of a stage is there: exchange those of the parameters that no other stage of this rank has yet to add to."""
+        decoder = self._laid.decoder
+        self._laid.sharder.reduce(decoder.blocks[str(layer)] for layer in self.stages[stage].part.layers)
+        ready = []
+        for parameter, stages in self._open.items():
+            if stage in stages:
+                stages.remove(stage)
+                if not stages:
+                    ready.append(parameter)
+        self._reducer.settle(ready)
+
+    def _owners(self) -> dict[nn.Parameter, set[int]]:
+        """For each parameter here, this rank's stages that have a part in its gradient."""
+        owners: dict[nn.Parameter, set[int]] = {}
+        for name, parameter in self._laid.weights.parameters.items():
+            owners[parameter] = {index for index, stage in self.stages.items() if self.plan.stages.uses(stage.part, name)}
+        return owners
+
+
+def stream_shape(model: ModelSection, layout: Layout, micro: int) -> tuple[int, int, int]:
+    """Shape (b, t, d) of what this rank holds of `micro` sequences between blocks."""
+    tokens = model.context // layout.context
+    return micro, tokens if layout.topology == "2.5d" else tokens // layout.row, padded_part(model.dim, layout.column)
+
+
+def forwards(schedule: Schedule, micro_batches: int) -> Schedule:
+    """Only the forward passes of so many micro-batches, on the same stages: all of a rank's first stage, then all of its next."""
+    rows = []
+    for rank in range(schedule.ranks):
+        stages = [stage for stage, where in enumerate(schedule.rank_of) if where == rank]
+        rows.append(tuple(Action("F", stage, micro) for stage in stages for micro in range(micro_batches)))
+    return Schedule("forward", schedule.rank_of, micro_batches, tuple(rows))

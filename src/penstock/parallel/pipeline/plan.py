@@ -1,0 +1,109 @@
+"""The plan of a pipeline: how many stages, which layers each has, where they live, and the schedule they run on.
+
+    auto        for every number of chunks that the layers allow (1, 2, 4): split the layers by cost, and take the best of the synthesised
+                schedules and the named kinds, by simulated makespan, within the memory cap
+    a kind      its own wiring and chunks; the layers are split by cost for it
+    file.csv    somebody's schedule in torch's format, checked first
+
+Costs are estimated from FLOPs before anything ran, and measured afterwards (`stage_times.py`); a plan is a pure function of them. Cost: up to a
+few seconds for large pipelines. When not to use it: with one rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.config import ConfigError, ModelSection, PipelineSection
+from penstock.parallel.pipeline.check import check_schedule
+from penstock.parallel.pipeline.kinds import KINDS, named_schedule
+from penstock.parallel.pipeline.layer_costs import LayerCosts
+from penstock.parallel.pipeline.schedule import Costs, Schedule, wire
+from penstock.parallel.pipeline.simulate import Timing, simulate
+from penstock.parallel.pipeline.split import check_stages, split_layers
+from penstock.parallel.pipeline.stage_times import stage_costs
+from penstock.parallel.pipeline.stages import Stages
+
+#: Chunks that auto tries.
+CHUNKS = (1, 2, 4)
+#: Share of an even stage's forward pass that a transfer is taken to last before it has been measured.
+TRANSFER = 0.05
+
+
+@dataclass(frozen=True)
+class PipelinePlan:
+    """The stages, their schedule, and what it was made for and promises; times in the unit of the costs it was made from."""
+
+    stages: Stages
+    schedule: Schedule
+    costs: Costs
+    timing: Timing
+
+
+def plan_pipeline(
+    model: ModelSection,
+    section: PipelineSection,
+    ranks: int,
+    micro_batches: int,
+    layers: LayerCosts,
+    transfer: float | None = None,
+    slowness: Sequence[float] | None = None,
+) -> PipelinePlan:
+    """Plan for the resolved `model` on so many ranks; `slowness` is how many times longer each takes than `layers` say.
+
+    `transfer` is the time of one hop in the unit of `layers`. Raises `ConfigError` for what the layers or the kind cannot do.
+    """
+    if transfer is None:
+        transfer = TRANSFER * sum(layer.forward for layer in layers.layers) / ranks
+
+    def planned(schedule: Schedule) -> PipelinePlan:
+        parts = split_layers(model, schedule.stages, layers, schedule.rank_of, slowness=slowness)
+        costs = stage_costs(parts, layers, transfer, schedule.rank_of, slowness)
+        return PipelinePlan(Stages(parts, schedule.rank_of, model.tie_embeddings), schedule, costs, simulate(schedule, costs))
+
+    if section.schedule != "auto":
+        return planned(chosen_schedule(section, ranks, micro_batches))
+    return min((planned(schedule) for schedule in _candidates(model, section, ranks, micro_batches)), key=lambda plan: plan.timing.makespan)
+
+
+def chosen_schedule(section: PipelineSection, ranks: int, micro_batches: int) -> Schedule:
+    """The schedule of a named kind or file; raises `ConfigError` if it is not for so many ranks and micro-batches."""
+    if not section.schedule.endswith(".csv"):
+        return named_schedule(section.schedule, ranks, micro_batches, section.chunks)
+    from penstock.parallel.pipeline.torch_ir import read_csv
+
+    path = Path(section.schedule)
+    schedule = read_csv(path)
+    if (schedule.ranks, schedule.micro_batches) != (ranks, micro_batches):
+        raise ConfigError(
+            f"pipeline.schedule = '{path}' is for {schedule.ranks} ranks and {schedule.micro_batches} micro-batches, and this run has "
+            f"layout.pipeline = {ranks} and {micro_batches} micro-batches; change layout.pipeline or batch.micro, or take another schedule"
+        )
+    return schedule
+
+
+def check_pipeline(model: ModelSection, section: PipelineSection, ranks: int, micro_batches: int) -> None:
+    """Raise `ConfigError` if the layers or the kind cannot be so; cheap."""
+    if section.schedule == "auto":
+        check_stages(model.layers, ranks * (section.chunks or 1), ranks)
+    else:
+        check_stages(model.layers, chosen_schedule(section, ranks, micro_batches).stages, ranks)
+
+
+def _candidates(model: ModelSection, section: PipelineSection, ranks: int, micro_batches: int) -> list[Schedule]:
+    found = []
+    for chunks in (section.chunks,) if section.chunks else CHUNKS:
+        if ranks * chunks > model.layers and chunks > 1:
+            continue
+        for kind in KINDS.values():
+            if kind.chunks <= chunks and (kind.most_chunks or chunks) >= chunks and micro_batches >= kind.least(ranks):
+                schedule = named_schedule(kind.name, ranks, micro_batches, chunks)
+                memory = (1.0 / chunks,) * schedule.stages
+                try:
+                    check_schedule(schedule, memory, section.memory * ranks)
+                except ConfigError:
+                    continue
+                found.append(schedule)
+    assert found or wire(ranks, 1, "loop")
+    return found
