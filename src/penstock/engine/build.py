@@ -7,7 +7,8 @@ own room from its own config section; nothing here decides how a part works.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,17 +22,14 @@ from penstock.engine.control import StopRequest
 from penstock.engine.experts import ExpertPlacer, first_slots
 from penstock.engine.journal import Journal
 from penstock.engine.micro import MicroTuner, build_tuner, skip_what_does_not_fit
-from penstock.engine.pipeline import Pipeline
+from penstock.engine.pipeline import Pipeline, make_plan, takes
 from penstock.engine.state import Progress, parameter_of, state_placements, state_tensors
 from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
 from penstock.models import Decoder, balance_experts
 from penstock.optim import Optimizer, WeightAverage, build_optimizer
 from penstock.parallel import Formats, Laid, Layout, Mesh, Placement, Weights, build_layout, context_positions, lay_out, shared_matrices
-from penstock.parallel.layout import micro_batch
-from penstock.parallel.pipeline.layer_costs import estimated_costs
-from penstock.parallel.pipeline.plan import PipelinePlan, plan_pipeline
-from penstock.parallel.traffic import Workload
+from penstock.parallel.pipeline.plan import PipelinePlan
 from penstock.store import Run, list_snapshots, load_snapshot, read_numbers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -182,11 +180,13 @@ def build_core(
     `piped` is the pipeline's plan, if it is not to be made from estimates.
     """
     saved = saved or Progress()
-    mesh = Mesh(build_layout(config, world.size), world, config.layout.timeout_s)
+    layout = build_layout(config, world.size)
+    mesh = Mesh(layout, world, config.layout.timeout_s)
     dtype = DTYPES[config.precision.compute]
-    placed = first_slots(config, mesh.layout, saved.slots)
+    placed = first_slots(config, layout, saved.slots)
+    tuner = build_tuner(config, world, layout, saved.micro, partial(takes, config, layout))
     formats = Formats(torch.float64 if dtype == torch.float64 else torch.float32, dtype)
-    piped = piped or (first_plan(config, mesh.layout) if mesh.layout.pipeline > 1 else None)
+    piped = piped or (make_plan(config, layout, tuner.size) if layout.pipeline > 1 else None)
     laid = lay_out(config.model, config.run.seed, mesh, formats, placed, piped.stages if piped else None)
     reducer = GradientReducer(laid.replica_axes(), config.layout.bucket_mb)
     core = Core(
@@ -194,28 +194,19 @@ def build_core(
         world=world,
         plan=plan,
         laid=laid,
-        tuner=build_tuner(config, world, mesh.layout, saved.micro),
+        tuner=tuner,
         reducer=reducer,
         optimizer=build_optimizer(laid.weights.locals, config.optim, shared_matrices(laid.weights)),
         average=WeightAverage(laid.weights.locals, config.optim.ema) if config.optim.ema else None,
         placer=ExpertPlacer(laid, placed, config.layout.expert_every),
         stop=stop,
         timer=PhaseTimer(world.device),
-        pipeline=Pipeline(laid, piped, reducer, dtype, config.train.loss_chunk) if piped else None,
+        pipeline=Pipeline(config, laid, piped, reducer, dtype) if piped else None,
     )
     skip_what_does_not_fit(core)
     if core.tuner.settled:
         core.compile(warn)
     return core
-
-
-def first_plan(config: Config, layout: Layout) -> PipelinePlan:
-    """The plan of a pipeline before anything has been measured, the same on all ranks."""
-    micro = micro_batch(config, layout)
-    micro_batches = config.batch.global_ // layout.size(*layout.sequence_axes) // micro
-    compute = DTYPES[config.precision.compute].itemsize
-    work = Workload(config.model, replace(layout, pipeline=1), micro, micro_batches, compute, max(4, compute), config.train.loss_chunk)
-    return plan_pipeline(config.model, config.pipeline, layout.pipeline, micro_batches, estimated_costs(work))
 
 
 def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: StopRequest, journal: Journal) -> Parts:

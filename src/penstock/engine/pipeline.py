@@ -6,38 +6,44 @@ Gradients of a stage are exchanged over its replicas as soon as its last micro-b
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from penstock.comm import GradientReducer
-from penstock.config import ModelSection
+from penstock.config import Config, ConfigError, ModelSection
 from penstock.parallel import Laid, Layout
-from penstock.parallel.pipeline.plan import PipelinePlan
+from penstock.parallel.pipeline.layer_costs import LayerCosts, estimated_costs
+from penstock.parallel.pipeline.plan import PipelinePlan, check_pipeline, plan_pipeline
 from penstock.parallel.pipeline.runtime import Mark, Runtime, link_pairs
 from penstock.parallel.pipeline.schedule import Action, Schedule
 from penstock.parallel.pipeline.stage import DecoderStage, MicroBatch, Pass
+from penstock.parallel.pipeline.stages import Stages
 from penstock.parallel.placement import padded_part
+from penstock.parallel.traffic import Workload
 
 
 class Pipeline:
     """The stages of this rank and the runtime that drives them; made by all ranks together, as it makes their links."""
 
-    def __init__(self, laid: Laid, plan: PipelinePlan, reducer: GradientReducer, dtype: torch.dtype, loss_chunk: int) -> None:
-        self.plan, self._laid, self._reducer, self._dtype = plan, laid, reducer, dtype
+    def __init__(self, config: Config, laid: Laid, plan: PipelinePlan, reducer: GradientReducer, dtype: torch.dtype) -> None:
+        self._config, self._laid, self._reducer, self._dtype = config, laid, reducer, dtype
         mesh = laid.weights.mesh
         self.rank = mesh.layout.coordinate(mesh.world.rank, "pipeline")
-        self._shared = Pass(split=any(action.work == "W" for row in plan.schedule.actions for action in row))
+        self._shared = Pass()
         self.stages = {
-            index: DecoderStage(laid.decoder, part, self._shared, dtype, loss_chunk, laid.sharder.keep, partial(self._complete, index))
+            index: DecoderStage(
+                laid.decoder, part, self._shared, dtype, config.train.loss_chunk, laid.sharder.keep, partial(self._complete, index)
+            )
             for index, (part, rank) in enumerate(zip(plan.stages.parts, plan.stages.rank_of))
             if rank == self.rank
         }
         self._links = mesh.links(link_pairs(plan.schedule))
         self._micro = 0
-        self._runtime = Runtime(plan.schedule, self.rank, self._links, self.stages, self._room)
-        self._stages_of = self._owners()
+        self.take_up(plan)
+        self._stages_of = self._owners(plan.stages)
         #: What the last step did, and when.
         self.marks: list[Mark] = []
 
@@ -46,8 +52,16 @@ class Pipeline:
         """Whether this rank computes the loss."""
         return self.plan.stages.rank_of[-1] == self.rank
 
+    def take_up(self, plan: PipelinePlan) -> None:
+        """Go on with a plan that has the same stages on the same ranks."""
+        self.plan = plan
+        self._shared.split = any(action.work == "W" for row in plan.schedule.actions for action in row)
+        self._runtime = Runtime(plan.schedule, self.rank, self._links, self.stages, self._room)
+
     def train(self, batches: list[MicroBatch], weight: float) -> list[Tensor]:
         """Gradients of `weight` times the losses' sum; returns each micro-batch's loss, on the ranks that have it."""
+        if len(batches) != self.plan.schedule.micro_batches:  # the size of micro-batches is being tried
+            self.take_up(make_plan(self._config, self._laid.weights.mesh.layout, len(batches[0][0]), self.plan.stages))
         self._begin(batches, weight)
         self._laid.sharder.begin_overlapping()
         self._reducer.begin()
@@ -91,12 +105,40 @@ class Pipeline:
                     ready.append(parameter)
         self._reducer.settle(ready)
 
-    def _owners(self) -> dict[nn.Parameter, set[int]]:
+    def _owners(self, stages: Stages) -> dict[nn.Parameter, set[int]]:
         """For each parameter here, this rank's stages that have a part in its gradient."""
-        owners: dict[nn.Parameter, set[int]] = {}
-        for name, parameter in self._laid.weights.parameters.items():
-            owners[parameter] = {index for index, stage in self.stages.items() if self.plan.stages.uses(stage.part, name)}
-        return owners
+        return {
+            parameter: {index for index, stage in self.stages.items() if stages.uses(stage.part, name)}
+            for name, parameter in self._laid.weights.parameters.items()
+        }
+
+
+def make_plan(config: Config, layout: Layout, micro: int, stages: Stages | None = None) -> PipelinePlan:
+    """The plan of a pipeline of micro-batches of so many sequences from estimated costs, the same on all ranks; `stages`, if they are to stay."""
+    count, costs = micro_batches(config, layout, micro), layer_costs(config, layout, micro)
+    return plan_pipeline(config.model, config.pipeline, layout.pipeline, count, costs, stages)
+
+
+def layer_costs(config: Config, layout: Layout, micro: int) -> LayerCosts:
+    """Estimated costs of the model's pieces for a micro-batch of so many sequences on one rank."""
+    compute = torch.finfo(getattr(torch, config.precision.compute)).bits // 8
+    work = Workload(config.model, replace(layout, pipeline=1), micro, compute=compute, master=max(4, compute), chunk_tokens=config.train.loss_chunk)
+    return estimated_costs(work)
+
+
+def micro_batches(config: Config, layout: Layout, micro: int) -> int:
+    """Micro-batches of a step on each rank."""
+    return config.batch.global_ // layout.size(*layout.sequence_axes) // micro
+
+
+def takes(config: Config, layout: Layout, micro: int) -> bool:
+    """Whether the pipeline's schedule, if there is one, takes as many micro-batches as such a size gives."""
+    try:
+        if layout.pipeline > 1:
+            check_pipeline(config.model, config.pipeline, layout.pipeline, micro_batches(config, layout, micro))
+    except ConfigError:
+        return False
+    return True
 
 
 def stream_shape(model: ModelSection, layout: Layout, micro: int) -> tuple[int, int, int]:

@@ -1,8 +1,9 @@
 """The cases of the equivalence matrix: which layouts are held against one plain process, and with which switches.
 
 Every axis alone (the shard axis in its three degrees, the tensor axis in its topologies, the pipeline with every kind of schedule, sizes 2 and 3),
-every pair of axes (every kind of schedule with every axis), and the triples and quadruples that fit; each with a training set-up from a rotating list, so that accumulation, clipping, tied embeddings, packing, averaging and both
-optimizers meet every kind of layout. A case that a model cannot be laid out in stays in the list: its refusal is part of the answer.
+every pair of axes (every kind of schedule with every axis), and the triples and quadruples that fit; each with a training set-up from a rotating
+list, so that accumulation, clipping, tied embeddings, packing, averaging and both optimizers meet every kind of layout. A case that a model cannot
+be laid out in stays in the list: its refusal is part of the answer.
 """
 
 from __future__ import annotations

@@ -47,24 +47,27 @@ def plan_pipeline(
     ranks: int,
     micro_batches: int,
     layers: LayerCosts,
+    stages: Stages | None = None,
     transfer: float | None = None,
     slowness: Sequence[float] | None = None,
 ) -> PipelinePlan:
     """Plan for the resolved `model` on so many ranks; `slowness` is how many times longer each takes than `layers` say.
 
-    `transfer` is the time of one hop in the unit of `layers`. Raises `ConfigError` for what the layers or the kind cannot do.
+    `stages` are those to keep, none: to be chosen. `transfer` is the time of one hop in the unit of `layers`. Raises `ConfigError` for what the
+    layers or the kind cannot do.
     """
     if transfer is None:
         transfer = TRANSFER * sum(layer.forward for layer in layers.layers) / ranks
 
     def planned(schedule: Schedule) -> PipelinePlan:
-        parts = split_layers(model, schedule.stages, layers, schedule.rank_of, slowness=slowness)
+        parts = stages.parts if stages else split_layers(model, schedule.stages, layers, schedule.rank_of, slowness=slowness)
         costs = stage_costs(parts, layers, transfer, schedule.rank_of, slowness)
         return PipelinePlan(Stages(parts, schedule.rank_of, model.tie_embeddings), schedule, costs, simulate(schedule, costs))
 
     if section.schedule != "auto":
         return planned(chosen_schedule(section, ranks, micro_batches))
-    return min((planned(schedule) for schedule in _candidates(model, section, ranks, micro_batches)), key=lambda plan: plan.timing.makespan)
+    found = [s for s in _candidates(model, section, ranks, micro_batches) if stages is None or s.rank_of == stages.rank_of]
+    return min((planned(schedule) for schedule in found), key=lambda plan: plan.timing.makespan)
 
 
 def chosen_schedule(section: PipelineSection, ranks: int, micro_batches: int) -> Schedule:
