@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from functools import partial
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from penstock.engine.control import StopRequest
 from penstock.engine.experts import ExpertPlacer, first_slots
 from penstock.engine.journal import Journal
 from penstock.engine.micro import MicroTuner, build_tuner, skip_what_does_not_fit
-from penstock.engine.pipeline import Pipeline, make_plan, takes
+from penstock.engine.pipeline import Pipeline
 from penstock.engine.state import Progress, parameter_of, state_placements, state_tensors
 from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
@@ -30,6 +29,7 @@ from penstock.models import Decoder, balance_experts
 from penstock.optim import Optimizer, WeightAverage, build_optimizer
 from penstock.parallel import Formats, Laid, Layout, Mesh, Placement, Weights, build_layout, context_positions, lay_out, shared_matrices
 from penstock.parallel.pipeline.plan import PipelinePlan
+from penstock.plan.pipeline import make_plan
 from penstock.store import Run, list_snapshots, load_snapshot, read_numbers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -184,7 +184,7 @@ def build_core(
     mesh = Mesh(layout, world, config.layout.timeout_s)
     dtype = DTYPES[config.precision.compute]
     placed = first_slots(config, layout, saved.slots)
-    tuner = build_tuner(config, world, layout, saved.micro, partial(takes, config, layout))
+    tuner = build_tuner(config, world, layout, saved.micro)
     formats = Formats(torch.float64 if dtype == torch.float64 else torch.float32, dtype)
     piped = piped or (make_plan(config, layout, tuner.size) if layout.pipeline > 1 else None)
     laid = lay_out(config.model, config.run.seed, mesh, formats, placed, piped.stages if piped else None)
