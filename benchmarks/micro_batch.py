@@ -1,6 +1,6 @@
 """What `batch.micro = "auto"` chooses, against every power of two, on a small model on this machine's CPU.
 
-Two shapes, eager: `narrow` (1.1 M parameters, 32 × 128 tokens a step) and `long` (3.7 M, 16 × 512). Each first trains until the size is settled,
+Two shapes, eager: `narrow` (1.1 M parameters, 32 × 128 tokens a step) and `long` (the same, 8 × 512). Each first trains until the size is settled,
 as a run does; then steps of the same model at the chosen size and at each power of two up to the whole batch take turns. For each shape, `chosen`
 is the size and `settled_after` the steps that it took, `tokens_per_s` the speed at it, `times_<size>` the seconds of a step at that power
 of two over those at the chosen size (median over turns; above 1: the choice is faster), and `of_best` the least of these: 1 means that nothing was
@@ -27,9 +27,9 @@ COMMON = [
 ]  # fmt: skip
 SHAPES = {
     "narrow": [*COMMON, "model.dim=128", "model.context=128", "batch.global=32"],
-    "long": [*COMMON, "model.dim=256", "model.context=512", "batch.global=16"],
+    "long": [*COMMON, "model.dim=128", "model.context=512", "batch.global=8"],
 }
-TURNS = 12
+TURNS = 8
 
 
 def run() -> dict[str, float | str]:
