@@ -13,7 +13,7 @@ from penstock.config import ConfigError, load_config
 from penstock.engine import build as building
 from penstock.engine import micro
 from penstock.engine.control import StopRequest
-from penstock.engine.micro import MicroTuner, out_of_memory, possible_sizes, skip_what_does_not_fit
+from penstock.engine.micro import MicroTuner, build_tuner, out_of_memory, possible_sizes, skip_what_does_not_fit
 from penstock.engine.start import resume_run, start_run
 from penstock.engine.step import take_step
 from penstock.lab.equivalence import RandomPlan
@@ -128,10 +128,15 @@ def test_sizes_beyond_the_memory_are_left_out(monkeypatch):
     assert needs[64] > 4 * needs[8] > 0
     for room, most in ((1.6 * needs[16], 16), (1.4 * needs[16], 8), (0.0, 1)):
         monkeypatch.setattr(micro, "free_bytes", lambda world, room=room: room)
-        assert possible_sizes(config, World(), Layout(), lambda size: True)[-1] == most
+        assert possible_sizes(config, World(), Layout())[-1] == most
     monkeypatch.undo()
     assert micro.free_bytes(World()) > 2**26
-    assert possible_sizes(config, World(), Layout(), lambda size: 64 // size >= 4) == [1, 2, 4, 8, 16]
+
+
+def test_sizes_that_the_schedule_does_not_take_are_left_out():
+    config = settled("batch.global=24", "model.layers=4", "layout.pipeline=2", "pipeline.schedule=dualpipe-v")  # it takes twice its ranks or more
+    assert possible_sizes(config, World(), Layout(pipeline=2)) == [1, 2, 3, 4, 6]
+    assert build_tuner(config, World(), Layout(pipeline=2), 0).size == 4
 
 
 @pytest.mark.parametrize("value", ["0", "many"])
@@ -166,6 +171,19 @@ def test_a_resumed_run_begins_to_try_where_it_ended(tmp_path, monkeypatch):
     assert chosen == rows({"run": run.path})[-1]["micro_batch"]
     resume_run(run, {"train.steps": 22}, 1, None)
     assert rows({"run": run.path})[20]["micro_batch"] == chosen
+
+
+def test_the_model_is_compiled_once_for_the_size_that_is_chosen(tmp_path, monkeypatch):
+    compiled = []
+
+    def compile_model(decoder, config, dtype, size, *rest):
+        compiled.append((size, all(p.grad is None for p in decoder.parameters())))
+        return building.sequence_loss
+
+    monkeypatch.setattr(building, "compile_model", compile_model)
+    chosen = rows(train(tmp_path, "compiled", compile__enabled="on"))[-1]["micro_batch"]
+    train(tmp_path, "fixed", compile__enabled="on", batch__micro=2, train__steps=1)
+    assert compiled == [(chosen, True), (2, True)]
 
 
 def scarce(monkeypatch, most, error):

@@ -219,6 +219,11 @@ class PipelineSection(Section):
     memory: Annotated[float, Field(gt=0.0, le=16.0)] = Field(
         1.0, description="Most activations that auto lets a rank hold, as a share of what 1F1B's first rank holds."
     )
+    check: Literal["before", "after"] = Field(
+        "before",
+        description="When the global gradient norm is checked: before the update, for which all ranks wait, or after it, which is taken back exactly "
+        "where it should have been clipped.",
+    )
     drift: Annotated[float, Field(ge=0.0, le=10.0)] = Field(
         0.1, description="Relative change of measured stage times from which auto makes the schedule again, between two steps; 0: never."
     )
@@ -294,6 +299,14 @@ class Config(Section):
             (self.compile.enabled == "on" and layout.pipeline > 1,
              f"compile.enabled = 'on' does not go with layout.pipeline = {layout.pipeline}: a compiled backward pass cannot leave the weights' "
              "gradients for later; set compile.enabled to 'auto' or layout.pipeline to 1"),
+            (self.pipeline.check == "after" and layout.pipeline == 1,
+             "pipeline.check = 'after' takes away a wait between the ranks of a pipeline, and layout.pipeline = 1 has none; set it to 'before'"),
+            (self.pipeline.check == "after" and self.data.document_mask,
+             "pipeline.check = 'after' does not go with data.document_mask = true, whose count of target tokens all ranks must know before the "
+             "update; set pipeline.check to 'before'"),
+            (self.pipeline.check == "after" and moe.experts > 0,
+             f"pipeline.check = 'after' does not go with model.moe.experts = {moe.experts}, whose loads are summed over all ranks in every update; "
+             "set pipeline.check to 'before'"),
             (moe.experts > 0 and moe.active > moe.experts,
              f"model.moe.active = {moe.active} is more than model.moe.experts = {moe.experts}"),
             (moe.experts > 0 and moe.experts % moe.groups != 0,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from functools import partial
 
 import numpy as np
 import torch
@@ -21,8 +20,9 @@ from penstock.engine.compile import LossFunction, compile_model, sequence_loss
 from penstock.engine.control import StopRequest
 from penstock.engine.experts import ExpertPlacer, first_slots
 from penstock.engine.journal import Journal
+from penstock.engine.late import LateCheck
 from penstock.engine.micro import MicroTuner, build_tuner, skip_what_does_not_fit
-from penstock.engine.pipeline import Pipeline, make_plan, takes
+from penstock.engine.pipeline import Pipeline
 from penstock.engine.replan import Watch
 from penstock.engine.state import Progress, parameter_of, state_placements, state_tensors
 from penstock.engine.step import device_batch
@@ -31,6 +31,7 @@ from penstock.models import Decoder, balance_experts
 from penstock.optim import Optimizer, WeightAverage, build_optimizer
 from penstock.parallel import Formats, Laid, Layout, Mesh, Placement, Weights, build_layout, context_positions, lay_out, shared_matrices
 from penstock.parallel.pipeline.plan import PipelinePlan
+from penstock.plan.pipeline import make_plan
 from penstock.store import Run, list_snapshots, load_snapshot, read_numbers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -54,6 +55,8 @@ class Core:
     loss_of: LossFunction = sequence_loss
     #: This rank's stages where the layers are cut over a pipeline.
     pipeline: Pipeline | None = None
+    #: Takes steps that are checked after their update, if the config says so.
+    late: LateCheck | None = None
     #: Further numbers of the step, for whoever writes its row.
     notes: dict[str, float] = field(default_factory=dict)
 
@@ -115,6 +118,7 @@ class Core:
     def compile(self, warn: Callable[[str], None]) -> None:
         """Compile the model for micro-batches of the present size, if the config says so."""
         if self.config.compile.enabled == "on":
+            self.weights.drop_gradients()  # the check compares gradients from nothing
             self.loss_of = compile_model(self.decoder, self.config, self.dtype, self.micro, self.world, warn, self.layout.sharded)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -185,7 +189,7 @@ def build_core(
     mesh = Mesh(layout, world, config.layout.timeout_s)
     dtype = DTYPES[config.precision.compute]
     placed = first_slots(config, layout, saved.slots)
-    tuner = build_tuner(config, world, layout, saved.micro, partial(takes, config, layout))
+    tuner = build_tuner(config, world, layout, saved.micro)
     formats = Formats(torch.float64 if dtype == torch.float64 else torch.float32, dtype)
     seed = config.run.seed if piped is None else None
     piped = piped or (make_plan(config, layout, tuner.size) if layout.pipeline > 1 else None)
@@ -204,6 +208,7 @@ def build_core(
         stop=stop,
         timer=PhaseTimer(world.device),
         pipeline=Pipeline(config, laid, piped, reducer, dtype) if piped else None,
+        late=LateCheck() if config.pipeline.check == "after" else None,
     )
     skip_what_does_not_fit(core)
     if core.tuner.settled:

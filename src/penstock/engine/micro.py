@@ -3,7 +3,7 @@
 Every step makes the same global batch, whatever the size, so the first steps try sizes and time them, and nothing is lost: small ones leave
 cores idle between short operations (and a pipeline little to hide its transfers behind), large ones fall out of caches, need memory, and leave
 a pipeline few micro-batches to fill its bubble with. The seconds of a step contain all of that. The sizes are the divisors of a rank's share of
-the batch that the schedule takes (`allowed`): first powers of two, up from the start and then down, each way until one is clearly slower than the
+the batch that the schedule takes: first powers of two, up from the start and then down, each way until one is clearly slower than the
 best; then all of them, around the best. A size counts with the fastest of its steps after the first. What ranks measured is agreed on by their
 slowest, so all choose alike.
 
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,9 +32,9 @@ from penstock.comm import World
 from penstock.config import Config, with_values
 from penstock.models import balance_experts
 from penstock.parallel import Layout
-from penstock.parallel.layout import micro_batch, micro_sizes
-from penstock.plan.footprint import footprint
-from penstock.plan.layout import workload
+from penstock.parallel.layout import micro_sizes
+from penstock.plan.layout import heaviest, workloads
+from penstock.plan.pipeline import first_size, takes
 
 if TYPE_CHECKING:
     from penstock.engine.build import Core, Parts
@@ -131,17 +131,17 @@ def _climb(ladder: Sequence[int], start: int, seconds: dict[int, float]) -> Gene
             place += way
 
 
-def build_tuner(config: Config, world: World, layout: Layout, hint: int, allowed: Callable[[int], bool] = lambda size: True) -> MicroTuner:
+def build_tuner(config: Config, world: World, layout: Layout, hint: int) -> MicroTuner:
     """The tuner of a run: of the one size that `batch.micro` gives, or of all that may do; `hint` is what an earlier start chose (0: none)."""
-    first = micro_batch(config, layout)
+    first = first_size(config, layout)
     if config.batch.micro != "auto":
         return MicroTuner(world, [first], first)
-    return MicroTuner(world, possible_sizes(config, world, layout, allowed), hint or first)
+    return MicroTuner(world, possible_sizes(config, world, layout), hint or first)
 
 
-def possible_sizes(config: Config, world: World, layout: Layout, allowed: Callable[[int], bool]) -> list[int]:
+def possible_sizes(config: Config, world: World, layout: Layout) -> list[int]:
     """Sizes that the schedule takes and that fit every rank's memory by estimate; the smallest that is taken, at least."""
-    sizes = [size for size in micro_sizes(config, layout) if allowed(size)]
+    sizes = [size for size in micro_sizes(config, layout) if takes(config, layout, size)]
     agreed = world.device.type == "cuda" and layout.size("replicate") == layout.ranks and layout.expert == 1
     room = free_bytes(world) / (MARGIN if agreed else WIDE_MARGIN)
     fits = [size for size in sizes if step_bytes(config, layout, size) <= room]
@@ -151,7 +151,7 @@ def possible_sizes(config: Config, world: World, layout: Layout, allowed: Callab
 
 def step_bytes(config: Config, layout: Layout, size: int) -> int:
     """What a step with micro-batches of `size` is estimated to need beyond weights and moments."""
-    held = footprint(workload(with_values(config, {"batch.micro": size}), layout), config.optim)
+    _, held = heaviest(workloads(with_values(config, {"batch.micro": size}), layout), config.optim)
     return held.total - held.weights - held.moments
 
 
@@ -185,10 +185,10 @@ def tune_micro(parts: Parts, seconds: float) -> None:
         parts.compile(parts.journal.warn)
 
 
-def restart_micro(parts: Core, allowed: Callable[[int], bool]) -> None:
-    """Try sizes anew, of those that are now allowed, because the layout or the schedule is another; nothing where `batch.micro` is a number."""
+def restart_micro(parts: Core) -> None:
+    """Try sizes anew, because the schedule or a rank's speed is another; nothing where `batch.micro` is a number."""
     if parts.config.batch.micro == "auto":
-        parts.tuner.restart(possible_sizes(parts.config, parts.world, parts.layout, allowed))
+        parts.tuner.restart(possible_sizes(parts.config, parts.world, parts.layout))
         skip_what_does_not_fit(parts)
 
 

@@ -7,24 +7,22 @@ Gradients of a stage are exchanged over its replicas as soon as its last micro-b
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from penstock.comm import GradientReducer
-from penstock.config import Config, ConfigError, ModelSection
+from penstock.config import Config, ModelSection
 from penstock.parallel import Laid, Layout
-from penstock.parallel.pipeline.layer_costs import LayerCosts, estimated_costs
-from penstock.parallel.pipeline.plan import PipelinePlan, check_pipeline, plan_pipeline
+from penstock.parallel.pipeline.plan import PipelinePlan
 from penstock.parallel.pipeline.runtime import Mark, Runtime, link_pairs
 from penstock.parallel.pipeline.schedule import Action, Schedule
 from penstock.parallel.pipeline.stage import DecoderStage, MicroBatch, Pass
 from penstock.parallel.pipeline.stages import Stages
 from penstock.parallel.pipeline.timeline import Span
 from penstock.parallel.placement import padded_part
-from penstock.parallel.traffic import Workload
+from penstock.plan.pipeline import make_plan
 
 
 class Pipeline:
@@ -151,34 +149,6 @@ def _device_clock() -> torch.cuda.Event:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
-
-
-def make_plan(config: Config, layout: Layout, micro: int, stages: Stages | None = None) -> PipelinePlan:
-    """The plan of a pipeline of micro-batches of so many sequences from estimated costs, the same on all ranks; `stages`, if they are to stay."""
-    count, costs = micro_batches(config, layout, micro), layer_costs(config, layout, micro)
-    return plan_pipeline(config.model, config.pipeline, layout.pipeline, count, costs, stages)
-
-
-def layer_costs(config: Config, layout: Layout, micro: int) -> LayerCosts:
-    """Estimated costs of the model's pieces for a micro-batch of so many sequences on one rank."""
-    compute = torch.finfo(getattr(torch, config.precision.compute)).bits // 8
-    work = Workload(config.model, replace(layout, pipeline=1), micro, compute=compute, master=max(4, compute), chunk_tokens=config.train.loss_chunk)
-    return estimated_costs(work)
-
-
-def micro_batches(config: Config, layout: Layout, micro: int) -> int:
-    """Micro-batches of a step on each rank."""
-    return config.batch.global_ // layout.size(*layout.sequence_axes) // micro
-
-
-def takes(config: Config, layout: Layout, micro: int) -> bool:
-    """Whether the pipeline's schedule, if there is one, takes as many micro-batches as such a size gives."""
-    try:
-        if layout.pipeline > 1:
-            check_pipeline(config.model, config.pipeline, layout.pipeline, micro_batches(config, layout, micro))
-    except ConfigError:
-        return False
-    return True
 
 
 def stream_shape(model: ModelSection, layout: Layout, micro: int) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
 """An elastic pipeline: stages are timed while they run, and when they drift the schedule is made again, and the split of layers if that pays.
 
-After every step each rank knows the median time of each work of its stages; the slowest replica's are taken, and the median over the last `WINDOW`
-steps, so that one late step moves nothing. What counts is each rank's share of the whole, since a pipeline that becomes slower
+After every step each rank knows the median time of each work of its stages; the median over the last `WINDOW` steps is taken, so that one late
+step moves nothing, and of a stage's replicas the slowest. What counts is each rank's share of the whole, since a pipeline that becomes slower
 everywhere needs no other schedule.
 
     first      a plan was made from FLOPs; as soon as times are known it is made again from them
@@ -28,13 +28,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from penstock.engine.micro import restart_micro
-from penstock.engine.pipeline import Pipeline, layer_costs, takes
+from penstock.engine.pipeline import Pipeline
 from penstock.engine.state import Progress
 from penstock.parallel.hand_over import hand_over
 from penstock.parallel.pipeline.plan import PipelinePlan, plan_pipeline
 from penstock.parallel.pipeline.schedule import Costs
 from penstock.parallel.pipeline.simulate import simulate
 from penstock.parallel.pipeline.stage_times import measured_layer_costs
+from penstock.plan.pipeline import layer_costs
 
 if TYPE_CHECKING:
     from penstock.engine.build import Core, Parts
@@ -49,7 +50,7 @@ class Watch:
     """What the stages took lately, and against which the present plan was made."""
 
     def __init__(self) -> None:
-        self._times: deque[list[float]] = deque(maxlen=WINDOW)
+        self._times: deque[torch.Tensor] = deque(maxlen=WINDOW)
         self._seconds: deque[float] = deque(maxlen=WINDOW)
         #: Each rank's share of the work when the plan was taken up; none before that has been seen.
         self._shares: list[float] | None = None
@@ -61,19 +62,19 @@ class Watch:
 
     def after_step(self, parts: Parts, seconds: float) -> None:
         """Take in the step that was taken; plan again if that is due. All ranks must call it."""
-        pipeline = parts.pipeline
-        if pipeline is None or parts.config.pipeline.schedule != "auto" or not parts.config.pipeline.drift or not parts.tuner.settled:
+        pipeline, every = parts.pipeline, self.every(parts)
+        if pipeline is None or not every:
             return
         if self._skip:
             self._skip -= 1
             return
-        self._times.append(parts.world.axis.all_reduce(_own_times(parts, pipeline), "stage_times", maximum=True).flatten().tolist())
+        self._times.append(_own_times(parts, pipeline))
         self._seconds.append(seconds)
-        if len(self._times) < WINDOW:
+        if len(self._times) < WINDOW or parts.progress.step % every:
             return
         if not self._planned:
             self._transfer = pipeline.hop_seconds()
-        costs = self._costs(pipeline.plan)
+        costs = self._costs(parts, pipeline.plan)
         shares = _shares(costs, pipeline.plan)
         if not self._planned:
             self._change(parts, costs, "the stages' times are known")
@@ -98,11 +99,18 @@ class Watch:
             now = shares[rank] / self._shares[rank]
             self._change(parts, costs, f"rank {rank} of the pipeline has {now:.2f} times its share of the work {self._noticed[0]}")
 
-    def _costs(self, plan: PipelinePlan) -> Costs:
-        """Median costs of the present stages, in seconds."""
-        stages = len(plan.stages.parts)
-        typical = [median(column) for column in zip(*self._times)]
-        forward, input_grad, weight_grad = (tuple(typical[work * stages : (work + 1) * stages]) for work in range(3))
+    def every(self, parts: Parts) -> int:
+        """Steps between looks at all ranks' times, 0 for never: every step, or where ranks do not wait for each other, once in a while."""
+        section = parts.config.pipeline
+        if parts.pipeline is None or section.schedule != "auto" or not section.drift or not parts.tuner.settled:
+            return 0
+        return 1 if parts.late is None else WINDOW
+
+    def _costs(self, parts: Parts, plan: PipelinePlan) -> Costs:
+        """Median costs of the present stages in seconds, of each the slowest replica's."""
+        stages, own = len(plan.stages.parts), torch.stack(list(self._times)).median(0).values
+        times = parts.world.axis.all_reduce(own, "stage_times", maximum=True).tolist()
+        forward, input_grad, weight_grad = map(tuple, times)
         return Costs(forward, input_grad, weight_grad, (self._transfer,) * (stages - 1), plan.costs.memory)
 
     def _change(self, parts: Parts, costs: Costs, why: str) -> None:
@@ -123,7 +131,7 @@ class Watch:
             else:
                 move_layers(parts, plan)
             if self._planned:
-                restart_micro(parts, partial(takes, parts.config, parts.layout))
+                restart_micro(parts)
             text = f"{why}: {answer['words']}; {speed[0]:,.0f} tokens/s before, {speed[1]:,.0f} until now"
             parts.journal.event(step, "pipeline", text)
             parts.journal.say(f"step {step}: {text}")

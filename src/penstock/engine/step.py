@@ -52,7 +52,7 @@ def take_step(parts: Core, step: int) -> StepResult:
         if not (math.isfinite(loss_sum) and math.isfinite(grad_norm)):
             raise NonFinite(_blame(parts, step, losses, loss_sum / max(n_tokens, 1), grad_norm))
         factor = lr_factor(parts.config.optim, parts.config.train.steps, step)
-        _update(parts, factor, step)
+        update(parts, factor, step)
     return StepResult(loss_sum / n_tokens, round(n_tokens), grad_norm, factor, stop > 0)
 
 
@@ -61,6 +61,18 @@ def accumulate(parts: Core, step: int) -> tuple[list[Tensor], Tensor, list[Tenso
 
     Returns this rank's summed loss of each micro-batch; the summed loss, target tokens and stop requests of all ranks (float64); and this
     rank's gradients.
+    """
+    losses, tokens, grads = gradients(parts, step)
+    with parts.timer.phase("exchange"):
+        totals = parts.world.sum_(local_totals(losses, tokens, parts), "totals")
+        _correct_weight(parts, grads, totals)
+    return losses, totals, grads
+
+
+def gradients(parts: Core, step: int) -> tuple[list[Tensor], int, list[Tensor]]:
+    """Gradients of global batch `step` with the nominal weight of the loss, summed over the replicas of each weight.
+
+    Returns this rank's summed loss of each micro-batch and its target tokens, none where other ranks compute the loss, and its gradients.
     """
     phase = parts.timer.phase
     with phase("data"):
@@ -75,11 +87,9 @@ def accumulate(parts: Core, step: int) -> tuple[list[Tensor], Tensor, list[Tenso
     tokens = sum(int((batch.targets_bt >= 0).sum()) for batch in batches) if parts.ends_here else 0
     with phase("exchange"):
         parts.reducer.finish()
-        totals = parts.world.sum_(_totals(losses, tokens, parts), "totals")
         grads = parts.weights.collect()
         sync_replicas(parts.weights.locals, parts.weights.placements, parts.mesh)
-        _correct_weight(parts, grads, totals)
-    return losses, totals, grads
+    return losses, tokens, grads
 
 
 def _one_by_one(parts: Core, batches: list[Batch]) -> list[Tensor]:
@@ -115,7 +125,7 @@ def device_batch(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Te
     return tokens.to(device, non_blocking=True), targets.to(device, non_blocking=True), documents
 
 
-def _totals(losses: list[Tensor], tokens: int, parts: Core) -> Tensor:
+def local_totals(losses: list[Tensor], tokens: int, parts: Core) -> Tensor:
     """This rank's share of the summed loss, of the target tokens, and whether it was asked to stop."""
     counts = torch.tensor([tokens / parts.token_copies, float(parts.stop.requested)], dtype=torch.float64, device=parts.world.device)
     loss = torch.stack(losses).double().sum().view(1) if losses else counts.new_zeros(1)
@@ -128,7 +138,8 @@ def _correct_weight(parts: Core, grads: list[Tensor], totals: Tensor) -> None:
         torch._foreach_mul_(grads, (1.0 / parts.nominal_weight / totals[1].round()).to(grads[0].dtype))
 
 
-def _update(parts: Core, factor: float, step: int) -> None:
+def update(parts: Core, factor: float, step: int) -> None:
+    """Take the step of the optimizer at `factor` times its rates, and all that follows from it."""
     parts.optimizer.set_factor(factor)
     parts.optimizer.step()
     parts.balance()

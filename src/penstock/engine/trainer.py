@@ -1,7 +1,7 @@
 """The training loop: take a step, write it down, evaluate and save when due, stop when asked.
 
     while step < train.steps:
-        take_step        data → forward, backward → exchange → clip → update      (step.py)
+        next_result      data → forward, backward → exchange → clip → update      (step.py, late.py)
         journal          metrics store, TensorBoard, live line                     (journal.py)
         tune_micro       how many sequences at a time, while that is being tried   (micro.py)
         watch            a pipeline's schedule and split of layers, when stages drift (replan.py)
@@ -17,8 +17,9 @@ import time
 
 from penstock.engine.build import Parts
 from penstock.engine.evaluate import averaged_weights, sample_text, validation_loss
+from penstock.engine.late import next_result
 from penstock.engine.micro import tune_micro
-from penstock.engine.step import NonFinite, take_step
+from penstock.engine.step import NonFinite
 from penstock.store import save_snapshot
 
 
@@ -29,7 +30,7 @@ def train(parts: Parts) -> bool:
     while progress.step < config.train.steps:
         began = time.perf_counter()
         try:
-            result = take_step(parts, progress.step)
+            result = next_result(parts, progress.step, settled_after(parts))
         except NonFinite:
             save(parts)
             raise
@@ -48,6 +49,12 @@ def train(parts: Parts) -> bool:
         if result.stop:
             return finished
     return True
+
+
+def settled_after(parts: Parts) -> bool:
+    """Whether the loop does something with the state after the coming step, so that no later one may have begun."""
+    config, step = parts.config, parts.progress.step + 1
+    return step == config.train.steps or any(due(step, every) for every in (config.eval.every, config.snapshot.every, parts.watch.every(parts)))
 
 
 def due(step: int, every: int) -> bool:

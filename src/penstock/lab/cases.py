@@ -23,6 +23,7 @@ AXES: dict[str, tuple[dict[str, Any], ...]] = {
         {"layout.pipeline": 3, "pipeline.schedule": "interleaved", "model.layers": 7, "batch.micro": 4},
         {"layout.pipeline": 4, "pipeline.schedule": "auto", "model.layers": 9, "batch.micro": 2},
         {"layout.pipeline": 8, "pipeline.schedule": "zb-h1", "model.layers": 8, "batch.micro": 3},
+        {"layout.pipeline": 2, "pipeline.schedule": "zb-v", "model.layers": 5, "batch.micro": 3, "pipeline.check": "after"},
     ),
     "replicate": ({"layout.replicate": 2}, {"layout.replicate": 3}),
     "shard": (
@@ -106,7 +107,7 @@ def _name(settings: dict[str, Any]) -> str:
     values = {key.removeprefix("layout."): value for key, value in settings.items()}
     parts = [f"{axis} {values[axis]}" for axis in ("pipeline", "replicate", "shard", "context", "expert") if values.get(axis, 1) > 1]
     if "pipeline" in values:
-        parts[0] += f" {settings['pipeline.schedule']}"
+        parts[0] += f" {settings['pipeline.schedule']}" + " checked after" * (settings.get("pipeline.check") == "after")
     if "shard" in values:
         parts[parts.index(f"shard {values['shard']}")] += f" zero {values['zero']}"
     if "expert_every" in values:

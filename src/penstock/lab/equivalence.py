@@ -24,7 +24,7 @@ from penstock.comm import World
 from penstock.config import Config, ConfigError, with_values
 from penstock.data import Batch
 from penstock.data.batches import IGNORED
-from penstock.engine import Core, StopRequest, accumulate, build_core, check_world, gradient_norm, take_step
+from penstock.engine import Core, StopRequest, accumulate, build_core, check_world, gradient_norm, next_result
 from penstock.lab.cases import Case
 from penstock.models import balance_experts
 
@@ -114,7 +114,7 @@ def trace_steps(core: Core) -> Trace:
     gradients = {name: _whole_gradient(core, name) for name in core.weights.locals}
     if core.config.model.moe.experts:
         balance_experts(core.decoder, 0.0, None)  # the first step's tokens come again
-    losses = [take_step(core, step).loss for step in range(core.config.train.steps)]
+    losses = [next_result(core, step, step == core.config.train.steps - 1).loss for step in range(core.config.train.steps)]
     return Trace((totals[0] / totals[1]).item(), gradients, norm, losses)
 
 
@@ -138,7 +138,8 @@ def _whole_gradient(core: Core, name: str) -> Tensor:
 
 
 def _plain_trace(config: Config, known: dict[str, Trace]) -> Trace:
-    alone = with_values(config, {f"layout.{axis}": 1 for axis in ("pipeline", "replicate", "shard", "context", "tensor", "expert")})
+    axes = ("pipeline", "replicate", "shard", "context", "tensor", "expert")
+    alone = with_values(config, {f"layout.{axis}": 1 for axis in axes} | {"pipeline.check": "before"})
     alone = with_values(alone, {"layout.tensor_topology": "1d", "layout.tensor_grid": "", "layout.zero": 3})
     key = alone.model_dump_json()
     if key not in known:

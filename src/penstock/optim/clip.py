@@ -16,6 +16,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+#: Added to the norm before the division.
+SMALL = 1e-6
+
 
 @torch.no_grad()
 def clip_grad_norm(
@@ -26,11 +29,23 @@ def clip_grad_norm(
     `grads` are this rank's gradients, at least one, on one device. `counted` are those of their elements that this rank counts (views;
     default: all), and `reduce` adds a scalar over all ranks (default: there is one rank). The scalar is float64 for float64 gradients, else float32.
     """
-    grads, counted = list(grads), list(grads if counted is None else counted)
-    dtype = torch.float64 if grads[0].dtype == torch.float64 else torch.float32
-    norm = torch.stack(torch._foreach_norm(counted, dtype=dtype)).norm() if counted else grads[0].new_zeros((), dtype=dtype)
+    grads = list(grads)
+    norm = part_norm(grads if counted is None else counted, grads[0])
     if reduce is not None:
-        norm = reduce(norm.double().square()).sqrt().to(dtype)
-    if max_norm > 0:
-        torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        norm = reduce(norm.double().square()).sqrt().to(norm.dtype)
+    scale_to(grads, norm, max_norm)
     return norm
+
+
+@torch.no_grad()
+def scale_to(grads: Sequence[Tensor], norm: Tensor, max_norm: float) -> None:
+    """Scale gradients of the given whole norm in place to at most `max_norm`, unless that is 0."""
+    if max_norm > 0:
+        torch._foreach_mul_(list(grads), (max_norm / (norm + SMALL)).clamp(max=1.0))
+
+
+@torch.no_grad()
+def part_norm(counted: Sequence[Tensor], like: Tensor) -> Tensor:
+    """L2 norm of the elements that a rank counts, in the format of the norm of gradients like `like`."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return torch.stack(torch._foreach_norm(list(counted), dtype=dtype)).norm() if counted else like.new_zeros((), dtype=dtype)

@@ -19,6 +19,7 @@ masks of the CPU's attention path under windows, documents or context are left o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from penstock.models.decoder import has_experts
 from penstock.parallel.estimate import grid_shape, placements
@@ -35,6 +36,40 @@ def layer_activations(work: Workload, layer: int) -> int:
 def ends_activations(work: Workload) -> int:
     """Bytes kept by the final norm and the loss: the norm's, and the gradients of hidden states that the loss has ready."""
     return _norm(work) + work.tokens * _width(work) * work.compute
+
+
+def kept_activations(work: Workload) -> int:
+    """Bytes of activations that the rank keeps when it keeps most: those of one micro-batch, or of all that its schedule has under way.
+
+    A stage that sends its result on keeps that too.
+    """
+
+    def of_stage(layers: tuple[int, ...], ends: bool) -> int:
+        rest = ends_activations(work) if ends else work.stream_bytes
+        return sum(layer_activations(work, layer) for layer in layers) + rest
+
+    return _at_most(work, of_stage)
+
+
+def kept_casts(work: Workload) -> int:
+    """Bytes of copies of weights that the rank keeps when it keeps most: every micro-batch under way has its own."""
+    return _at_most(work, lambda layers, ends: sum(layer_casts(work, layer) for layer in layers))
+
+
+def _at_most(work: Workload, of_stage: Callable[[tuple[int, ...], bool], int]) -> int:
+    """The most that the rank's stages keep together, of which each keeps `of_stage` from its F to its W or B."""
+    own, last = work.own_stages, 0 if work.stages is None else len(work.stages.parts) - 1
+    kept = {stage: of_stage(layers, stage == last) for stage, layers in own.items()}
+    if work.schedule is None:
+        return sum(kept.values())
+    now = most = 0
+    for action in work.schedule.actions[work.place]:
+        if action.work == "F":
+            now += kept[action.stage]
+            most = max(most, now)
+        elif action.work in ("W", "B"):
+            now -= kept[action.stage]
+    return most
 
 
 def loss_chunk(work: Workload) -> int:

@@ -6,7 +6,7 @@ What does not divide is either padded by the layers (heads, feed-forward widths,
 from __future__ import annotations
 
 from penstock.config import Config, ConfigError
-from penstock.parallel.layout import Layout, micro_batch
+from penstock.parallel.layout import Layout, micro_batch, micro_sizes
 from penstock.parallel.pipeline.plan import check_pipeline
 from penstock.parallel.placement import padded_part
 
@@ -18,8 +18,19 @@ def check_layout(config: Config, layout: Layout) -> None:
         if broken:
             raise ConfigError(sentence)
     if layout.pipeline > 1:
-        micro_batches = config.batch.global_ // layout.size(*layout.sequence_axes) // micro_batch(config, layout)
-        check_pipeline(config.model, config.pipeline, layout.pipeline, micro_batches)
+        _pipeline(config, layout)
+
+
+def _pipeline(config: Config, layout: Layout) -> None:
+    """Raise `ConfigError` if the pipeline takes none of the sizes that `batch.micro` may come to."""
+    sizes, refusals = micro_sizes(config, layout) if config.batch.micro == "auto" else [micro_batch(config, layout)], []
+    for size in sizes:
+        try:
+            check_pipeline(config.model, config.pipeline, layout.pipeline, config.batch.global_ // layout.size(*layout.sequence_axes) // size)
+            return
+        except ConfigError as error:
+            refusals.append(error)
+    raise refusals[0]
 
 
 def _context(config: Config, layout: Layout) -> list[tuple[bool, str]]:

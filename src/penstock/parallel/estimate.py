@@ -8,6 +8,7 @@ said of the engine's own small agreements (`world.*`: loss, gradient norm, exper
     FSDP, P weights in a group over s ranks, padded: gathers 2 m P (s - 1)/s in degree 3 (m for the group of embedding, norm and head, which
     stays from forward to backward), P (s - 1)/s in 1 and 2; sums m P (s - 1)/s in 2 and 3, P (s - 1)/s in 1
     replicas: 2 G (r - 1)/r for the gradients G that r ranks share, bucket by bucket
+    pipeline: b t d c for each micro-batch and each border of the rank's stages with another rank's (activations one way, gradients the other)
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ from penstock.models import Decoder
 from penstock.models.decoder import has_experts
 from penstock.parallel.layout import Layout
 from penstock.parallel.matrices import sharing_axes
+from penstock.parallel.pipeline.stages import Stages
 from penstock.parallel.placement import Placement, part
 from penstock.parallel.plan import plan_weights
 from penstock.parallel.traffic import DOCUMENT_BYTES, EXPERT_COUNT_BYTES, Collective, Workload, axis_name, both_ways
-from penstock.parallel.traffic_grid import expected_rows, grid_ends, grid_layer, local_heads
-from penstock.parallel.traffic_tesseract import tesseract_ends, tesseract_layer
+from penstock.parallel.traffic_grid import expected_rows, grid_embedding, grid_head, grid_layer, local_heads
+from penstock.parallel.traffic_tesseract import tesseract_embedding, tesseract_head, tesseract_layer
 
 
 def step_traffic(work: Workload) -> list[Collective]:
     """Every collective of one optimizer step of `work`."""
-    model = work.model
-    lines = [line for layer in range(model.layers) for line in layer_traffic(work, layer)] + ends_traffic(work)
+    lines = [line for layer in work.layers for line in layer_traffic(work, layer)] + ends_traffic(work)
+    lines.append(Collective(("pipeline",), "activations", "send", work.stream_bytes, work.hops))
     return [line.repeated(work.micro_batches) for line in lines] + shard_traffic(work) + gradient_traffic(work)
 
 
@@ -58,20 +60,26 @@ def layer_traffic(work: Workload, layer: int) -> list[Collective]:
 
 def ends_traffic(work: Workload) -> list[Collective]:
     """What lies before the first block and after the last sends in one micro-batch, but for weights and gradients."""
-    grid = tesseract_ends if work.layout.topology == "2.5d" else grid_ends
-    lines = grid(work) if work.layout.tensor > 1 else []
-    if work.documents:
-        lines.append(Collective(("context",), "documents", "all_gather", work.micro * work.model.context * DOCUMENT_BYTES))
+    square, lines = work.layout.topology == "2.5d", []
+    if work.layout.tensor > 1:
+        lines += (tesseract_embedding if square else grid_embedding)(work) if work.embeds else []
+        lines += (tesseract_head if square else grid_head)(work) if work.ends else []
+    if work.documents:  # every stage gathers them
+        lines.append(Collective(("context",), "documents", "all_gather", work.micro * work.model.context * DOCUMENT_BYTES, len(work.own_stages)))
     return lines
 
 
 def shard_traffic(work: Workload, prefix: str = "") -> list[Collective]:
-    """FSDP's gathers of weights and sums of gradients in a whole step, of the groups whose names begin with `prefix`."""
+    """FSDP's gathers of weights and sums of gradients in a whole step, of the groups whose names begin with `prefix`.
+
+    With several stages on a rank FSDP, which fetches blocks ahead in the order it saw last, gathers some per cent more in degree 3.
+    """
     zero, batches, lines = work.layout.zero, work.micro_batches, []
+    each = zero > 1 and work.stages is None  # a pipeline's gradients travel once in every degree
     for group in (group for group in shard_groups(work) if group.name.startswith(prefix)):
         numel, gathers = group.padded_numel(work), (2 if group.regathers else 1) * batches if zero == 3 else 1
         lines.append(Collective(group.axes, "weights", "all_gather", numel * group.width(work), gathers))
-        lines.append(Collective(group.axes, "gradients", "reduce_scatter", numel * work.master, batches if zero > 1 else 1))
+        lines.append(Collective(group.axes, "gradients", "reduce_scatter", numel * work.master, batches if each else 1))
     return lines
 
 
@@ -79,13 +87,17 @@ def gradient_traffic(work: Workload, prefix: str = "") -> list[Collective]:
     """The sums of gradients over replicas at the end of a step, in the reducer's own buckets; of parameters whose names begin with `prefix`."""
     layout, dtype = work.layout, torch.float64 if work.master == 8 else torch.float32
     pairs, axes_of = [], {}
-    for placement in (placement for name, placement in placements(work).items() if name.startswith(prefix)):
-        axes = placement.replicas(layout)
-        axis = Axis(axis_name(axes, layout), layout.group(work.rank, axes))
-        axes_of[axis.name] = axes
+    for placement in (placement for name, placement in placements(work).items() if name.startswith(prefix) and placement.held_by(layout, work.rank)):
+        axes, tied = placement.replicas(layout), max(1, len(placement.holders))
+        axis = Axis(axis_name(axes, layout, tied), placement.replica_ranks(layout, work.rank))
+        axes_of[axis.name] = (axes, tied)
         pairs.append((nn.Parameter(torch.empty(placement.local_shape(layout, work.rank), device="meta", dtype=dtype)), axis))
     buckets = cut_buckets([(p, axis) for p, axis in pairs if axis.size > 1], int(work.bucket_mb * 2**20))
-    return [Collective(axes_of[axis.name], "gradients", "all_reduce", sum(p.numel() for p in bucket) * work.master) for bucket, axis in buckets]
+    lines = []
+    for bucket, axis in buckets:
+        axes, tied = axes_of[axis.name]
+        lines.append(Collective(axes, "gradients", "all_reduce", sum(p.numel() for p in bucket) * work.master, tied=tied))
+    return lines
 
 
 def muon_traffic(work: Workload, matrices: Iterable[str]) -> list[Collective]:
@@ -129,14 +141,14 @@ def shard_groups(work: Workload) -> list[ShardGroup]:
     if not layout.sharded:
         return []
     groups = []
-    for layer in range(work.model.layers):
+    for layer in work.layers:
         name = f"blocks.{layer}."
         block = {key: placement for key, placement in plan.items() if key.startswith(name) and _sharded(placement, layout)}
         experts = tuple(placement for key, placement in block.items() if ".experts." in key)
         if experts and layout.expert_shard > 1:
             groups.append(ShardGroup(f"{name}ffn.experts.", layout.expert_shard_axes, experts, True))
         groups.append(ShardGroup(name, layout.shard_axes, tuple(p for key, p in block.items() if ".experts." not in key), True))
-    rest = tuple(placement for key, placement in plan.items() if not key.startswith("blocks."))
+    rest = tuple(placement for key, placement in plan.items() if not key.startswith("blocks.") and placement.held_by(layout, work.rank))
     return [*groups, ShardGroup("", layout.shard_axes, rest, False)]
 
 
@@ -146,12 +158,12 @@ def _sharded(placement: Placement, layout: Layout) -> bool:
 
 def placements(work: Workload) -> dict[str, Placement]:
     """Placement of every parameter by logical name, in the order of the model."""
-    return _plan(work.model, work.layout)
+    return _plan(work.model, work.layout, work.stages)
 
 
 @lru_cache(maxsize=64)
-def _plan(model: ModelSection, layout: Layout) -> dict[str, Placement]:
-    return plan_weights(model, layout, parameter_shapes(model))
+def _plan(model: ModelSection, layout: Layout, stages: Stages | None) -> dict[str, Placement]:
+    return plan_weights(model, layout, parameter_shapes(model), stages=stages)
 
 
 @lru_cache(maxsize=8)

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from penstock.comm import ring_bytes
 from penstock.config import ModelSection
 from penstock.parallel.layout import Layout
+from penstock.parallel.pipeline.schedule import Schedule
+from penstock.parallel.pipeline.stages import Stages
 from penstock.parallel.placement import padded_part
 
 EXPERT_COUNT_BYTES = TOKEN_BYTES = 8  # int64
@@ -25,6 +28,7 @@ class Workload:
 
     `micro` sequences at a time, `micro_batches` times; activations of `compute` bytes and weights, moments and gradients of `master` bytes a
     number; the loss in chunks of `chunk_tokens`; `documents` says that tokens carry their document's number; buckets of `bucket_mb` MiB.
+    In a pipeline, which `stages` there are and how they are scheduled.
     """
 
     model: ModelSection
@@ -37,6 +41,47 @@ class Workload:
     documents: bool = False
     bucket_mb: float = 25.0
     rank: int = 0
+    stages: Stages | None = None
+    schedule: Schedule | None = None
+
+    @property
+    def place(self) -> int:
+        """The rank's place on the pipeline."""
+        return self.layout.coordinate(self.rank, "pipeline")
+
+    @property
+    def own_stages(self) -> dict[int, tuple[int, ...]]:
+        """The rank's stages by number, with the layers of each; without a pipeline one stage of all layers."""
+        if self.stages is None:
+            return {0: tuple(range(self.model.layers))}
+        placed = enumerate(zip(self.stages.parts, self.stages.rank_of))
+        return {stage: tuple(part.layers) for stage, (part, place) in placed if place == self.place}
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers that the rank has."""
+        return [layer for layers in self.own_stages.values() for layer in layers]
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the rank embeds tokens."""
+        return self.stages is None or self.stages.rank_of[0] == self.place
+
+    @property
+    def ends(self) -> bool:
+        """Whether the rank has norm, head and loss."""
+        return self.stages is None or self.stages.rank_of[-1] == self.place
+
+    @property
+    def hops(self) -> int:
+        """Tensors that the rank sends along the pipeline for a micro-batch: activations onward and gradients back."""
+        return 0 if self.stages is None else sum(a != b and self.place in (a, b) for a, b in pairwise(self.stages.rank_of))
+
+    @property
+    def stream_bytes(self) -> int:
+        """What the rank holds of a micro-batch between blocks."""
+        rows = 1 if self.layout.topology == "2.5d" else self.layout.row
+        return self.tokens // rows * self.part(self.model.dim, "column") * self.compute
 
     @property
     def wide(self) -> int:
@@ -65,33 +110,37 @@ class Workload:
 
 @dataclass(frozen=True)
 class Collective:
-    """`times` calls of a collective on a whole tensor of `n_bytes` (of an all-to-all: bytes that leave a rank) over `axes`."""
+    """`times` calls of a collective on a whole tensor of `n_bytes` (of an all-to-all or a send: bytes that leave a rank) over `axes`.
+
+    `tied` ranks of the pipeline take part, where a tensor lies on several (an embedding that is the head too).
+    """
 
     axes: tuple[str, ...]
     purpose: str
     operation: str
     n_bytes: int
     times: int = 1
+    tied: int = 1
 
     def name(self, layout: Layout) -> str:
         """`axis.purpose`, as the meter has it."""
-        return f"{axis_name(self.axes, layout)}.{self.purpose}"
+        return f"{axis_name(self.axes, layout, self.tied)}.{self.purpose}"
 
     def sent(self, layout: Layout) -> int:
         """Bytes one rank sends in all calls."""
-        ranks = layout.size(*self.axes)
+        ranks = layout.size(*self.axes) * self.tied
         if ranks == 1:
             return 0
-        return self.times * (self.n_bytes if self.operation == "all_to_all" else ring_bytes(self.operation, self.n_bytes, ranks))
+        return self.times * (self.n_bytes if self.operation in ("all_to_all", "send") else ring_bytes(self.operation, self.n_bytes, ranks))
 
     def repeated(self, times: int) -> Collective:
         """The same, so many times as often."""
         return replace(self, times=self.times * times)
 
 
-def axis_name(axes: tuple[str, ...], layout: Layout) -> str:
-    """Name of several axes taken as one: those of more than one rank (`Mesh.axis`)."""
-    return "_".join(axis for axis in axes if layout.size(axis) > 1) or "none"
+def axis_name(axes: tuple[str, ...], layout: Layout, tied: int = 1) -> str:
+    """Name of several axes taken as one: those of more than one rank (`Mesh.axis`, `Mesh.replicas`)."""
+    return "_".join((("tied",) if tied > 1 else ()) + tuple(axis for axis in axes if layout.size(axis) > 1)) or "none"
 
 
 def both_ways(axis: str, purpose: str, operation: str, n_bytes: int, times: int = 1) -> list[Collective]:

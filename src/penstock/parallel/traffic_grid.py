@@ -23,11 +23,14 @@ def grid_layer(work: Workload, layer: int) -> list[Collective]:
     return [*_attention(work), *feed_forward, *_tokens(work, "attention", 2), *_tokens(work, "ffn", 2), *_norm(work, 2)]
 
 
-def grid_ends(work: Workload) -> list[Collective]:
-    """What embedding, final norm, head and loss send over the grid."""
-    hidden = work.tokens * work.part(work.model.dim, "column")
-    embedding = both_ways("row", "embedding", "reduce_scatter", hidden * work.master)
-    return [*embedding, *_norm(work, 1), *_tokens(work, "head", 1), *_loss(work)]
+def grid_embedding(work: Workload) -> list[Collective]:
+    """What the embedding sends over the grid."""
+    return both_ways("row", "embedding", "reduce_scatter", work.tokens * work.part(work.model.dim, "column") * work.master)
+
+
+def grid_head(work: Workload) -> list[Collective]:
+    """What final norm, head and loss send over the grid."""
+    return [*_norm(work, 1), *_tokens(work, "head", 1), *_loss(work)]
 
 
 def local_heads(work: Workload) -> tuple[int, int]:

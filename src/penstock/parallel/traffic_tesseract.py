@@ -22,11 +22,16 @@ def tesseract_layer(work: Workload, layer: int) -> list[Collective]:
     return [*attention, *feed_forward, *_norm(work, 2)]
 
 
-def tesseract_ends(work: Workload) -> list[Collective]:
-    """What embedding, final norm, head and loss send over the rows and columns."""
+def tesseract_embedding(work: Workload) -> list[Collective]:
+    """What the embedding sends over the rows."""
     q, width = work.layout.row, work.part(work.model.dim, "column")
     tokens = Collective(("row",), "tokens", "all_gather", q * work.tokens * TOKEN_BYTES)
-    return [tokens, *both_ways("row", "embedding", "reduce_scatter", q * work.tokens * width * work.master), *_norm(work, 1), *_loss(work)]
+    return [tokens, *both_ways("row", "embedding", "reduce_scatter", q * work.tokens * width * work.master)]
+
+
+def tesseract_head(work: Workload) -> list[Collective]:
+    """What final norm, head and loss send over the rows and columns."""
+    return [*_norm(work, 1), *_loss(work)]
 
 
 def _product(work: Workload, rows: int, inputs: int, outputs: int, stack: int = 1) -> list[Collective]:

@@ -1,10 +1,12 @@
 """Memory that a rank will need, piece by piece, from shapes.
 
-    weights, gradients   what the rank holds of them, `master` bytes a number (gradients whole on the grid in ZeRO-1, until the last micro-batch)
+    weights, gradients   what the rank holds of them, `master` bytes a number (gradients whole on the grid in ZeRO-1, until the last micro-batch,
+                         and in a pipeline with any degree)
     moments              AdamW two and Muon one such number a weight, an average of the weights one more
     gathered             FSDP's whole weights: of two blocks (the next is fetched early) and of embedding, norm and head in ZeRO-3, of all else
     exchange             buckets of the replicas' gradients; a block's whole gradients and their copy in the weights' format while FSDP sums them
-    activations, casts   kept from forward to backward by all layers (`parallel/activations.py`); FSDP's gathered blocks need no casts
+    activations, casts   kept from forward to backward by all layers (`parallel/activations.py`), in a pipeline of all micro-batches that are under
+                         way on the rank at a time; FSDP's gathered blocks need no casts
     logits               a chunk of the loss
 
 `total` is their sum, an upper estimate: not all are at their most at once. The allocator's waste, workspaces of kernels, and the framework itself
@@ -20,7 +22,7 @@ import torch
 
 from penstock.config import OptimSection
 from penstock.optim.optimizer import is_block_matrix
-from penstock.parallel.activations import ends_activations, layer_activations, layer_casts, loss_chunk
+from penstock.parallel.activations import kept_activations, kept_casts, loss_chunk
 from penstock.parallel.estimate import gradient_traffic, grid_shape, placements, shard_groups
 from penstock.parallel.placement import Placement
 from penstock.parallel.traffic import Workload
@@ -51,20 +53,20 @@ class Footprint:
 
 def footprint(work: Workload, optim: OptimSection) -> Footprint:
     """What the rank of `work` will hold."""
-    layers, master = range(work.model.layers), work.master
+    master, whole_gradients = work.master, work.layout.sharded and (work.layout.zero == 1 or work.stages is not None)
     plan = placements(work)
     held = {name: math.prod(placement.local_shape(work.layout, work.rank)) for name, placement in plan.items()}
     whole = sum(math.prod(grid_shape(placement, work)) for placement in plan.values())
     blocks, gathered = _gathered(work)
     return Footprint(
         weights=sum(held.values()) * master,
-        gradients=(whole if work.layout.sharded and work.layout.zero == 1 else sum(held.values())) * master,
+        gradients=(whole if whole_gradients else sum(held.values())) * master,
         moments=sum(n * _moments(name, plan[name], optim) for name, n in held.items()) * master,
         gathered=gathered,
         exchange=blocks * (work.compute + master) + sum(line.n_bytes for line in gradient_traffic(work)),
-        activations=sum(layer_activations(work, layer) for layer in layers) + ends_activations(work),
-        casts=0 if work.layout.sharded else sum(layer_casts(work, layer) for layer in layers),
-        logits=loss_chunk(work),
+        activations=kept_activations(work),
+        casts=0 if work.layout.sharded else kept_casts(work),
+        logits=loss_chunk(work) if work.ends else 0,
     )
 
 

@@ -2,25 +2,28 @@
 
 Ranks are numbered node by node, `ranks_per_node` of them on each. An axis whose groups all lie inside a node talks over the node's own links; of one
 that crosses, the share of its ring's hops (of an all-to-all: of its pairs) that leave a node is counted as sent between nodes, on average over the
-ranks, rings being in order of rank. Figures come from `parallel/estimate.py` and `footprint.py`, for rank 0, whose parts are never the short ones.
+ranks, rings being in order of rank. Figures come from `parallel/estimate.py` and `footprint.py`, for a rank whose parts are never the short ones: the
+first of all, or of a pipeline's ranks the one that holds most and the one that sends most.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import Any
 
-from penstock.config import Config, ConfigError
+from penstock.config import Config, ConfigError, OptimSection
 from penstock.models import count_parameters
 from penstock.parallel import Layout, build_layout, check_layout
 from penstock.parallel.estimate import muon_traffic, placements, step_traffic
-from penstock.parallel.layout import TENSOR, micro_batch
+from penstock.parallel.layout import TENSOR
+from penstock.parallel.pipeline.plan import PipelinePlan
 from penstock.parallel.topology import Choice, tensor_grids
 from penstock.parallel.traffic import Collective, Workload
 from penstock.plan.footprint import Footprint, footprint, uses_muon
+from penstock.plan.pipeline import FORMATS, first_size, make_plan, micro_batches
 
-FORMATS = {"float32": (4, 4), "bfloat16": (2, 4), "float64": (8, 8)}  # bytes of an activation, of a weight
-AXES = ("replicate", "shard", "context", "expert", *TENSOR)
+AXES = ("pipeline", "replicate", "shard", "context", "expert", *TENSOR)
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,21 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class PipelineReport:
+    """A pipeline's schedule by estimated costs: the layers of every stage and its place, the idle share of a step, and places that stand out."""
+
+    schedule: str
+    layers: tuple[int, ...]
+    rank_of: tuple[int, ...]
+    bubble: float
+    #: Most micro-batches that a place holds, each counted as its share of the model; 1F1B's first holds as many as there are places.
+    peak_activations: float
+    #: The place that the report's memory is of, and the one that its traffic is of.
+    holds_most: int
+    sends_most: int
+
+
+@dataclass(frozen=True)
 class LayoutReport:
     """A layout's axes, traffic and memory; `better`, another grid of the tensor ranks that sends less, and the share of the bytes it saves."""
 
@@ -57,6 +75,7 @@ class LayoutReport:
     memory: Footprint
     better: Layout | None
     saved: float
+    pipeline: PipelineReport | None = None
 
     @property
     def inside(self) -> int:
@@ -83,6 +102,7 @@ class LayoutReport:
             "inside": self.inside,
             "between": self.between,
             "memory": self.memory.as_dict(),
+            "pipeline": None if self.pipeline is None else asdict(self.pipeline),
             "better": better,
         }
 
@@ -93,34 +113,54 @@ def describe_layout(config: Config, ranks: int, ranks_per_node: int) -> LayoutRe
         raise ConfigError(f"--nproc {ranks} and --ranks-per-node {ranks_per_node} must be at least 1")
     layout = build_layout(config, ranks)
     check_layout(config, layout)
-    work = workload(config, layout)
-    choice = better_grid(config, layout)
-    lines = planned_traffic(config, work)
-    sent = sum(line.sent(layout) for line in lines)
+    plan = make_plan(config, layout, first_size(config, layout)) if layout.pipeline > 1 else None
+    works = workloads(config, layout, plan)
+    choice = better_grid(config, layout, plan)
+    lines = [planned_traffic(config, work) for work in works]
+    sent = [sum(line.sent(layout) for line in of_rank) for of_rank in lines]
+    most = sent.index(max(sent))
+    fullest, memory = heaviest(works, config.optim)
     return LayoutReport(
         layout=layout,
         ranks_per_node=ranks_per_node,
         parameters=count_parameters(config.model)["total"],
         compute=config.precision.compute,
-        micro=work.micro,
-        micro_batches=work.micro_batches,
+        micro=works[0].micro,
+        micro_batches=works[0].micro_batches,
         axes=tuple(_place(layout, axis, ranks_per_node) for axis in _split_axes(layout)),
-        traffic=_traffic(lines, layout, ranks_per_node),
-        memory=footprint(work, config.optim),
+        traffic=_traffic(lines[most], layout, ranks_per_node),
+        memory=memory,
         better=None if choice is None else choice.layout,
-        saved=0.0 if choice is None else 1.0 - choice.n_bytes / sent,
+        saved=0.0 if choice is None else 1.0 - choice.n_bytes / sent[most],
+        pipeline=None if plan is None else _pipeline(plan, fullest.place, most),
     )
 
 
+def workloads(config: Config, layout: Layout, plan: PipelinePlan | None = None) -> list[Workload]:
+    """The step that a settled `config` makes on `layout`, of the first rank of every place of its pipeline; `plan` is made if it is not given."""
+    first = workload(config, layout)
+    if layout.pipeline == 1:
+        return [first]
+    plan = plan or make_plan(config, layout, first.micro)
+    stride = layout.stride("pipeline")
+    return [replace(first, rank=place * stride, stages=plan.stages, schedule=plan.schedule) for place in range(layout.pipeline)]
+
+
+def heaviest(works: list[Workload], optim: OptimSection) -> tuple[Workload, Footprint]:
+    """The rank that holds most, and what."""
+    held = [(work, footprint(work, optim)) for work in works]
+    return max(held, key=lambda pair: pair[1].total)
+
+
 def workload(config: Config, layout: Layout) -> Workload:
-    """The step of rank 0 that a settled `config` makes on `layout`."""
+    """The step of rank 0 that a settled `config` makes on `layout`, if it has all layers."""
     compute, master = FORMATS[config.precision.compute]
-    micro = micro_batch(config, layout)
+    micro = first_size(config, layout)
     return Workload(
         model=config.model,
         layout=layout,
         micro=micro,
-        micro_batches=config.batch.global_ // layout.size(*layout.sequence_axes) // micro,
+        micro_batches=micro_batches(config, layout, micro),
         compute=compute,
         master=master,
         chunk_tokens=config.train.loss_chunk,
@@ -135,15 +175,16 @@ def planned_traffic(config: Config, work: Workload) -> list[Collective]:
     return step_traffic(work) + muon_traffic(work, matrices)
 
 
-def better_grid(config: Config, layout: Layout) -> Choice | None:
-    """Another grid of the same tensor ranks with which a rank sends least in a step, if one sends less than `layout`."""
+def better_grid(config: Config, layout: Layout, plan: PipelinePlan | None = None) -> Choice | None:
+    """Another grid of the same tensor ranks with which the rank that sends most in a step sends least, if it is less than with `layout`."""
     choices = []
     for grid in [layout, *tensor_grids(layout)] if layout.tensor > 1 else []:
         try:
             check_layout(config, grid)
         except ConfigError:
             continue
-        choices.append(Choice(grid, sum(line.sent(grid) for line in planned_traffic(config, workload(config, grid)))))
+        works = workloads(config, grid, plan)
+        choices.append(Choice(grid, max(sum(line.sent(grid) for line in planned_traffic(config, work)) for work in works)))
     best = min(choices, key=lambda choice: choice.n_bytes, default=None)
     return None if best is None or best.layout == layout else best
 
@@ -152,6 +193,13 @@ def grid_settings(layout: Layout) -> dict[str, str]:
     """The settings that choose the grid of `layout`."""
     grid = {"1d": "", "2d": f"{layout.column}x{layout.row}", "2.5d": f"{layout.row}x{layout.column}x{layout.depth}"}[layout.topology]
     return {"layout.tensor_topology": layout.topology, "layout.tensor_grid": grid}
+
+
+def _pipeline(plan: PipelinePlan, holds_most: int, sends_most: int) -> PipelineReport:
+    layers = tuple(len(part.layers) for part in plan.stages.parts)
+    return PipelineReport(
+        plan.schedule.kind, layers, plan.stages.rank_of, plan.timing.bubble, max(plan.timing.peak_memory), holds_most, sends_most
+    )  # fmt: skip
 
 
 def _split_axes(layout: Layout) -> list[str]:
@@ -166,13 +214,14 @@ def _place(layout: Layout, axis: str, per_node: int) -> AxisPlace:
 
 def _traffic(lines: list[Collective], layout: Layout, per_node: int) -> tuple[Traffic, ...]:
     table: dict[str, Traffic] = {}
-    shares: dict[tuple[tuple[str, ...], bool], float] = {}
+    shares: dict[tuple[tuple[str, ...], bool, int], float] = {}
     for line in lines:
-        sent, name, key = line.sent(layout), line.name(layout), (line.axes, line.operation == "all_to_all")
+        sent, name, key = line.sent(layout), line.name(layout), (line.axes, line.operation == "all_to_all", line.tied)
         if not sent:
             continue
         if key not in shares:
-            shares[key] = _crossing(layout, line.axes, per_node, all_pairs=key[1])
+            axes = ("pipeline", *line.axes) if line.tied > 1 else line.axes
+            shares[key] = _crossing(layout, axes, per_node, all_pairs=key[1])
         between, old = round(sent * shares[key]), table.get(name, Traffic(name, 0, 0))
         table[name] = Traffic(name, old.inside + sent - between, old.between + between)
     return tuple(sorted(table.values(), key=lambda line: -line.inside - line.between))
@@ -195,6 +244,7 @@ def layout_text(report: LayoutReport) -> str:
     lines = [
         f"{layout.ranks} ranks, {min(per_node, layout.ranks)} a node: {layout}",
         f"{report.parameters:,} parameters, {report.compute}, {report.micro_batches} × {report.micro} sequences a rank and step",
+        *([] if report.pipeline is None else _pipeline_text(report.pipeline)),
         "",
         *_table([("axis", "ranks", "stride", "lies"), *((a.name, str(a.size), str(a.stride), _where(a)) for a in report.axes)], left=(0, 3)),
         "",
@@ -210,6 +260,15 @@ def layout_text(report: LayoutReport) -> str:
         *_table([("a rank holds", "memory"), *((name, _bytes(n)) for name, n in report.memory.as_dict().items() if n)], left=(0,)),
     ]
     return "\n".join([*lines, *_advice(report)])
+
+
+def _pipeline_text(pipeline: PipelineReport) -> list[str]:
+    alike = [(len(list(group)), layers) for layers, group in groupby(pipeline.layers)]
+    layers = ", ".join(f"{times} × {layers}" if times > 2 else ", ".join([str(layers)] * times) for times, layers in alike)
+    return [
+        f"pipeline {pipeline.schedule}: {pipeline.bubble:.1%} idle by estimate; layers by stage: {layers}",
+        f"below, place {pipeline.sends_most} of the pipeline, which sends most, and place {pipeline.holds_most}, which holds most",
+    ]
 
 
 def _advice(report: LayoutReport) -> list[str]:

@@ -14,7 +14,7 @@ from penstock.parallel.pipeline.schedule import Costs
 from penstock.parallel.pipeline.timeline import Timeline, timeline_of
 from penstock.parallel.pipeline.torch_ir import read_csv, to_csv
 from penstock.parallel.pipeline.trace import read_trace, write_trace
-from penstock.plan.pipeline import AUTO, Outcome, Pipeline, compare, outcome_of, replan, solve
+from penstock.plan.schedule import AUTO, Outcome, Pipeline, compare, outcome_of, replan, solve
 from penstock.plan.schedule_text import comparison_text, costs_text, executed_text, outcome_text
 from penstock.plan.stage_costs import Share, parse_costs, read_costs
 

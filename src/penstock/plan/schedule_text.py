@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from penstock.parallel.pipeline.schedule import Costs
 from penstock.parallel.pipeline.timeline import Timeline
-from penstock.plan.pipeline import Outcome
+from penstock.plan.schedule import Outcome
 
 
 def outcome_text(outcome: Outcome) -> str:

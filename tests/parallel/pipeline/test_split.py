@@ -39,7 +39,7 @@ def every_split(layers, stages):
     for middle in itertools.combinations_with_replacement(range(layers + 1), stages - 1):
         bounds = (0, *middle, layers)
         if all(bounds[s + 1] > bounds[s] for s in range(1, stages - 1)):
-            yield [Part(a, b, s == 0, s == stages - 1) for s, (a, b) in enumerate(itertools.pairwise(bounds))]
+            yield [Part(range(a, b), s == 0, s == stages - 1) for s, (a, b) in enumerate(itertools.pairwise(bounds))]
 
 
 def random_costs(layers, alike):
@@ -86,7 +86,7 @@ def test_a_wave_puts_fewer_layers_where_embedding_and_head_meet():
 
 def test_a_head_worth_several_layers_may_have_a_stage_alone():
     parts = cut(pieces([1.0] * 6, 0.0, 5.0), (0, 1, 2, 3))
-    assert [len(part.layers) for part in parts] == [2, 2, 2, 0] and parts[3] == Part(6, 6, head=True)
+    assert [len(part.layers) for part in parts] == [2, 2, 2, 0] and parts[3] == Part(range(6, 6), head=True)
 
 
 @pytest.mark.parametrize("chunks", [1, 2])
@@ -153,7 +153,7 @@ def test_tensor_ranks_divide_the_work_and_the_bytes():
 
 def test_stages_are_sums_of_their_pieces():
     costs = LayerCosts(tuple(Cost(i + 1.0, 2.0, 3.0, 0.0, 4.0) for i in range(4)), Cost(0.5, 0.0, 0.5), Cost(6.0, 0.0, 0.0, 0.0, 4.0))
-    parts = (Part(0, 1, embedding=True), Part(1, 3), Part(3, 4), Part(4, 4, head=True))
+    parts = (Part(range(1), embedding=True), Part(range(1, 3)), Part(range(3, 4)), Part(range(4, 4), head=True))
     stages = stage_costs(parts, costs, 0.25, rank_of=(0, 1, 1, 0), slowness=(1.0, 2.0))
     assert stages.forward == (1.5, 10.0, 8.0, 6.0) and stages.input_grad == (2.0, 8.0, 4.0, 0.0) and stages.weight_grad == (3.5, 12.0, 6.0, 0.0)
     assert stages.transfer == (0.25,) * 3 and stages.memory == (0.4, 0.8, 0.4, 0.4)

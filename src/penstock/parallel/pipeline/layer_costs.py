@@ -20,13 +20,13 @@ from typing import NamedTuple
 
 from penstock.config import ModelSection
 from penstock.models.decoder import has_experts
-from penstock.parallel.activations import ends_activations, layer_activations, loss_chunk
+from penstock.parallel.activations import ends_activations, layer_activations, layer_casts, loss_chunk
 from penstock.parallel.estimate import placements
 from penstock.parallel.traffic import Workload
 
 
 class Cost(NamedTuple):
-    """One piece of the model on one rank: times of a micro-batch, `state` bytes of weights, gradients and moments, `kept` bytes of activations."""
+    """One piece of the model on one rank: times of a micro-batch, `state` bytes of weights, gradients and moments, `kept` bytes until backward."""
 
     forward: float
     input_grad: float
@@ -66,7 +66,8 @@ def _layer(work: Workload, layer: int, tokens: float, moments: int) -> Cost:
     model = work.model
     product, attention = 2.0 * tokens * layer_matrices(model, layer), 4.0 * tokens * model.heads * model.head_dim * seen_tokens(model)
     state = _state(work, (f"blocks.{layer}.",), moments)
-    return Cost(product + attention, product + 2 * attention, product, state, layer_activations(work, layer))
+    kept = layer_activations(work, layer) + (0 if work.layout.sharded else layer_casts(work, layer))
+    return Cost(product + attention, product + 2 * attention, product, state, kept)
 
 
 def layer_matrices(model: ModelSection, layer: int) -> int:

@@ -1,0 +1,153 @@
+"""What a pipeline schedule comes to: bubble, makespan beside its proven bound, memory; for a named kind, the best that can be found, or one loaded.
+
+Costs are of one rank's share of a micro-batch, so kinds with other numbers of chunks compare at equal work; or of every stage, where a file or a
+timeline gives them, and then only kinds of as many stages can be asked for. With a barrier (an optimizer step that waits for all ranks, as the norm
+of all gradients makes it) the makespan counts; without one, the time per step in the long run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from penstock.config import ConfigError
+from penstock.parallel.pipeline.check import ScheduleError, check_schedule
+from penstock.parallel.pipeline.kinds import KINDS, named_schedule
+from penstock.parallel.pipeline.schedule import Costs, Schedule
+from penstock.parallel.pipeline.simulate import Timing, simulate
+from penstock.parallel.pipeline.timeline import Timeline, measured_costs
+from penstock.plan.stage_costs import Share
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What a schedule is asked for: its size, its costs (a rank's share, or every stage), the cap (× 1F1B's memory) and whether steps are parted."""
+
+    ranks: int
+    micro_batches: int
+    costs: Share | Costs
+    cap: float | None = None
+    barrier: bool = True
+
+    def costs_of(self, stages: int) -> Costs:
+        """The costs of a cut into so many stages; raises `ConfigError` if they are given for another cut."""
+        if isinstance(self.costs, Costs):
+            given = len(self.costs.forward)
+            if given != stages:
+                raise ConfigError(f"costs are given for {given} stages, and this schedule has {stages}")
+            return self.costs
+        chunks = stages / self.ranks
+        forward, input_grad, weight_grad = ((share / chunks,) * stages for share in self.costs[:3])
+        return Costs(forward, input_grad, weight_grad, (self.costs[3],) * (stages - 1), (1 / chunks,) * stages)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A schedule, its costs and what it takes; `seconds` is what making it took."""
+
+    schedule: Schedule
+    costs: Costs
+    timing: Timing
+    barrier: bool
+    lower_bound: float
+    seconds: float
+
+    @property
+    def step(self) -> float:
+        """The time of a step that counts: makespan with a barrier, period without."""
+        return self.timing.makespan if self.barrier else self.timing.period
+
+    @property
+    def bubble(self) -> float:
+        """The idle part of a step."""
+        return self.timing.bubble if self.barrier else self.timing.steady_bubble
+
+    @property
+    def peak(self) -> float:
+        """The most a rank holds, in units of one rank's share of a micro-batch."""
+        return max(self.timing.peak_memory)
+
+    @property
+    def least_bubble(self) -> float:
+        """The bubble at the lower bound."""
+        return 1 - sum(self.timing.work) / (len(self.timing.work) * self.lower_bound) if self.lower_bound else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON. `lower_bound` is of the time of a step that counts, `lower_bound_bubble` the bubble there."""
+        return {
+            "kind": self.schedule.kind,
+            "ranks": self.schedule.ranks,
+            "chunks": self.schedule.chunks,
+            "micro_batches": self.schedule.micro_batches,
+            "barrier": self.barrier,
+            "bubble": self.bubble,
+            "makespan": self.timing.makespan,
+            "period": self.timing.period,
+            "steady_bubble": self.timing.steady_bubble,
+            "lower_bound": self.lower_bound,
+            "lower_bound_bubble": self.least_bubble,
+            "peak_activations": self.peak,
+            "seconds": self.seconds,
+        }
+
+
+def solve(pipeline: Pipeline, kind: str = AUTO, chunks: int = 0) -> Outcome:
+    """The schedule of a kind, or the best that is found; raises `ScheduleError` where the kind, the numbers or the cap do not go together."""
+    start = time.perf_counter()
+    if kind == AUTO:
+        schedule = _best(pipeline, chunks)
+    else:
+        schedule = named_schedule(kind, pipeline.ranks, pipeline.micro_batches, chunks)
+    seconds = time.perf_counter() - start
+    costs = pipeline.costs_of(schedule.stages)
+    check_schedule(schedule, costs, pipeline.cap)
+    return outcome_of(schedule, costs, pipeline.barrier, seconds)
+
+
+def outcome_of(schedule: Schedule, costs: Costs, barrier: bool, seconds: float = 0.0) -> Outcome:
+    """Time a checked schedule."""
+    return Outcome(schedule, costs, simulate(schedule, costs), barrier, _bound(schedule, costs, barrier), seconds)
+
+
+def compare(pipeline: Pipeline) -> tuple[list[Outcome], dict[str, str]]:
+    """All named kinds with their default chunks (those that take any number, with twice as many too) and the best that is found.
+
+    Beside them, why others are not there, by name; raises `ConfigError` if none is.
+    """
+    outcomes, refused = [], {}
+    asked = [(kind, chunks) for kind, made in KINDS.items() for chunks in ((made.chunks,) if made.most_chunks else (made.chunks, 2 * made.chunks))]
+    for kind, chunks in [*asked, (AUTO, 0)]:
+        try:
+            outcomes.append(solve(pipeline, kind, chunks))
+        except ConfigError as error:
+            refused[f"{kind} × {chunks}" if chunks else kind] = str(error)
+    if not outcomes:
+        raise ConfigError(f"no kind of schedule can do this: {refused[AUTO]}")
+    return outcomes, refused
+
+
+def replan(timeline: Timeline, cap: float | None, barrier: bool) -> Outcome:
+    """What an executed timeline should have been: the best schedule that is found for the costs it shows, with as many chunks a rank."""
+    costs = measured_costs(timeline)
+    ranks = len(timeline.spans)
+    return solve(Pipeline(ranks, timeline.micro_batches, costs, cap, barrier), AUTO, len(timeline.rank_of) // ranks)
+
+
+def _best(pipeline: Pipeline, chunks: int) -> Schedule:
+    raise ScheduleError("TEMPORARY")
+
+
+def _bound(schedule: Schedule, costs: Costs, barrier: bool) -> float:
+    ways = [0.0]
+    for s in range(schedule.stages - 1):
+        ways.append(ways[-1] + costs.forward[s] + (costs.transfer[s] if schedule.rank_of[s] != schedule.rank_of[s + 1] else 0))
+    works = [0.0] * schedule.ranks
+    first = [math.inf] * schedule.ranks
+    for s, r in enumerate(schedule.rank_of):
+        works[r] += schedule.micro_batches * costs.work_of([s])
+        first[r] = min(first[r], ways[s])
+    return max(w + (f if barrier else 0) for w, f in zip(works, first))
