@@ -1,9 +1,9 @@
 """Steps that are updated before they are checked end where the barrier ends, whether they count, are clipped, or are taken back."""
 
 import pytest
-from lab.models_to_verify import small_question
 from ranks import run_ranks
 
+from lab.models_to_verify import small_question
 from penstock.engine import StopRequest, build_core, next_result
 from penstock.engine.step import NonFinite
 from penstock.lab.equivalence import RandomPlan

@@ -224,6 +224,9 @@ class PipelineSection(Section):
         description="When the global gradient norm is checked: before the update, for which all ranks wait, or after it, which is taken back exactly "
         "where it should have been clipped.",
     )
+    trace: Count = Field(
+        0, description="Step whose executed timeline is written to the run's folder, for Perfetto and penstock schedule --from; 0: none."
+    )
     drift: Annotated[float, Field(ge=0.0, le=10.0)] = Field(
         0.1, description="Relative change of measured stage times from which auto makes the schedule again, between two steps; 0: never."
     )

@@ -20,7 +20,7 @@ from penstock.parallel.pipeline.runtime import Mark, Runtime, link_pairs
 from penstock.parallel.pipeline.schedule import Action, Schedule
 from penstock.parallel.pipeline.stage import DecoderStage, MicroBatch, Pass
 from penstock.parallel.pipeline.stages import Stages
-from penstock.parallel.pipeline.timeline import Span
+from penstock.parallel.pipeline.timeline import Span, Timeline
 from penstock.parallel.placement import padded_part
 from penstock.plan.pipeline import make_plan
 
@@ -79,6 +79,22 @@ class Pipeline:
         torch.cuda.synchronize()
         first = self.marks[0].start
         return [Span(action, first.elapsed_time(start) / 1e3, first.elapsed_time(end) / 1e3) for action, start, end in self.marks]
+
+    def timeline(self, step: int) -> Timeline:
+        """The last step as all ranks of this pipeline executed it, on one clock: each counts from a barrier, which all leave at nearly one moment."""
+        mesh, schedule = self._laid.weights.mesh, self.plan.schedule
+        spans = self.spans()
+        mesh.world.barrier()
+        met = self._runtime.clock()
+        if mesh.world.device.type == "cuda":
+            torch.cuda.synchronize()
+            met = self.marks[0].start.elapsed_time(met) / 1e3
+        times = torch.zeros(max(map(len, schedule.actions)), 2, dtype=torch.float64, device=mesh.world.device)
+        for index, (_, start, end) in enumerate(spans):
+            times[index, 0], times[index, 1] = start - met, end - met
+        of_rank = mesh.axis("pipeline").all_gather(times, 0, "timeline").view(schedule.ranks, -1, 2).tolist()
+        rows = tuple(tuple(Span(action, *pair) for action, pair in zip(row, pairs)) for row, pairs in zip(schedule.actions, of_rank))
+        return Timeline(schedule.kind, schedule.rank_of, schedule.micro_batches, rows, 1, step)
 
     def hop_seconds(self) -> float:
         """Time of one hop of a micro-batch's activations between neighbours: a message goes up the ranks and back; the best of three."""

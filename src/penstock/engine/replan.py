@@ -9,8 +9,8 @@ everywhere needs no other schedule.
 
 Then the lead rank plans twice, with the stages as they are and with layers split anew (`stage_times.py` tells costly layers from slow ranks).
 The better by simulation is taken up between two steps: a schedule by all ranks at once, a split by handing weights, moments and averages over
-(`parallel/hand_over.py`). A gain below `WORTH` changes nothing. What was seen, what was changed and the throughput before, during and after stand in
-the run's events. The mathematics stays: same batches, same sums.
+(`parallel/hand_over.py`). A gain below `WORTH` changes nothing, and a change that made steps slower is taken back. What was seen, what was changed
+and the throughput before, during and after stand in the run's events. The mathematics stays: same batches, same sums.
 
 Cost: one small all-reduce a step; a plan takes up to seconds on the lead rank. When not to use it: with another schedule than auto, which is the
 user's word.
@@ -35,6 +35,7 @@ from penstock.parallel.pipeline.plan import PipelinePlan, plan_pipeline
 from penstock.parallel.pipeline.schedule import Costs
 from penstock.parallel.pipeline.simulate import simulate
 from penstock.parallel.pipeline.stage_times import measured_layer_costs
+from penstock.parallel.pipeline.trace import write_trace
 from penstock.plan.pipeline import layer_costs
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 WINDOW, WARM_UP = 5, 2
 #: Least gain of a new schedule, and of a new split of layers over a new schedule, to be taken up.
 WORTH, WORTH_MOVING = 0.01, 0.03
+#: Looks for which a plan is kept after another was tried and found slower.
+REST = 50
 
 
 class Watch:
@@ -57,12 +60,18 @@ class Watch:
         self._skip, self._transfer, self._planned = WARM_UP, 0.0, False
         #: What was noticed, and the seconds of the steps that showed it; the plan is made from the steps after.
         self._noticed: tuple[str, float] | None = None
-        self._told: list[str] = []
         self._usual: deque[float] = deque(maxlen=4 * WINDOW)
+        #: The plan before the last change and what its steps took; for how many looks nothing is to be changed.
+        self._last: tuple[PipelinePlan, float] | None = None
+        self._rest = 0
 
     def after_step(self, parts: Parts, seconds: float) -> None:
         """Take in the step that was taken; plan again if that is due. All ranks must call it."""
         pipeline, every = parts.pipeline, self.every(parts)
+        if pipeline is not None and parts.progress.step == parts.config.pipeline.trace:
+            timeline = pipeline.timeline(parts.progress.step)
+            if parts.world.is_lead:
+                write_trace(timeline, parts.run.path / f"pipeline-step-{parts.progress.step}.json")
         if pipeline is None or not every:
             return
         if self._skip:
@@ -80,7 +89,9 @@ class Watch:
             self._change(parts, costs, "the stages' times are known")
         elif self._shares is None:
             self._shares = shares
-            self._tell_after(parts)
+            self._judge(parts)
+        elif self._rest:
+            self._rest -= 1
         else:
             self._look(parts, costs, shares, seconds)
 
@@ -125,28 +136,35 @@ class Watch:
         if answer["plan"] is None:
             parts.journal.event(step, "pipeline", f"{why}: {answer['words']}")
         else:
-            plan = PipelinePlan.from_dict(answer["plan"])
-            if plan.stages == old.stages:
-                parts.pipeline.take_up(plan)
-            else:
-                move_layers(parts, plan)
+            take_up(parts, PipelinePlan.from_dict(answer["plan"]))
+            self._last = old, median(self._seconds)
             if self._planned:
                 restart_micro(parts)
             text = f"{why}: {answer['words']}; {speed[0]:,.0f} tokens/s before, {speed[1]:,.0f} until now"
             parts.journal.event(step, "pipeline", text)
             parts.journal.say(f"step {step}: {text}")
-            self._told = [text]
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
         self._planned, self._shares, self._noticed, self._skip = True, None, None, 1
         self._times.clear()
         self._seconds.clear()
         self._usual.clear()
 
-    def _tell_after(self, parts: Parts) -> None:
-        if self._told:
-            text = f"{_speed(parts, self._seconds):,.0f} tokens/s since the change"
-            parts.journal.event(parts.progress.step, "pipeline", text)
-            parts.journal.say(f"step {parts.progress.step}: {text}")
-            self._told = []
+    def _judge(self, parts: Parts) -> None:
+        """Say what the last change brought; go back where steps became slower by it, whatever the simulator said."""
+        if self._last is None:
+            return
+        (old, took), self._last = self._last, None
+        takes, took = (max(parts.world.gather_numbers(value, "pipeline")) for value in (median(self._seconds), took))
+        text = f"{_speed(parts, [takes]):,.0f} tokens/s since the change"
+        if takes > took * (1 + WORTH_MOVING):
+            text += f", slower than the {_speed(parts, [took]):,.0f} before it: the plan before is taken up again, and kept for {REST} looks"
+            take_up(parts, old)
+            self._begin_anew()
+            self._rest = REST
+        parts.journal.event(parts.progress.step, "pipeline", text)
+        parts.journal.say(f"step {parts.progress.step}: {text}")
 
 
 def better_plan(parts: Core, costs: Costs, transfer: float) -> tuple[PipelinePlan | None, str]:
@@ -165,6 +183,15 @@ def better_plan(parts: Core, costs: Costs, transfer: float) -> tuple[PipelinePla
         return None, f"the schedule stays, as no other is {WORTH:.0%} faster (bubble {now.bubble:.1%})"
     moved = f", layers {_layers(old)} to {_layers(best)}" if best.stages != old.stages else ""
     return best, f"schedule made again{moved}, bubble {now.bubble:.1%} to {best.timing.bubble:.1%}, {gain:.0%} faster by simulation"
+
+
+def take_up(parts: Core, plan: PipelinePlan) -> None:
+    """Go on with a plan, between two steps; all ranks must call it."""
+    assert parts.pipeline is not None
+    if plan.stages == parts.pipeline.plan.stages:
+        parts.pipeline.take_up(plan)
+    else:
+        move_layers(parts, plan)
 
 
 def move_layers(parts: Core, plan: PipelinePlan) -> None:

@@ -87,6 +87,8 @@ def announce(parts: Parts) -> None:
     compiled = ", compiled" if config.compile.enabled == "on" else ""
     size = f"{parts.weights.n_total / 1e6:.2f} M parameters"
     parts.journal.say(f"{parts.run.path}: {size}, {len(parts.corpus.train):,} training tokens, {how}{compiled}")
+    if parts.pipeline is not None:
+        parts.journal.say(f"pipeline: {parts.pipeline.plan}")
     if step:
         parts.journal.say(f"going on from step {step} of {config.train.steps}")
         parts.journal.event(step, "resume", f"went on from step {step} on {how}")

@@ -41,6 +41,14 @@ class PipelinePlan:
     costs: Costs
     timing: Timing
 
+    def __str__(self) -> str:
+        schedule, timing = self.schedule, self.timing
+        layers = "/".join(str(len(part.layers)) for part in self.stages.parts)
+        return (
+            f"{schedule.kind} schedule of {schedule.micro_batches} micro-batches over {schedule.ranks} ranks × {schedule.chunks} stages, "
+            f"layers {layers}, bubble {timing.bubble:.1%} by estimated times, {max(timing.peak_memory):.1f} micro-batches held"
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it; the timing follows from the rest."""
         parts = [[part.layers.start, part.layers.stop, part.embedding, part.head] for part in self.stages.parts]
