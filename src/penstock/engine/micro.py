@@ -4,16 +4,16 @@ Every step makes the same global batch, whatever the size, so the first steps tr
 cores idle between short operations (and a pipeline little to hide its transfers behind), large ones fall out of caches, need memory, and leave
 a pipeline few micro-batches to fill its bubble with. The seconds of a step contain all of that. The sizes are the divisors of a rank's share of
 the batch that the schedule takes: first powers of two, up from the start and then down, each way until one is clearly slower than the
-best; then all of them, around the best. A size counts with the fastest of its steps after the first. What ranks measured is agreed on by their
-slowest, so all choose alike.
+best; then all of them, around the best; at last the fastest three a second time. A size counts with the fastest of its steps, but for the first
+after a change. What ranks measured is agreed on by their slowest, so all choose alike.
 
 Sizes that by the plan's estimate do not fit are left out. A larger one than before is rehearsed ahead of its step: two micro-batches without exchange
 of gradients, so that running out of memory there costs the size and not the run; the ranks agree whether any did. They can only where nothing is
 exchanged inside a micro-batch, or all run out at the same place; in other layouts the estimate has to do, with a wider margin, as on a CPU,
 where the system ends a process that takes too much. A pipeline, which holds several micro-batches at once, is not rehearsed.
 
-Trials run eagerly, and the model is compiled when the size is chosen: every size would be compiled anew, for longer than the trials take. Cost: some
-three steps a size, five to eight sizes, none of them much slower than the best. When not to use: for runs of a few dozen steps, and
+Trials run eagerly, and the model is compiled when the size is chosen: every size would be compiled anew, for longer than the trials take. Cost: three
+steps a trial, eight to eleven trials, none of them much slower than the best. When not to use: for runs of a few dozen steps, and
 where two runs must agree bit for bit, as the size decides in what order gradients are rounded.
 """
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 STEPS_A_SIZE = 3
 #: Trials go on in a direction until a size is slower than the best by this share; and of sizes within the other, the smallest is taken.
 CLEARLY, ALIKE = 0.05, 0.01
+#: So many of the fastest sizes are timed a second time, as a machine may have been slower for a while; the better time counts.
+AGAIN = 3
 #: Free memory must be so many times the estimate, where running out of memory can be agreed on and where not.
 MARGIN, WIDE_MARGIN = 1.0, 1.5
 
@@ -113,6 +115,8 @@ def _search(sizes: Sequence[int], start: int, seconds: dict[int, float]) -> Sear
     powers = [size for size in sizes if size & (size - 1) == 0] or sizes
     yield from _climb(powers, min(powers, key=lambda size: abs(math.log(size / start))), seconds)
     yield from _climb(sizes, min(seconds, key=lambda size: seconds[size]), seconds)
+    for size in sorted((size for size in seconds if math.isfinite(seconds[size])), key=lambda size: seconds[size])[:AGAIN]:
+        seconds[size] = min(seconds[size], (yield size))
     least = min(seconds.values())
     return min(size for size, took in seconds.items() if took <= least * (1 + ALIKE))
 
@@ -125,7 +129,7 @@ def _climb(ladder: Sequence[int], start: int, seconds: dict[int, float]) -> Gene
             size = ladder[place]
             if size not in seconds:
                 seconds[size] = yield size
-            slower = size != start and seconds[size] > min(seconds.values()) * (1 + CLEARLY)
+            slower = seconds[size] > min(seconds.values()) * (1 + CLEARLY)
             if slower or (way > 0 and math.isinf(seconds[size])):
                 break
             place += way

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from ranks import run_ranks
 
 from penstock.config import ConfigError, load_config
@@ -12,7 +13,7 @@ from penstock.engine.step import accumulate
 from penstock.lab.equivalence import RandomPlan
 from penstock.models import resolve_model
 from penstock.parallel import Layout, build_layout, check_layout
-from penstock.parallel.activations import kept_activations, layer_activations
+from penstock.parallel.activations import kept_activations, kept_casts, layer_activations
 from penstock.parallel.estimate import placements, step_traffic
 from penstock.parallel.traffic import bytes_sent
 from penstock.plan.footprint import footprint
@@ -90,6 +91,58 @@ def test_every_layer_is_held_once_and_activations_follow_the_schedule():
     assert kept_activations(gpipe[0]) == 4 * kept_activations(works[0])  # all sixteen
     names = [name for name in placements(works[0]) for work in works if placements(work)[name].held_by(layout, work.rank)]
     assert len(names) == len(set(names)) == len(placements(works[0]))
+
+
+class Kept:
+    """Bytes of the storages that autograd keeps, parameters left out: now, and at most."""
+
+    def __init__(self, decoder):
+        self._users, self._whose = {}, {p.untyped_storage().data_ptr() for p in decoder.parameters()}
+        self.now = self.most = 0
+
+    def pack(self, tensor):
+        storage = tensor.untyped_storage()
+        return _Holder(self, tensor, None if storage.data_ptr() in self._whose else (storage.data_ptr(), storage.nbytes()))
+
+    def change(self, key, by):
+        before = self._users.get(key, 0)
+        self._users[key] = before + by
+        self.now += key[1] * ((before + by > 0) - (before > 0))
+        self.most = max(self.most, self.now)
+
+
+class _Holder:
+    def __init__(self, kept, tensor, key):
+        self.kept, self.tensor, self.key = kept, tensor, key
+        if key is not None:
+            kept.change(key, 1)
+
+    def __del__(self):
+        if self.key is not None:
+            self.kept.change(self.key, -1)
+
+
+def kept_by_autograd(world, cases):
+    """For each case the most bytes that autograd keeps on this rank in a step, and the estimate of it."""
+    found = []
+    for sets in cases:
+        config = settled(*sets)
+        core = build_core(config, world, RandomPlan(config), StopRequest(supervised=True), print)
+        assert core.pipeline is not None
+        work = replace(workloads(config, core.layout, core.pipeline.plan)[0], rank=world.rank)
+        kept = Kept(core.decoder)
+        with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda holder: holder.tensor):
+            accumulate(core, 0)
+        found.append((kept.most, kept_activations(work) + kept_casts(work)))
+    return found
+
+
+def test_activations_are_what_autograd_keeps_of_the_micro_batches_under_way():
+    wide = ["model.layers=6", "model.dim=64", "model.head_dim=16", "model.ffn_dim=160", "model.context=64", "batch.global=16"]
+    cases = [[*cut(f"pipeline=2 {kind}"), *wide, f"precision.compute={form}"] for kind in ("1f1b", "gpipe", "interleaved") for form in ("float32", "bfloat16")]
+    for rank, of_rank in enumerate(run_ranks(kept_by_autograd, 2, cases, timeout_s=300)):
+        for case, (kept, estimated) in zip(cases, of_rank):
+            assert kept == pytest.approx(estimated, rel=0.05), (rank, case)
 
 
 def test_activations_are_sent_once_a_border_and_micro_batch():
