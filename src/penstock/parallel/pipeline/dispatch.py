@@ -44,7 +44,12 @@ class Pipe:
 
 
 class Dispatch:
-    """The state of one run; `run` returns the rows. `times` may differ from the pipe's: a schedule may be made with other times than it is for."""
+    """The state of one run; `run` returns the rows.
+
+    `times` may differ from the pipe's: a schedule may be made with other times than it is for. `limits` says how many micro-batches each stage may have
+    in hand. `orders` is each rank's preference, (kind, stage) from first to last, where kind 0 and 1 are a stage's forward and input gradient; 2 is its
+    weight gradient if its next forward has arrived and lacks room; 3 its weight gradient whenever there is one. Rest: see the module.
+    """
 
     def __init__(self, pipe: Pipe, times: Costs, orders: Sequence[Sequence[tuple[int, int]]], limits: Sequence[int]) -> None:
         stages = len(pipe.rank_of)

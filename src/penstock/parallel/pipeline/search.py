@@ -25,8 +25,8 @@ from penstock.parallel.pipeline.schedule import Costs
 
 BUDGET = 250_000  # actions dispatched in all: under a second
 REHEARSED = 0.75  # the part of them spent on few micro-batches
-RECIPES = (8, 400)  # recipes tried at least (large cases) and at most (small ones), rehearsed or not
-KEPT = 4  # recipes that are worked on
+RECIPES = (8, 400)  # recipes tried at least (large cases) and at most (small ones), in each of the two parts
+KEPT = 4  # recipes that are worked on, of different rules at first
 OVERRUNS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SHARES = (1.0, 1.0, 0.95, 0.9, 0.85)
 HASTE = 1e-3  # how much the mean of all ranks counts beside the slowest: it tells two equally slow schedules apart
@@ -35,8 +35,8 @@ HASTE = 1e-3  # how much the mean of all ranks counts beside the slowest: it tel
 class Search:
     """A search for one pipe; `best` returns the schedules found, best first."""
 
-    def __init__(self, pipe: Pipe, barrier: bool) -> None:
-        self.pipe, self.barrier = pipe, barrier
+    def __init__(self, pipe: Pipe, barrier: bool, effort: float = 1.0) -> None:
+        self.pipe, self.barrier, self.budget = pipe, barrier, effort * BUDGET
         self.random = random.Random(0)
         self.stages = len(pipe.rank_of)
 
@@ -55,13 +55,15 @@ class Search:
 
     def count(self, part: float) -> int:
         """Recipes that a part of the budget pays for."""
-        return min(max(int(part * BUDGET / (3 * self.stages * self.pipe.micros)), RECIPES[0]), RECIPES[1])
+        return min(max(int(part * self.budget / (3 * self.stages * self.pipe.micros)), RECIPES[0]), int(RECIPES[1] * self.budget / BUDGET))
 
     def climb(self, recipes: list[Recipe], count: int) -> list[Found]:
         """The best of the recipes, changed until `count` have been tried."""
-        kept = sorted((found for found in map(self.attempt, recipes) if found is not None), key=lambda found: found.score)[:KEPT]
+        tried = sorted((found for found in map(self.attempt, recipes) if found is not None), key=lambda found: found.score)
+        leaders = {found.recipe.orders: found for found in reversed(tried)}  # of each rule the best: where rules differ, changes lead elsewhere
+        kept = sorted(leaders.values(), key=lambda found: found.score)[:KEPT]
         for _ in range(count - len(recipes)):
-            at = min(int(self.random.expovariate(1.0)), len(kept) - 1)
+            at = min(int(self.random.expovariate(0.7)), len(kept) - 1)
             found = self.attempt(self.changed(kept[at].recipe))
             if found is not None and found.score <= kept[at].score:
                 kept[at] = found
