@@ -1,7 +1,7 @@
 """The part of `pipeline_runs` on real ranks: `python -m benchmarks.pipeline_ranks FOLDER` below the launcher, answers in `FOLDER/figures.json`.
 
-Stages sleep for their times, so that two cores hold eight ranks: sleep takes no core, where matrix products of eight ranks on two cores would wait for
-each other and fake a bubble. A message carries the moment at which it was sent, and its receiver sleeps until the transfer's time is over.
+Stages sleep for their times, so that two cores hold eight ranks: sleep takes no core, where matrix products of eight ranks on two cores would wait
+for each other and fake a bubble. A message carries the moment at which it was sent, and its receiver sleeps until the transfer's time is over.
 """
 
 from __future__ import annotations

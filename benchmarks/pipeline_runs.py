@@ -2,9 +2,9 @@
 
 Eight ranks whose stages sleep for given times (see `pipeline_ranks.py`), for the rows of `pipelines`:
 
-    mM_fFiIwWcC_KIND_executed, _simulated          bubble between barriers, of the median of six steps, and the simulator's
+    mM_fFiIwWcC_KIND_executed, _simulated          bubble between barriers, by the median of six steps, and the simulator's
     mM_fFiIwWcC_KIND_steady, _steady_simulated     the same without a barrier, by the time per step in the long run
-    worst_difference                               largest difference of an executed step's time to the simulated one, a share of it. Aim: at most 0.05
+    worst_difference                               largest difference of an executed step's time to the simulated one, as a share of it; aim: 0.05
     ab_ours, ab_torch                              bubbles of our schedule here and of torch's ZB-V in torch's runtime, taking turns (no transfers)
 
 Two ranks that run the same ZB-V of tiny matrices here and in torch's runtime, taking turns:
