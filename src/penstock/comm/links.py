@@ -21,14 +21,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from penstock.comm.meter import ByteMeter
-from penstock.config import UserError
 
 #: Receives that a link keeps open before their messages are needed.
 AHEAD = 2
 
 
-class LinkError(UserError):
-    """A message did not come, or could not be sent."""
+class LinkError(RuntimeError):
+    """A message did not come, or could not be sent: the rank at the other end has ended or hangs."""
 
 
 class Sender:
