@@ -31,7 +31,7 @@ from penstock.models import Decoder, balance_experts
 from penstock.optim import Optimizer, WeightAverage, build_optimizer
 from penstock.parallel import Formats, Laid, Layout, Mesh, Placement, Weights, build_layout, context_positions, lay_out, shared_matrices
 from penstock.parallel.pipeline.plan import PipelinePlan
-from penstock.plan.pipeline import make_plan
+from penstock.plan.pipeline import agreed_plan, make_plan
 from penstock.store import Run, list_snapshots, load_snapshot, read_numbers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -192,7 +192,8 @@ def build_core(
     tuner = build_tuner(config, world, layout, saved.micro)
     formats = Formats(torch.float64 if dtype == torch.float64 else torch.float32, dtype)
     seed = config.run.seed if piped is None else None
-    piped = piped or (make_plan(config, layout, tuner.size) if layout.pipeline > 1 else None)
+    if piped is None and layout.pipeline > 1:
+        piped = agreed_plan(world, lambda: make_plan(config, layout, tuner.size))
     laid = lay_out(config.model, seed, mesh, formats, placed, piped.stages if piped else None)
     reducer = GradientReducer(laid.replica_axes(), config.layout.bucket_mb)
     core = Core(

@@ -22,7 +22,7 @@ from penstock.parallel.pipeline.stage import DecoderStage, MicroBatch, Pass
 from penstock.parallel.pipeline.stages import Stages
 from penstock.parallel.pipeline.timeline import Span, Timeline
 from penstock.parallel.placement import padded_part
-from penstock.plan.pipeline import make_plan
+from penstock.plan.pipeline import agreed_plan, make_plan
 
 
 class Pipeline:
@@ -63,7 +63,8 @@ class Pipeline:
     def train(self, batches: list[MicroBatch], weight: float) -> list[Tensor]:
         """Gradients of `weight` times the losses' sum; returns each micro-batch's loss, on the ranks that have it."""
         if len(batches) != self.plan.schedule.micro_batches:  # the size of micro-batches is being tried
-            self.take_up(make_plan(self._config, self._laid.weights.mesh.layout, len(batches[0][0]), self.plan.stages))
+            mesh, micro = self._laid.weights.mesh, len(batches[0][0])
+            self.take_up(agreed_plan(mesh.world, lambda: make_plan(self._config, mesh.layout, micro, self.plan.stages)))
         self._begin(batches, weight)
         self._laid.sharder.begin_overlapping()
         self._reducer.begin()

@@ -33,7 +33,6 @@ from penstock.engine.state import Progress
 from penstock.parallel.hand_over import hand_over
 from penstock.parallel.pipeline.plan import PipelinePlan, plan_pipeline
 from penstock.parallel.pipeline.schedule import Costs
-from penstock.parallel.pipeline.simulate import simulate
 from penstock.parallel.pipeline.stage_times import measured_layer_costs
 from penstock.parallel.pipeline.trace import write_trace
 from penstock.plan.pipeline import layer_costs
@@ -173,16 +172,15 @@ def better_plan(parts: Core, costs: Costs, transfer: float) -> tuple[PipelinePla
     config, layout, old = parts.config, parts.layout, parts.pipeline.plan
     found = measured_layer_costs(old.stages.parts, costs, layer_costs(config, layout, parts.micro), old.stages.rank_of)
     again = partial(plan_pipeline, config.model, config.pipeline, layout.pipeline, old.schedule.micro_batches)
-    now = simulate(old.schedule, costs)
-    same = again(found.costs, old.stages, transfer, found.slowness)
-    same = PipelinePlan(same.stages, same.schedule, costs, simulate(same.schedule, costs))
+    now = old.timed(costs)
+    same = again(found.costs, old.stages, transfer, found.slowness).timed(costs)
     split = again(found.costs, None, transfer, found.slowness)
-    best = split if split.timing.makespan < (1 - WORTH_MOVING) * same.timing.makespan else same
-    gain = 1 - best.timing.makespan / now.makespan
+    best = split if split.step < (1 - WORTH_MOVING) * same.step else same
+    gain = 1 - best.step / now.step
     if gain < WORTH:
         return None, f"the schedule stays, as no other is {WORTH:.0%} faster (bubble {now.bubble:.1%})"
     moved = f", layers {_layers(old)} to {_layers(best)}" if best.stages != old.stages else ""
-    return best, f"schedule made again{moved}, bubble {now.bubble:.1%} to {best.timing.bubble:.1%}, {gain:.0%} faster by simulation"
+    return best, f"schedule made again{moved}, bubble {now.bubble:.1%} to {best.bubble:.1%}, {gain:.0%} faster by simulation"
 
 
 def take_up(parts: Core, plan: PipelinePlan) -> None:

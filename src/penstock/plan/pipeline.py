@@ -6,8 +6,11 @@ seconds for a large pipeline whose schedule is synthesised, and next to none for
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 
+from penstock.comm import World
 from penstock.config import Config, ConfigError
 from penstock.parallel import Layout
 from penstock.parallel.layout import micro_batch, micro_sizes
@@ -23,6 +26,22 @@ def make_plan(config: Config, layout: Layout, micro: int, stages: Stages | None 
     """The plan of a pipeline of micro-batches of so many sequences from estimated costs, the same on all ranks; `stages`, if they are to stay."""
     count, costs = micro_batches(config, layout, micro), layer_costs(config, layout, micro)
     return plan_pipeline(config.model, config.pipeline, layout.pipeline, count, costs, stages)
+
+
+def agreed_plan(world: World, make: Callable[[], PipelinePlan]) -> PipelinePlan:
+    """The plan that the lead rank makes, on every rank; what it raises as `ConfigError` all raise. Every rank must call it."""
+    if world.size == 1:
+        return make()
+    plan = told = None
+    if world.is_lead:
+        try:
+            plan = make()
+        except ConfigError as error:
+            told = str(error)
+    answer = json.loads(world.share(json.dumps({"plan": plan.as_dict() if plan else None, "told": told})))
+    if answer["told"] is not None:
+        raise ConfigError(answer["told"])
+    return PipelinePlan.from_dict(answer["plan"])
 
 
 def layer_costs(config: Config, layout: Layout, micro: int) -> LayerCosts:

@@ -7,20 +7,24 @@ of all gradients makes it) the makespan counts; without one, the time per step i
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from penstock.config import ConfigError
-from penstock.parallel.pipeline.check import ScheduleError, check_schedule
-from penstock.parallel.pipeline.kinds import KINDS, named_schedule
+from penstock.parallel.pipeline.bounds import least_memory, makespan_bound, period_bound
+from penstock.parallel.pipeline.check import SLACK, ScheduleError, check_schedule
+from penstock.parallel.pipeline.kinds import KINDS, candidates, named_schedule
 from penstock.parallel.pipeline.schedule import Costs, Schedule
 from penstock.parallel.pipeline.simulate import Timing, simulate
+from penstock.parallel.pipeline.synthesise import best_schedule
 from penstock.parallel.pipeline.timeline import Timeline, measured_costs
 from penstock.plan.stage_costs import Share
 
 AUTO = "auto"
+
+#: Chunks a rank that auto tries; with one only the named kinds, as a search with several is never worse.
+CHUNKS = [1, 2, 4]
 
 
 @dataclass(frozen=True)
@@ -96,21 +100,42 @@ class Outcome:
 
 
 def solve(pipeline: Pipeline, kind: str = AUTO, chunks: int = 0) -> Outcome:
-    """The schedule of a kind, or the best that is found; raises `ScheduleError` where the kind, the numbers or the cap do not go together."""
+    """The schedule of a kind, or the best that is found; raises `ConfigError` where the kind, the numbers or the cap do not go together.
+
+    Auto tries one, two and four chunks a rank unless `chunks` says how many, and takes the cap to be 1 if there is none.
+    """
     start = time.perf_counter()
-    if kind == AUTO:
-        schedule = _best(pipeline, chunks)
-    else:
-        schedule = named_schedule(kind, pipeline.ranks, pipeline.micro_batches, chunks)
+    if kind != AUTO:
+        return outcome_of(named_schedule(kind, pipeline.ranks, pipeline.micro_batches, chunks), pipeline, start)
+    capped = replace(pipeline, cap=1.0) if pipeline.cap is None else pipeline
+    given = len(pipeline.costs.forward) // pipeline.ranks if isinstance(pipeline.costs, Costs) else 0
+    tried = [chunks or given] if chunks or given else CHUNKS
+    named = [schedule for count in tried for schedule in candidates(pipeline.ranks, pipeline.micro_batches, count)]
+    synthesised = [count for count in tried if count > 1] or tried
+    choice = best_schedule(
+        lambda rank_of: pipeline.costs_of(len(rank_of)), pipeline.ranks, pipeline.micro_batches, capped.cap, pipeline.barrier, synthesised, named
+    )
+    return outcome_of(choice.schedule, capped, start)
+
+
+def outcome_of(schedule: Schedule, pipeline: Pipeline, start: float) -> Outcome:
+    """Check and time a schedule whose making began at `start` (time.perf_counter); raises `ScheduleError` if it cannot be run or holds too much."""
     seconds = time.perf_counter() - start
     costs = pipeline.costs_of(schedule.stages)
+    _check_cap(pipeline, schedule.rank_of, costs)
     check_schedule(schedule, costs, pipeline.cap)
-    return outcome_of(schedule, costs, pipeline.barrier, seconds)
+    bound = makespan_bound if pipeline.barrier else period_bound
+    least = bound(costs, schedule.rank_of, schedule.micro_batches, pipeline.cap)
+    return Outcome(schedule, costs, simulate(schedule, costs), pipeline.barrier, least, seconds)
 
 
-def outcome_of(schedule: Schedule, costs: Costs, barrier: bool, seconds: float = 0.0) -> Outcome:
-    """Time a checked schedule."""
-    return Outcome(schedule, costs, simulate(schedule, costs), barrier, _bound(schedule, costs, barrier), seconds)
+def _check_cap(pipeline: Pipeline, rank_of: tuple[int, ...], costs: Costs) -> None:
+    """Raise `ScheduleError` for a cap below what any schedule needs."""
+    least = least_memory(costs, rank_of) / pipeline.ranks
+    if pipeline.cap is not None and pipeline.cap < least * (1 - SLACK):
+        raise ScheduleError(
+            f"a cap of {pipeline.cap:g} × 1F1B's activations is below what any schedule needs: {least:.4g}, one micro-batch a rank; raise it"
+        )
 
 
 def compare(pipeline: Pipeline) -> tuple[list[Outcome], dict[str, str]]:
@@ -139,15 +164,3 @@ def replan(timeline: Timeline, cap: float | None, barrier: bool) -> Outcome:
 
 def _best(pipeline: Pipeline, chunks: int) -> Schedule:
     raise ScheduleError("TEMPORARY")
-
-
-def _bound(schedule: Schedule, costs: Costs, barrier: bool) -> float:
-    ways = [0.0]
-    for s in range(schedule.stages - 1):
-        ways.append(ways[-1] + costs.forward[s] + (costs.transfer[s] if schedule.rank_of[s] != schedule.rank_of[s + 1] else 0))
-    works = [0.0] * schedule.ranks
-    first = [math.inf] * schedule.ranks
-    for s, r in enumerate(schedule.rank_of):
-        works[r] += schedule.micro_batches * costs.work_of([s])
-        first[r] = min(first[r], ways[s])
-    return max(w + (f if barrier else 0) for w, f in zip(works, first))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from penstock.config import ConfigError, UserError, nearest
-from penstock.parallel.pipeline.check import check_schedule
 from penstock.parallel.pipeline.draw import stacked_svg
 from penstock.parallel.pipeline.kinds import KINDS
 from penstock.parallel.pipeline.schedule import Costs
@@ -83,9 +83,8 @@ def answer(asked: Asked) -> Answer:
     if asked.load is not None:
         _refuse_beside("--load", asked, "ranks", "micro_batches", "chunks")
         schedule = read_csv(asked.load)
-        costs = Pipeline(schedule.ranks, schedule.micro_batches, _costs(asked, schedule.ranks)).costs_of(schedule.stages)
-        check_schedule(schedule, costs, asked.memory)
-        return Answer(outcome_of(schedule, costs, asked.barrier))
+        pipeline = Pipeline(schedule.ranks, schedule.micro_batches, _costs(asked, schedule.ranks), asked.memory, asked.barrier)
+        return Answer(outcome_of(schedule, pipeline, time.perf_counter()))
     for option, value in (("--stages", asked.ranks), ("--micro-batches", asked.micro_batches)):
         if value < 1:
             mend = f"{option} is {value}; give it 1 or more" if value else f"give {option}, or a schedule with --load, or a timeline with --from"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from penstock.parallel.pipeline.schedule import Costs
@@ -43,17 +44,22 @@ class Pipe:
 
 
 class Dispatch:
-    """The state of one run; `run` returns the rows. `times` may differ from the pipe's: a schedule may be made with other times than it is for."""
+    """The state of one run; `run` returns the rows.
 
-    def __init__(self, pipe: Pipe, times: Costs, orders: list[list[tuple[int, int]]]) -> None:
+    `times` may differ from the pipe's: a schedule may be made with other times than it is for. `limits` says how many micro-batches each stage may have
+    in hand. `orders` is each rank's preference, (kind, stage) from first to last, where kind 0 and 1 are a stage's forward and input gradient; 2 is its
+    weight gradient if its next forward has arrived and lacks room; 3 its weight gradient whenever there is one. Rest: see the module.
+    """
+
+    def __init__(self, pipe: Pipe, times: Costs, orders: Sequence[Sequence[tuple[int, int]]], limits: Sequence[int]) -> None:
         stages = len(pipe.rank_of)
         self.pipe, self.times, self.orders = pipe, times, orders
         self.hops = [times.transfer[s] if pipe.hops[s] else 0.0 for s in range(stages - 1)] + [0.0]
         self.memory = pipe.costs.memory
         self.forwards: list[list[float]] = [[] for _ in range(stages)]  # end times by micro-batch
         self.backwards: list[list[float]] = [[] for _ in range(stages)]
+        self.limits = limits
         self.weights = [0] * stages  # weight gradients done
-        self.pending: list[deque[tuple[int, int]]] = [deque() for _ in pipe.own]
         self.held = [0.0] * len(pipe.own)
         self.rows: Rows = [[] for _ in pipe.own]
 
@@ -82,18 +88,29 @@ class Dispatch:
 
     def choose(self, rank: int, now: float) -> Code | None:
         """The action to take, or None to wait."""
-        last, micros, hops, forwards, backwards = len(self.weights) - 1, self.pipe.micros, self.hops, self.forwards, self.backwards
+        last, micros, hops, forwards, backwards, weights = len(self.weights) - 1, self.pipe.micros, self.hops, self.forwards, self.backwards, self.weights
         for kind, s in self.orders[rank]:
-            if kind:
+            if kind == 1:
                 micro = len(backwards[s])
                 if micro < len(forwards[s]) and (s == last or (micro < len(backwards[s + 1]) and backwards[s + 1][micro] + hops[s] <= now)):
                     return 1, s, micro
-            else:
-                micro = len(forwards[s])
-                arrived = micro < micros and (not s or (micro < len(forwards[s - 1]) and forwards[s - 1][micro] + hops[s - 1] <= now))
-                if arrived and self.safe(rank, s, micro):
+                continue
+            if kind == 3:
+                if weights[s] < len(backwards[s]):
+                    return 2, s, weights[s]
+                continue
+            micro = len(forwards[s])
+            if micro < micros and (not s or (micro < len(forwards[s - 1]) and forwards[s - 1][micro] + hops[s - 1] <= now)):
+                fits = micro < weights[s] + self.limits[s] and self.safe(rank, s, micro)
+                if kind == 0 and fits:
                     return 0, s, micro
-        return (2, *self.pending[rank][0]) if self.pending[rank] else None
+                if kind == 2 and not fits and weights[s] < len(backwards[s]):
+                    return 2, s, weights[s]
+        oldest, found = now, None
+        for s in self.pipe.own[rank]:
+            if weights[s] < len(backwards[s]) and backwards[s][weights[s]] <= oldest:
+                oldest, found = backwards[s][weights[s]], (2, s, weights[s])
+        return found
 
     def next_arrival(self, rank: int, now: float) -> float | None:
         """When an input arrives that is under way."""
@@ -119,9 +136,7 @@ class Dispatch:
         if kind == 1:
             end = now + self.times.input_grad[s]
             self.backwards[s].append(end)
-            self.pending[rank].append(code[1:])
             return end, (end + self.hops[s - 1], self.pipe.rank_of[s - 1]) if s else None
-        self.pending[rank].popleft()
         self.weights[s] += 1
         self.held[rank] -= self.memory[s]
         return now + self.times.weight_grad[s], None

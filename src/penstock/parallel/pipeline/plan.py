@@ -12,12 +12,12 @@ few seconds for large pipelines. When not to use it: with one rank.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from penstock.config import ConfigError, ModelSection, PipelineSection
-from penstock.parallel.pipeline.check import check_schedule
 from penstock.parallel.pipeline.kinds import KINDS, named_schedule
 from penstock.parallel.pipeline.layer_costs import LayerCosts
 from penstock.parallel.pipeline.schedule import Action, Costs, Schedule
@@ -25,6 +25,7 @@ from penstock.parallel.pipeline.simulate import Timing, simulate
 from penstock.parallel.pipeline.split import check_stages, split_layers
 from penstock.parallel.pipeline.stage_times import stage_costs
 from penstock.parallel.pipeline.stages import Part, Stages
+from penstock.parallel.pipeline.synthesise import best_schedule, synthesise
 
 #: Chunks that auto tries.
 CHUNKS = (1, 2, 4)
@@ -40,13 +41,29 @@ class PipelinePlan:
     schedule: Schedule
     costs: Costs
     timing: Timing
+    #: Whether ranks wait for each other between steps.
+    barrier: bool = True
+
+    @property
+    def step(self) -> float:
+        """Time of a step by simulation."""
+        return self.timing.makespan if self.barrier else self.timing.period
+
+    @property
+    def bubble(self) -> float:
+        """The idle part of a step by simulation."""
+        return self.timing.bubble if self.barrier else self.timing.steady_bubble
+
+    def timed(self, costs: Costs) -> PipelinePlan:
+        """The same plan under other costs."""
+        return replace(self, costs=costs, timing=simulate(self.schedule, costs))
 
     def __str__(self) -> str:
         schedule, timing = self.schedule, self.timing
         layers = "/".join(str(len(part.layers)) for part in self.stages.parts)
         return (
             f"{schedule.kind} schedule of {schedule.micro_batches} micro-batches over {schedule.ranks} ranks × {schedule.chunks} stages, "
-            f"layers {layers}, bubble {timing.bubble:.1%} by estimated times, {max(timing.peak_memory):.1f} micro-batches held"
+            f"layers {layers}, bubble {self.bubble:.1%} by estimated times, {max(timing.peak_memory):.1f} micro-batches held"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -54,7 +71,8 @@ class PipelinePlan:
         parts = [[part.layers.start, part.layers.stop, part.embedding, part.head] for part in self.stages.parts]
         actions = [[list(action) for action in row] for row in self.schedule.actions]
         schedule = {"kind": self.schedule.kind, "micro_batches": self.schedule.micro_batches, "actions": actions}
-        return {"parts": parts, "rank_of": self.stages.rank_of, "tied": self.stages.tied, "schedule": schedule, "costs": asdict(self.costs)}
+        where = {"rank_of": self.stages.rank_of, "tied": self.stages.tied, "barrier": self.barrier}
+        return {"parts": parts, **where, "schedule": schedule, "costs": asdict(self.costs)}
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> PipelinePlan:
@@ -64,7 +82,7 @@ class PipelinePlan:
         actions = tuple(tuple(Action(*action) for action in row) for row in made["actions"])
         schedule = Schedule(made["kind"], rank_of, made["micro_batches"], actions)
         costs = Costs(**{name: tuple(values) for name, values in data["costs"].items()})
-        return PipelinePlan(Stages(parts, rank_of, data["tied"]), schedule, costs, simulate(schedule, costs))
+        return PipelinePlan(Stages(parts, rank_of, data["tied"]), schedule, costs, simulate(schedule, costs), data["barrier"])
 
 
 def plan_pipeline(
@@ -85,15 +103,26 @@ def plan_pipeline(
     if transfer is None:
         transfer = TRANSFER * sum(layer.forward for layer in layers.layers) / ranks
 
-    def planned(schedule: Schedule) -> PipelinePlan:
-        parts = stages.parts if stages else split_layers(model, schedule.stages, layers, schedule.rank_of, slowness=slowness)
-        costs = stage_costs(parts, layers, transfer, schedule.rank_of, slowness)
-        return PipelinePlan(Stages(parts, schedule.rank_of, model.tie_embeddings), schedule, costs, simulate(schedule, costs))
+    @cache
+    def parts_of(rank_of: tuple[int, ...]) -> tuple[Part, ...]:
+        return stages.parts if stages else split_layers(model, len(rank_of), layers, rank_of, slowness=slowness)
 
+    def costs_of(rank_of: tuple[int, ...]) -> Costs:
+        return stage_costs(parts_of(rank_of), layers, transfer, rank_of, slowness)
+
+    barrier = section.check == "before"
     if section.schedule != "auto":
-        return planned(chosen_schedule(section, ranks, micro_batches))
-    found = [s for s in _candidates(model, section, ranks, micro_batches) if stages is None or s.rank_of == stages.rank_of]
-    return min((planned(schedule) for schedule in found), key=lambda plan: plan.timing.makespan)
+        schedule = chosen_schedule(section, ranks, micro_batches)
+    else:
+        chunks = [c for c in ((section.chunks,) if section.chunks else CHUNKS) if c == 1 or ranks * c <= model.layers]
+        ready = _named(ranks, micro_batches, chunks)
+        if stages is not None:
+            ready = [schedule for schedule in ready if schedule.rank_of == stages.rank_of]
+            ready.append(synthesise(costs_of(stages.rank_of), stages.rank_of, micro_batches, section.memory, barrier))
+            chunks = []
+        schedule = best_schedule(costs_of, ranks, micro_batches, section.memory, barrier, chunks, ready).schedule
+    costs, parts = costs_of(schedule.rank_of), parts_of(schedule.rank_of)
+    return PipelinePlan(Stages(parts, schedule.rank_of, model.tie_embeddings), schedule, costs, simulate(schedule, costs), barrier)
 
 
 def chosen_schedule(section: PipelineSection, ranks: int, micro_batches: int) -> Schedule:
@@ -120,18 +149,12 @@ def check_pipeline(model: ModelSection, section: PipelineSection, ranks: int, mi
         check_stages(model.layers, chosen_schedule(section, ranks, micro_batches).stages, ranks)
 
 
-def _candidates(model: ModelSection, section: PipelineSection, ranks: int, micro_batches: int) -> list[Schedule]:
-    found = []
-    for chunks in (section.chunks,) if section.chunks else CHUNKS:
-        if ranks * chunks > model.layers and chunks > 1:
-            continue
-        for kind in KINDS.values():
-            if kind.chunks <= chunks and (kind.most_chunks or chunks) >= chunks and micro_batches >= kind.least(ranks):
-                schedule = named_schedule(kind.name, ranks, micro_batches, chunks)
-                memory = (1.0 / chunks,) * schedule.stages
-                try:
-                    check_schedule(schedule, memory, section.memory * ranks)
-                except ConfigError:
-                    continue
-                found.append(schedule)
-    return found
+def _named(ranks: int, micro_batches: int, chunks: Sequence[int]) -> list[Schedule]:
+    """The named kinds' schedules with so many chunks."""
+    return [
+        named_schedule(kind.name, ranks, micro_batches, count)
+        for count in chunks
+        for kind in KINDS.values()
+        if kind.chunks <= count <= (kind.most_chunks or count) and micro_batches >= kind.least(ranks)
+    ]
+

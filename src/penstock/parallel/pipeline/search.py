@@ -1,71 +1,69 @@
 """The search behind `synthesise`: schedules are dispatched with times that are not the true ones, and judged by the true ones.
 
-A dispatcher that always knows the true times packs badly: it fills memory early, and actions of unlike length never fit again. Made with other
+A dispatcher that plans with the true times packs badly: it fills memory early, and actions of unlike length never fit again. Planned with other
 times, its orders are others, and some of them are very good by the true times. So the search is over the *recipe* of a schedule: factors on every
-stage's three times and on the transfers, the share of the memory that may be used, each rank's preference among its actions, and how far a weight
-gradient may overrun the gap that it fills (a search in problem space: Storer, Wu, Vaccari, Management Science 38(10), 1992).
+stage's three times and on the transfers, the share of the memory that may be used, each rank's preference among its actions, how many micro-batches
+each stage may have in hand, and how far a weight gradient may overrun the gap that it fills (a search in problem space: Storer, Wu, Vaccari,
+Management Science 38(10), 1992).
 
-First a small grid of recipes is tried, among them the one that takes all times as alike, which gives the zero-bubble orders; then the best few are
-changed at random, and a change is kept where it does not harm. The random numbers are seeded and the count of recipes is fixed beforehand by the
-size of the problem, so the same question has the same answer on every machine. Cost: `BUDGET` actions dispatched, about 3 microseconds each.
+First a grid of recipes is tried, among them the ones that take forwards, input and weight gradients as alike, which give the zero-bubble orders;
+then the best few are changed at random, and a change is kept where it does not harm. Most of it is done with few micro-batches, as recipes are as good
+with many. Random numbers are seeded and the count of recipes is fixed by the size of the problem beforehand, so that the same question has the
+same answer on every machine. Cost: `BUDGET` actions, about 3 microseconds each.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 
-from penstock.parallel.pipeline.dispatch import Dispatch, Pipe, Rows, fill_weights
+from penstock.parallel.pipeline.dispatch import Dispatch, Pipe, fill_weights
+from penstock.parallel.pipeline.recipe import UNLIMITED, Found, Recipe, preference, shared_limits
 from penstock.parallel.pipeline.schedule import Costs
 
-BUDGET = 280_000  # actions dispatched in all: under a second
-RECIPES = (10, 400)  # recipes tried at least (large cases) and at most (small ones)
-KEPT = 4  # recipes that are worked on
+BUDGET = 250_000  # actions dispatched in all: under a second
+REHEARSED = 0.75  # the part of them spent on few micro-batches
+RECIPES = (8, 400)  # recipes tried at least (large cases) and at most (small ones), in each of the two parts
+KEPT = 4  # recipes that are worked on, of different rules at first
 OVERRUNS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SHARES = (1.0, 1.0, 0.95, 0.9, 0.85)
 HASTE = 1e-3  # how much the mean of all ranks counts beside the slowest: it tells two equally slow schedules apart
-
-Order = list[tuple[int, int]]  # a rank's preference: (kind, stage), first to last
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a schedule is made: factors on each stage's times, and the dispatcher's rules."""
-
-    factors: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
-    transfer: float
-    share: float
-    orders: tuple[tuple[tuple[int, int], ...], ...]
-    overrun: float
-
-
-@dataclass(frozen=True)
-class Found:
-    """A schedule with its score (less is better) and the recipe that made it."""
-
-    score: float
-    rows: Rows
-    recipe: Recipe
 
 
 class Search:
     """A search for one pipe; `best` returns the schedules found, best first."""
 
-    def __init__(self, pipe: Pipe, barrier: bool) -> None:
-        self.pipe, self.barrier = pipe, barrier
+    def __init__(self, pipe: Pipe, barrier: bool, effort: float = 1.0) -> None:
+        self.pipe, self.barrier, self.budget = pipe, barrier, effort * BUDGET
         self.random = random.Random(0)
         self.stages = len(pipe.rank_of)
-        actions = 3 * self.stages * pipe.micros
-        self.recipes = min(max(BUDGET // actions, RECIPES[0]), RECIPES[1])
 
     def best(self) -> list[Found]:
-        """Try the grid, then change the best few; at most `KEPT` schedules, best first. Empty if no order fits (it always does above the least cap)."""
-        first = self.grid()[: max(1, self.recipes * 2 // 3)]
-        kept = sorted(filter(None, map(self.attempt, first)), key=lambda found: found.score)[:KEPT]
-        for _ in range(self.recipes - len(first)):
-            at = min(int(self.random.expovariate(1.0)), len(kept) - 1)
+        """Try the grid, then change the best few, first on few micro-batches; at most `KEPT` schedules, best first, at least one."""
+        whole, few = self.pipe, min(self.pipe.micros, 2 * len(self.pipe.own))
+        recipes = self.grid()
+        if few < whole.micros:
+            self.pipe = replace(whole, micros=few)
+            count = self.count(REHEARSED)
+            recipes = [found.recipe for found in self.climb(recipes[: max(2, count // 4)], count)]
+            self.pipe = whole
+            return self.climb(recipes, max(self.count(1.0 - REHEARSED), len(recipes)))
+        count = self.count(1.0)
+        return self.climb(recipes[: max(2, count // 4)], count)
+
+    def count(self, part: float) -> int:
+        """Recipes that a part of the budget pays for."""
+        return min(max(int(part * self.budget / (3 * self.stages * self.pipe.micros)), RECIPES[0]), int(RECIPES[1] * self.budget / BUDGET))
+
+    def climb(self, recipes: list[Recipe], count: int) -> list[Found]:
+        """The best of the recipes, changed until `count` have been tried."""
+        tried = sorted((found for found in map(self.attempt, recipes) if found is not None), key=lambda found: found.score)
+        leaders = {found.recipe.orders: found for found in reversed(tried)}  # of each rule the best: where rules differ, changes lead elsewhere
+        kept = sorted(leaders.values(), key=lambda found: found.score)[:KEPT]
+        for _ in range(count - len(recipes)):
+            at = min(int(self.random.expovariate(0.7)), len(kept) - 1)
             found = self.attempt(self.changed(kept[at].recipe))
             if found is not None and found.score <= kept[at].score:
                 kept[at] = found
@@ -75,11 +73,12 @@ class Search:
     def attempt(self, recipe: Recipe) -> Found | None:
         """Make the recipe's schedule and judge it; None if its weight gradients cannot be placed within memory."""
         pipe = self.pipe if recipe.share == 1.0 else replace(self.pipe, cap=max(max(self.pipe.full), recipe.share * self.pipe.cap))
-        rows = Dispatch(pipe, self.times(recipe), [list(order) for order in recipe.orders]).run()
+        rows = Dispatch(pipe, self.times(recipe), recipe.orders, recipe.limits).run()
         filled = fill_weights(self.pipe, rows, recipe.overrun)
         if filled is None:
             return None
         rows, first, ends = filled
+        # Without a barrier all of the next step may follow one step's longest span later, so that the period is no more than that.
         taken = ends if self.barrier else [end - start for start, end in zip(first, ends)]
         return Found(max(taken) + HASTE * sum(taken) / len(taken), rows, recipe)
 
@@ -91,38 +90,31 @@ class Search:
         return Costs(forward, input_grad, weight_grad, tuple(t * recipe.transfer for t in costs.transfer), costs.memory)
 
     def grid(self) -> list[Recipe]:
-        """First guesses, the most promising first: all times as alike, or the true ones, with and without transfers, by three rules."""
+        """First guesses, the most promising first: all kinds as alike or with their true times, with and without transfers, by several rules."""
         costs = self.pipe.costs
-        ones = (1.0,) * self.stages
-        mean = sum(costs.forward) + sum(costs.input_grad) + sum(costs.weight_grad)
-        level = [mean / (3 * sum(times)) if sum(times) else 1.0 for times in (costs.forward, costs.input_grad, costs.weight_grad)]
+        totals = [sum(times) or 1.0 for times in (costs.forward, costs.input_grad, costs.weight_grad)]
+        ones, limits = (1.0,) * self.stages, ((UNLIMITED,) * self.stages, shared_limits(self.pipe))
+        orders = [preference(self.pipe, rule) for rule in range(5)]
         recipes = []
-        for back, weight, transfer, rule in product((level[1] / level[0], 1.0), (1.0, 0.75, level[2] / level[0]), (0.0, 1.0), (0, 1, 2)):
+        for transfer, weight, back in product((0.0, 1.0), (0.75, totals[0] / totals[2], 1.0), (totals[0] / totals[1], 1.0)):
             factors = (ones, (back,) * self.stages, (weight,) * self.stages)
-            recipes.append(Recipe(factors, transfer, 1.0, self.rule(rule), 0.5 if transfer else 0.0))
+            recipes += [Recipe(factors, transfer, 1.0, order, limit, 0.5 if transfer else 0.0) for order, limit in product(orders, limits)]
         return recipes
-
-    def rule(self, which: int) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """Preferences of all ranks: input gradients before forwards or after, later stages first; or earlier input gradients first."""
-        orders = []
-        for own in self.pipe.own:
-            late = own[::-1]
-            back, forward = [(1, s) for s in (own if which == 2 else late)], [(0, s) for s in late]
-            orders.append(tuple(forward + back if which == 1 else back + forward))
-        return tuple(orders)
 
     def changed(self, recipe: Recipe) -> Recipe:
         """A recipe with one to three random changes."""
         for _ in range(self.random.choice((1, 1, 2, 3))):
             draw = self.random.random()
-            if draw < 0.6:
+            if draw < 0.55:
                 recipe = replace(recipe, factors=self.scaled(recipe.factors))
-            elif draw < 0.7:
+            elif draw < 0.65:
                 recipe = replace(recipe, transfer=self.random.choice((0.0, 0.5, 1.0, 1.5)))
-            elif draw < 0.75:
+            elif draw < 0.7:
                 recipe = replace(recipe, share=self.random.choice(SHARES))
-            elif draw < 0.82:
+            elif draw < 0.75:
                 recipe = replace(recipe, overrun=self.random.choice(OVERRUNS))
+            elif draw < 0.85:
+                recipe = replace(recipe, limits=self.shifted(recipe.limits))
             else:
                 recipe = replace(recipe, orders=self.swapped(recipe.orders))
         return recipe
@@ -143,12 +135,31 @@ class Search:
         return new[0], new[1], new[2]
 
     def swapped(self, orders: tuple[tuple[tuple[int, int], ...], ...]) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """Two neighbours in the preference changed, on all ranks or on one."""
+        """Two neighbours in the preference changed, on most or on one of the ranks."""
         at = self.random.randrange(max(1, max(map(len, orders)) - 1))
-        ranks = range(len(orders)) if self.random.random() < 0.7 else [self.random.randrange(len(orders))]
         new = list(orders)
-        for rank in ranks:
+        for rank in self.some_ranks(0.7):
             order = list(new[rank])
             order[at : at + 2] = order[at : at + 2][::-1]
             new[rank] = tuple(order)
         return tuple(new)
+
+    def shifted(self, limits: tuple[int, ...]) -> tuple[int, ...]:
+        """One micro-batch in hand more for one chunk, mostly at the expense of another; limits are sometimes set up or lifted."""
+        if limits[0] == UNLIMITED:
+            return shared_limits(self.pipe)
+        if self.random.random() < 0.1:
+            return (UNLIMITED,) * self.stages
+        new, more, less, give = list(limits), self.random.random(), self.random.random(), self.random.random() < 0.3
+        for rank in self.some_ranks(0.5):
+            own = self.pipe.own[rank]
+            gains, loses = own[int(more * len(own))], own[int(less * len(own))]
+            if give or new[loses] > 1:
+                new[gains] += 1
+                new[loses] -= 0 if give else 1
+        return tuple(new)
+
+    def some_ranks(self, all_of_them: float) -> range | list[int]:
+        """All ranks with the given probability, else one."""
+        ranks = len(self.pipe.own)
+        return range(ranks) if self.random.random() < all_of_them else [self.random.randrange(ranks)]
