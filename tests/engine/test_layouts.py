@@ -24,7 +24,7 @@ BASE = {
 EXPERTS = {"model__moe__experts": 6, "model__moe__first_dense": 1, "model__moe__dim": 16, "optim__kind": "muon"}
 TWO_D = {"layout.tensor": 4, "layout.tensor_topology": "2d", "layout.tensor_grid": "2x2"}
 SQUARE = {"layout.tensor": 4, "layout.tensor_topology": "2.5d", "layout.tensor_grid": "2x2x1"}
-PLAIN = {f"layout.{axis}": 1 for axis in ("shard", "context", "tensor", "expert")} | {"layout.tensor_topology": "1d", "layout.tensor_grid": ""}
+PLAIN = {f"layout.{axis}": 1 for axis in ("pipeline", "shard", "context", "tensor", "expert")} | {"layout.tensor_topology": "1d", "layout.tensor_grid": ""}
 
 
 def losses(folder):
@@ -39,8 +39,8 @@ def go_on(world, folder):
 @pytest.mark.parametrize(
     ("model", "ways"),
     [
-        ({}, [(4, {"layout.shard": 2, "layout.tensor": 2}), (2, {"layout.context": 2}), (4, TWO_D)]),
-        (EXPERTS, [(4, SQUARE), (4, {"layout.shard": 2, "layout.context": 2, "layout.expert": 2, "layout.expert_spare": 1, "layout.expert_every": 1}), (1, {})]),
+        ({}, [(4, {"layout.shard": 2, "layout.tensor": 2}), (4, {"layout.pipeline": 2, "layout.context": 2}), (4, TWO_D)]),
+        (EXPERTS, [(4, SQUARE), (4, {"layout.pipeline": 2, "layout.expert": 2, "layout.expert_spare": 1, "layout.expert_every": 1}), (1, {})]),
     ],
     ids=["dense", "experts"],
 )  # fmt: skip
@@ -104,6 +104,10 @@ def test_the_meter_counts_every_collective_that_torch_counts(settings):
         (4, {"layout.shard": 2, "layout.expert": 3, "model.moe.experts": 6}, r"layout\.expert = 3 does not fit"),
         (6, {"layout.tensor": 3, "layout.shard": 2, "model.ffn_dim": 2, "model.heads": 3, "model.head_dim": 8, "model.context": 24}, r"model\.ffn_dim = 2, and layout\.shard = 2"),
         (1, {"layout.expert_spare": 1}, r"layout\.expert_spare = 1 .* layout\.expert = 1"),
+        (4, {"layout.pipeline": 4}, r"layout\.pipeline = 4 .* makes 4 stages, more than model\.layers = 2"),
+        (2, {"layout.pipeline": 2, "pipeline.schedule": "zb-v"}, r"pipeline\.chunks = 2 makes 4 stages, more than model\.layers = 2"),
+        (2, {"layout.pipeline": 2, "pipeline.schedule": "dualpipe-v", "model.layers": 4, "batch.micro": 2}, r"dualpipe-v over 2 ranks takes 4 micro-batches or more, not 2"),
+        (2, {"layout.pipeline": 2, "pipeline.schedule": "zb-w"}, r"no kind of schedule 'zb-w'.*zb-v"),
         (3, {"layout.shard": 3}, r"batch\.global = 4 sequences do not divide into the 3 parts"),
     ],
 )  # fmt: skip

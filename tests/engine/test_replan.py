@@ -1,13 +1,21 @@
 """An elastic pipeline: a rank that slows down in the middle of a run is scheduled around, and the run learns what one process does."""
 
 import time
+from dataclasses import replace
 
 import pytest
 from ranks import run_ranks
 from small_runs import small_config
 
+from lab.models_to_verify import small_question
+from penstock.config import with_values
+from penstock.engine import StopRequest, build_core
+from penstock.engine.replan import move_layers
 from penstock.engine.start import make_run
+from penstock.engine.state import weights_digest
+from penstock.engine.step import take_step
 from penstock.engine.worker import run_rank
+from penstock.lab.equivalence import RandomPlan
 from penstock.monitor import MetricStore
 from penstock.parallel.pipeline.stage import DecoderStage
 from penstock.store import Run
@@ -43,6 +51,38 @@ def train_napping(world, folder, slow_rank, slow_from):
 
         Pipeline.train = counted
     return run_rank(Run(folder), world)["val_loss"]
+
+
+def moved_and_not(world, config):
+    """Losses of steps with and without a move of layers in between, and whether the move left every weight as it was."""
+    found = []
+    for moves in (False, True):
+        core = build_core(config, world, RandomPlan(config), StopRequest(supervised=True), print)
+        losses = [take_step(core, step).loss for step in range(2)]
+        before = weights_digest(core.laid)
+        if moves:
+            old = core.pipeline.plan
+            first, *rest = old.stages.parts
+            parts = (replace(first, layers=range(1)), replace(rest[0], layers=range(1, rest[0].layers.stop)), *rest[1:])
+            move_layers(core, replace(old, stages=replace(old.stages, parts=parts)))
+            assert core.pipeline.plan.stages.parts == parts and ("1" in core.decoder.blocks) == (parts[1].layers.start == 1 and core.pipeline.rank == 1)
+        assert weights_digest(core.laid) == before
+        found.append(losses + [take_step(core, step).loss for step in range(2, 4)])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("ranks", "experts", "changes"),
+    [
+        (2, False, {"model.tie_embeddings": True, "optim.ema": 0.9}),
+        (4, True, {"layout.shard": 2, "layout.expert": 2, "optim.kind": "muon"}),
+        (4, True, {"layout.expert": 2, "layout.expert_spare": 1, "layout.expert_every": 1, "optim.kind": "adamw"}),
+    ],
+)  # fmt: skip
+def test_layers_move_between_ranks_with_all_their_state(ranks, experts, changes):
+    settings = {"layout.pipeline": 2, "pipeline.schedule": "1f1b", "model.layers": 4, "batch.micro": 6, "optim.warmup": 0}
+    for stayed, moved in run_ranks(moved_and_not, ranks, with_values(small_question(experts), settings | changes)):
+        assert moved == pytest.approx(stayed, rel=1e-12)
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def test_the_resolved_config_alone_reproduces_the_run(plain, tmp_path):
     again = start_run(config, "again", "test", 1, tmp_path / "again", None)
     assert again["weights_digest"] == result["weights_digest"] and again["val_loss"] == result["val_loss"]
     text = (find_run(again["run"]).path / "config.toml").read_text()
-    assert tomllib.loads(text)["precision"]["compute"] == "float32" and '"auto"' not in text.replace('device = "auto"', "")
+    assert tomllib.loads(text)["precision"]["compute"] == "float32" and '"auto"' not in text.replace('device = "auto"', "").replace('schedule = "auto"', "")
 
 
 def test_another_seed_gives_another_run(plain, tmp_path):

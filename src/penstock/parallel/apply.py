@@ -62,9 +62,10 @@ def lay_out(
 
     Without a seed they are left unset. `slots[block]` places a block's experts by hand; `stages` cuts the layers over the pipeline.
     """
+    formats = formats or Formats()
     with torch.device("meta"):
-        kept = saved_buffers(Decoder(model))
-    decoder, plan, sharder = shape_decoder(model, mesh, formats or Formats(), slots, stages)
+        kept = saved_buffers(Decoder(model).to(formats.master))
+    decoder, plan, sharder = shape_decoder(model, mesh, formats, slots, stages)
     decoder.to_empty(device=mesh.world.device)
     weights = Weights(decoder, plan, mesh)
     if seed is not None:
@@ -74,7 +75,8 @@ def lay_out(
             buffer.zero_()
     places = {name: Placement(tuple(b.shape), holders=stages.holders(name) if stages else ()) for name, b in kept.items()}
     here = saved_buffers(decoder)
-    buffers = {name: here[name] if name in here else torch.empty(0, *kept[name].shape[1:], device=mesh.world.device) for name in kept}
+    empty = {name: torch.empty(0, *b.shape[1:], dtype=b.dtype, device=mesh.world.device) for name, b in kept.items()}
+    buffers = empty | here
     return Laid(decoder, weights, sharder, buffers, places, stages)
 
 

@@ -51,8 +51,9 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A schedule, its costs and what it takes; `seconds` is what making it took."""
+    """The schedule of the kind `asked` for (auto may find another's best), its costs and what it takes; `seconds` is what making it took."""
 
+    asked: str
     schedule: Schedule
     costs: Costs
     timing: Timing
@@ -83,6 +84,7 @@ class Outcome:
     def as_dict(self) -> dict[str, Any]:
         """For JSON. `lower_bound` is of the time of a step that counts, `lower_bound_bubble` the bubble there."""
         return {
+            "asked": self.asked,
             "kind": self.schedule.kind,
             "ranks": self.schedule.ranks,
             "chunks": self.schedule.chunks,
@@ -106,7 +108,7 @@ def solve(pipeline: Pipeline, kind: str = AUTO, chunks: int = 0) -> Outcome:
     """
     start = time.perf_counter()
     if kind != AUTO:
-        return outcome_of(named_schedule(kind, pipeline.ranks, pipeline.micro_batches, chunks), pipeline, start)
+        return outcome_of(kind, named_schedule(kind, pipeline.ranks, pipeline.micro_batches, chunks), pipeline, start)
     capped = replace(pipeline, cap=1.0) if pipeline.cap is None else pipeline
     given = len(pipeline.costs.forward) // pipeline.ranks if isinstance(pipeline.costs, Costs) else 0
     tried = [chunks or given] if chunks or given else CHUNKS
@@ -115,10 +117,10 @@ def solve(pipeline: Pipeline, kind: str = AUTO, chunks: int = 0) -> Outcome:
     choice = best_schedule(
         lambda rank_of: pipeline.costs_of(len(rank_of)), pipeline.ranks, pipeline.micro_batches, capped.cap, pipeline.barrier, synthesised, named
     )
-    return outcome_of(choice.schedule, capped, start)
+    return outcome_of(AUTO, choice.schedule, capped, start)
 
 
-def outcome_of(schedule: Schedule, pipeline: Pipeline, start: float) -> Outcome:
+def outcome_of(asked: str, schedule: Schedule, pipeline: Pipeline, start: float) -> Outcome:
     """Check and time a schedule whose making began at `start` (time.perf_counter); raises `ScheduleError` if it cannot be run or holds too much."""
     seconds = time.perf_counter() - start
     costs = pipeline.costs_of(schedule.stages)
@@ -126,7 +128,7 @@ def outcome_of(schedule: Schedule, pipeline: Pipeline, start: float) -> Outcome:
     check_schedule(schedule, costs, pipeline.cap)
     bound = makespan_bound if pipeline.barrier else period_bound
     least = bound(costs, schedule.rank_of, schedule.micro_batches, pipeline.cap)
-    return Outcome(schedule, costs, simulate(schedule, costs), pipeline.barrier, least, seconds)
+    return Outcome(asked, schedule, costs, simulate(schedule, costs), pipeline.barrier, least, seconds)
 
 
 def _check_cap(pipeline: Pipeline, rank_of: tuple[int, ...], costs: Costs) -> None:

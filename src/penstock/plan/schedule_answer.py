@@ -84,7 +84,7 @@ def answer(asked: Asked) -> Answer:
         _refuse_beside("--load", asked, "ranks", "micro_batches", "chunks")
         schedule = read_csv(asked.load)
         pipeline = Pipeline(schedule.ranks, schedule.micro_batches, _costs(asked, schedule.ranks), asked.memory, asked.barrier)
-        return Answer(outcome_of(schedule, pipeline, time.perf_counter()))
+        return Answer(outcome_of(schedule.kind, schedule, pipeline, time.perf_counter()))
     for option, value in (("--stages", asked.ranks), ("--micro-batches", asked.micro_batches)):
         if value < 1:
             mend = f"{option} is {value}; give it 1 or more" if value else f"give {option}, or a schedule with --load, or a timeline with --from"

@@ -13,7 +13,7 @@ def outcome_text(outcome: Outcome) -> str:
     other = f"without a barrier {timing.steady_bubble:.1%}" if outcome.barrier else f"with a barrier {timing.bubble:.1%}"
     return "\n".join(
         [
-            f"{schedule.kind}: {_size(schedule.ranks, schedule.chunks, schedule.micro_batches)}{_made(outcome, ', made in ')}",
+            f"{_name(outcome)}: {_size(schedule.ranks, schedule.chunks, schedule.micro_batches)}{_made(outcome, ', made in ')}",
             f"bubble       {outcome.bubble:.1%}, {other}",
             f"step         {outcome.step:.6g}, proven to take at least {outcome.lower_bound:.6g} (bubble {outcome.least_bubble:.1%})",
             f"activations  {outcome.peak:.4g} of a rank's micro-batches at most; 1F1B holds {min(schedule.ranks, schedule.micro_batches)}",
@@ -27,11 +27,12 @@ def comparison_text(outcomes: list[Outcome], refused: dict[str, str]) -> str:
     rows = []
     for o in outcomes:
         bubbles = f"{o.timing.bubble:.1%}", f"{o.timing.steady_bubble:.1%}"
-        rows.append([o.schedule.kind, str(o.schedule.chunks), *bubbles, f"{o.timing.makespan:.6g}", f"{o.peak:.4g}", _made(o)])
+        rows.append([_name(o), str(o.schedule.chunks), *bubbles, f"{o.timing.makespan:.6g}", f"{o.peak:.4g}", _made(o)])
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = ["  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip() for row in [head, *rows]]
-    bound = min(outcomes, key=lambda outcome: outcome.lower_bound)
-    lines.append(f"bubble proven to be at least {bound.least_bubble:.1%} {'with' if bound.barrier else 'without'} a barrier")
+    last = outcomes[-1]
+    barrier = "with a barrier" if last.barrier else "without a barrier"
+    lines.append(f"on the stages of the last row, in the memory it may use, no schedule has a bubble below {last.least_bubble:.1%} {barrier}")
     return "\n".join(lines + [f"not {name}: {why}" for name, why in refused.items()])
 
 
@@ -48,6 +49,11 @@ def costs_text(costs: Costs) -> str:
     rows = [[str(s), *(f"{column[s]:.4g}" for column in columns)] for s in range(len(costs.forward))]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     return "\n".join("  ".join(c.rjust(w) for c, w in zip(row, widths)) for row in [head, *rows])
+
+
+def _name(outcome: Outcome) -> str:
+    """The kind asked for, and the one found where that is another."""
+    return outcome.asked if outcome.asked == outcome.schedule.kind else f"{outcome.asked} ({outcome.schedule.kind})"
 
 
 def _size(ranks: int, chunks: int, micro_batches: int) -> str:

@@ -83,9 +83,9 @@ class _Bounds:
             return sum(longest[:count])
         room, total = self.cap, 0.0
         for s in sorted(own, key=lambda s: memory[s] / times[s] if times[s] else float("inf")):
-            count = min(float(self.micros), room / memory[s]) if memory[s] else float(self.micros)
-            total += count * times[s]
-            room -= count * memory[s]
+            part = min(float(self.micros), room / memory[s]) if memory[s] else float(self.micros)
+            total += part * times[s]
+            room -= part * memory[s]
         return total
 
 

@@ -46,9 +46,9 @@ class Pipe:
 class Dispatch:
     """The state of one run; `run` returns the rows.
 
-    `times` may differ from the pipe's: a schedule may be made with other times than it is for. `limits` says how many micro-batches each stage may have
-    in hand. `orders` is each rank's preference, (kind, stage) from first to last, where kind 0 and 1 are a stage's forward and input gradient; 2 is its
-    weight gradient if its next forward has arrived and lacks room; 3 its weight gradient whenever there is one. Rest: see the module.
+    `times` may differ from the pipe's: a schedule may be made with other times than it is for. `limits` says how many micro-batches each stage
+    may have in hand. `orders` is each rank's preference, (kind, stage) from first to last, where kind 0 and 1 are a stage's forward and input
+    gradient; 2 is its weight gradient if its next forward has arrived and lacks room; 3 its weight gradient whenever there is one.
     """
 
     def __init__(self, pipe: Pipe, times: Costs, orders: Sequence[Sequence[tuple[int, int]]], limits: Sequence[int]) -> None:
@@ -88,7 +88,8 @@ class Dispatch:
 
     def choose(self, rank: int, now: float) -> Code | None:
         """The action to take, or None to wait."""
-        last, micros, hops, forwards, backwards, weights = len(self.weights) - 1, self.pipe.micros, self.hops, self.forwards, self.backwards, self.weights
+        last, micros, hops = len(self.weights) - 1, self.pipe.micros, self.hops
+        forwards, backwards, weights = self.forwards, self.backwards, self.weights
         for kind, s in self.orders[rank]:
             if kind == 1:
                 micro = len(backwards[s])
@@ -163,11 +164,15 @@ class Dispatch:
         return True
 
 
-def fill_weights(pipe: Pipe, rows: Rows, overrun: float) -> tuple[Rows, list[float], list[float]] | None:
+Filled = tuple[Rows, list[float], list[float]]  # rows, and when each rank begins and ends
+
+
+def fill_weights(pipe: Pipe, rows: Rows, overrun: float, waits: dict[Code, float] | None = None) -> Filled | None:
     """Place weight gradients anew between forwards and input gradients, whose order stays.
 
     One is taken where the next forward lacks memory, or its rank would wait and it would end at most `overrun` of its time too late.
-    Returns None if the order of the rest cannot be kept: the ranks wait for each other, or memory is held by what cannot be ended yet.
+    Returns the rows, and when each rank begins and ends; `waits` takes in how long a rank waits for which action, the first of a rank apart.
+    Returns None if the order of the rest cannot be kept: ranks wait for each other, or memory is held by what cannot be ended yet.
     """
     costs, micros, stages = pipe.costs, pipe.micros, len(pipe.rank_of)
     sequences = [[code for code in row if code[0] < 2] for row in rows]
@@ -205,6 +210,8 @@ def fill_weights(pipe: Pipe, rows: Rows, overrun: float) -> tuple[Rows, list[flo
                 if pending[rank] and now + (1.0 - overrun) * costs.weight_grad[pending[rank][0][0]] <= arrival + TINY:
                     now = take_weight(rank, now)
                     continue
+                if waits is not None and at[rank]:
+                    waits[code] = arrival - now
                 now = arrival
             if not at[rank]:
                 first[rank] = now

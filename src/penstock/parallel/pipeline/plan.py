@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.config import ConfigError, ModelSection, PipelineSection
-from penstock.parallel.pipeline.kinds import KINDS, named_schedule
+from penstock.parallel.pipeline.kinds import candidates, named_schedule
 from penstock.parallel.pipeline.layer_costs import LayerCosts
 from penstock.parallel.pipeline.schedule import Action, Costs, Schedule
 from penstock.parallel.pipeline.simulate import Timing, simulate
@@ -115,7 +115,7 @@ def plan_pipeline(
         schedule = chosen_schedule(section, ranks, micro_batches)
     else:
         chunks = [c for c in ((section.chunks,) if section.chunks else CHUNKS) if c == 1 or ranks * c <= model.layers]
-        ready = _named(ranks, micro_batches, chunks)
+        ready = [schedule for count in chunks for schedule in candidates(ranks, micro_batches, count)]
         if stages is not None:
             ready = [schedule for schedule in ready if schedule.rank_of == stages.rank_of]
             ready.append(synthesise(costs_of(stages.rank_of), stages.rank_of, micro_batches, section.memory, barrier))
@@ -147,14 +147,3 @@ def check_pipeline(model: ModelSection, section: PipelineSection, ranks: int, mi
         check_stages(model.layers, ranks * (section.chunks or 1), ranks)
     else:
         check_stages(model.layers, chosen_schedule(section, ranks, micro_batches).stages, ranks)
-
-
-def _named(ranks: int, micro_batches: int, chunks: Sequence[int]) -> list[Schedule]:
-    """The named kinds' schedules with so many chunks."""
-    return [
-        named_schedule(kind.name, ranks, micro_batches, count)
-        for count in chunks
-        for kind in KINDS.values()
-        if kind.chunks <= count <= (kind.most_chunks or count) and micro_batches >= kind.least(ranks)
-    ]
-

@@ -7,9 +7,9 @@ each stage may have in hand, and how far a weight gradient may overrun the gap t
 Management Science 38(10), 1992).
 
 First a grid of recipes is tried, among them the ones that take forwards, input and weight gradients as alike, which give the zero-bubble orders;
-then the best few are changed at random, and a change is kept where it does not harm. Most of it is done with few micro-batches, as recipes are as good
-with many. Random numbers are seeded and the count of recipes is fixed by the size of the problem beforehand, so that the same question has the
-same answer on every machine. Cost: `BUDGET` actions, about 3 microseconds each.
+then the best few are changed at random, and a change is kept where it does not harm. Most of it is done with few micro-batches, as recipes are
+as good with many. The best two schedules are polished (polish.py). Random numbers are seeded and the count of recipes is fixed beforehand by the
+size of the problem, so that the same question has the same answer on every machine. Cost: `BUDGET` actions, about 3 microseconds each.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ import random
 from dataclasses import replace
 from itertools import product
 
-from penstock.parallel.pipeline.dispatch import Dispatch, Pipe, fill_weights
+from penstock.parallel.pipeline.dispatch import Dispatch, Pipe, Rows, fill_weights
+from penstock.parallel.pipeline.polish import OVERRUNS, Polish, score
 from penstock.parallel.pipeline.recipe import UNLIMITED, Found, Recipe, preference, shared_limits
 from penstock.parallel.pipeline.schedule import Costs
 
-BUDGET = 250_000  # actions dispatched in all: under a second
+BUDGET = 200_000  # actions dispatched in all: under a second
 REHEARSED = 0.75  # the part of them spent on few micro-batches
 RECIPES = (8, 400)  # recipes tried at least (large cases) and at most (small ones), in each of the two parts
+POLISH = 1.0  # changes of order tried per recipe, together
+POLISHED = 2  # schedules that are polished
 KEPT = 4  # recipes that are worked on, of different rules at first
-OVERRUNS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SHARES = (1.0, 1.0, 0.95, 0.9, 0.85)
-HASTE = 1e-3  # how much the mean of all ranks counts beside the slowest: it tells two equally slow schedules apart
 
 
 class Search:
@@ -40,7 +41,13 @@ class Search:
         self.random = random.Random(0)
         self.stages = len(pipe.rank_of)
 
-    def best(self) -> list[Found]:
+    def best(self) -> list[Rows]:
+        """The best schedules of the search, each polished; at least one."""
+        found = self.recipes()[:POLISHED]
+        trials = int(self.budget * POLISH / len(found) / (3 * self.stages * self.pipe.micros))
+        return [Polish(self.pipe, each.rows, each.recipe.overrun, self.barrier).run(trials) for each in found]
+
+    def recipes(self) -> list[Found]:
         """Try the grid, then change the best few, first on few micro-batches; at most `KEPT` schedules, best first, at least one."""
         whole, few = self.pipe, min(self.pipe.micros, 2 * len(self.pipe.own))
         recipes = self.grid()
@@ -78,9 +85,7 @@ class Search:
         if filled is None:
             return None
         rows, first, ends = filled
-        # Without a barrier all of the next step may follow one step's longest span later, so that the period is no more than that.
-        taken = ends if self.barrier else [end - start for start, end in zip(first, ends)]
-        return Found(max(taken) + HASTE * sum(taken) / len(taken), rows, recipe)
+        return Found(score(first, ends, self.barrier), rows, recipe)
 
     def times(self, recipe: Recipe) -> Costs:
         """The times that a recipe plans with."""

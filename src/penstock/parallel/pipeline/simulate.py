@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from penstock.parallel.pipeline.check import peak_memory
 from penstock.parallel.pipeline.schedule import Action, Costs, Schedule
 
 STEPS = 128  # steps simulated at most until the increments repeat; far more than any schedule met here needs (under ten)
@@ -68,21 +69,6 @@ def simulate(schedule: Schedule, costs: Costs, steps: int = 1) -> Timing:
         period = max((last - middle) / (len(ends) - 1 - half) for last, middle in zip(ends[-1], ends[half]))
     spans = tuple(tuple((t, t + d) for t, d in zip(ts, durations * steps)) for ts, durations in zip(laid, program.durations))
     return Timing(spans, makespan, work, period, peak_memory(schedule, costs))
-
-
-def peak_memory(schedule: Schedule, costs: Costs) -> tuple[float, ...]:
-    """The most each rank holds in a step, in units of `Costs.memory`; it follows from the order alone."""
-    peaks = []
-    for actions in schedule.actions:
-        held = peak = 0.0
-        for work, stage, _ in actions:
-            if work == "F":
-                held += costs.memory[stage]
-                peak = max(peak, held)
-            elif work != "I":
-                held -= costs.memory[stage]
-        peaks.append(peak)
-    return tuple(peaks)
 
 
 class _Program:

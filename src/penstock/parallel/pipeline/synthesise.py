@@ -1,8 +1,8 @@
 """Schedules made for measured times: for any costs, wiring and memory cap, by search; and the choice among wirings and the named kinds.
 
 `synthesise` makes one for stages as they lie on ranks (search.py says how, bounds.py what no search can reach); `best_schedule` tries several
-numbers of chunks and compares with ready schedules, such as the named kinds, both as they are and with their weight gradients placed anew, so that it is
-never worse than the best of them. Both are pure functions: the same question has the same answer. Costs: under a second for 8 ranks × 32
+numbers of chunks and compares with ready schedules, such as the named kinds, the best of which it polishes (polish.py), so that it is never
+worse than any. Both are pure functions: the same question has the same answer. Costs: under a second for 8 ranks × 32
 micro-batches × 2 chunks, and ten for 64 × 256; `effort` multiplies it where a schedule is worth it. When not to use them: equal times of F, I
 and W, no transfers and no barrier, where zb-v is perfect and costs nothing.
 """
@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from penstock.config import ConfigError
 from penstock.parallel.pipeline.bounds import least_memory, makespan_bound, period_bound
 from penstock.parallel.pipeline.dispatch import TINY, Pipe, Rows, fill_weights
+from penstock.parallel.pipeline.polish import OVERRUNS, Polish, score
 from penstock.parallel.pipeline.schedule import Action, Costs, Schedule, wire
-from penstock.parallel.pipeline.search import OVERRUNS, Search
+from penstock.parallel.pipeline.search import BUDGET, Search
 from penstock.parallel.pipeline.simulate import Timing, simulate
 
 WORKS = "FIW"
+POLISHED = 2  # ready schedules that are polished, the best
 
 
 @dataclass(frozen=True)
@@ -41,21 +43,26 @@ def synthesise(
     Raises `ConfigError` if the cap is below what any schedule needs, saying the least, or the ranks are not numbered from 0 without a gap.
     """
     pipe = _pipe(costs, rank_of, micro_batches, cap)
-    schedules = [_schedule(pipe, found.rows) for found in Search(pipe, barrier, effort).best()]
+    schedules = [_schedule(pipe, rows) for rows in Search(pipe, barrier, effort).best()]
     return schedules[0] if barrier or len(schedules) == 1 else min(schedules, key=lambda schedule: simulate(schedule, costs).period)
 
 
-def refilled(schedule: Schedule, costs: Costs, cap: float | None = 1.0, barrier: bool = True) -> Schedule | None:
-    """The schedule with its weight gradients split off and placed anew by these costs, of kind "auto"; None if its order does not fit the cap."""
+def polished(schedule: Schedule, costs: Costs, cap: float | None = 1.0, barrier: bool = True, effort: float = 1.0) -> Schedule | None:
+    """A schedule made from another for these costs, of kind "auto": its weight gradients placed anew, and waits mended; see `synthesise`.
+
+    None if its order cannot be kept within the cap. It may turn out worse than the schedule itself.
+    """
     pipe = _pipe(costs, schedule.rank_of, schedule.micro_batches, cap)
-    rows = [[(1 if work in "IB" else 0, s, micro) for work, s, micro in actions if work != "W"] for actions in schedule.actions]
+    rows = [[(0 if work == "F" else 1, s, micro) for work, s, micro in actions if work != "W"] for actions in schedule.actions]
     made = []
     for overrun in OVERRUNS:
         filled = fill_weights(pipe, rows, overrun)
         if filled is not None:
-            rows_too, first, ends = filled
-            made.append((max(ends) if barrier else max(end - start for start, end in zip(first, ends)), rows_too))
-    return _schedule(pipe, min(made, key=lambda pair: pair[0])[1]) if made else None
+            made.append((score(*filled[1:], barrier), overrun))
+    if not made:
+        return None
+    trials = int(effort * BUDGET / (3 * schedule.stages * schedule.micro_batches))
+    return _schedule(pipe, Polish(pipe, rows, min(made)[1], barrier).run(trials))
 
 
 def best_schedule(
@@ -72,6 +79,10 @@ def best_schedule(
 
     `costs_of` gives the costs of stages that lie on the given ranks. Raises `ConfigError` if no wiring fits the cap, saying the least that one needs.
     """
+
+    def time(choice: Choice) -> float:
+        return choice.timing.makespan if barrier else choice.timing.period
+
     found: list[Choice] = []
     wirings = [wire(ranks, count, "wave") for count in dict.fromkeys(chunks)]
     needed = [least_memory(costs_of(rank_of), rank_of) for rank_of in wirings]
@@ -79,16 +90,14 @@ def best_schedule(
         if cap is None or least <= cap * ranks + TINY:
             costs = costs_of(rank_of)
             found.append(_choice(synthesise(costs, rank_of, micro_batches, cap, barrier, effort), costs, cap, barrier))
-    for candidate in candidates:
-        costs = costs_of(candidate.rank_of)
-        ready = [candidate]
-        if cap is None or least_memory(costs, candidate.rank_of) <= cap * ranks + TINY:
-            ready += filter(None, [refilled(candidate, costs, cap, barrier)])
-        choices = [_choice(schedule, costs, cap, barrier) for schedule in ready]
-        found += [choice for choice in choices if cap is None or max(choice.timing.peak_memory) <= cap * ranks + TINY]
-    if not found:
+    ready = [_choice(candidate, costs_of(candidate.rank_of), cap, barrier) for candidate in candidates]
+    ready = sorted((choice for choice in ready if cap is None or max(choice.timing.peak_memory) <= cap * ranks + TINY), key=time)
+    for choice in ready[:POLISHED]:
+        better = polished(choice.schedule, choice.costs, cap, barrier, effort)
+        found += [_choice(better, choice.costs, cap, barrier)] if better else []
+    if not found + ready:
         raise ConfigError(_too_little(cap or 0.0, min(needed, default=float("inf")), ranks))
-    return min(found, key=lambda choice: choice.timing.makespan if barrier else choice.timing.period)
+    return min(ready + found, key=time)
 
 
 def _choice(schedule: Schedule, costs: Costs, cap: float | None, barrier: bool) -> Choice:
