@@ -1,10 +1,10 @@
 """What `batch.micro = "auto"` chooses, against every power of two, on a small model on this machine's CPU.
 
 Two shapes, eager: `narrow` (1.1 M parameters, 32 × 128 tokens a step) and `long` (the same, 8 × 512). Each first trains until the size is settled,
-as a run does; then steps of the same model at the chosen size and at each power of two up to the whole batch take turns. For each shape, `chosen`
-is the size and `settled_after` the steps that it took, `tokens_per_s` the speed at it, `times_<size>` the seconds of a step at that power
-of two over those at the chosen size (median over turns; above 1: the choice is faster), and `of_best` the least of these: 1 means that nothing was
-faster, 0.95 that a power of two was by 5 %. The chosen size against itself (`again`) shows the noise.
+as a run does; then steps of the same model at the chosen size and at each power of two up to the whole batch take turns, in ascending order.
+For each shape, `chosen` is the size and `settled_after` the steps that it took, `tokens_per_s` the speed at it, `times_<size>` the seconds of a step
+at that size over those at the chosen one (median over turns; above 1: the choice is faster), and `of_best` the least of these: 1 means that nothing was
+faster, 0.95 that a power of two was by 5 %. `noise` is the spread (middle half) of the chosen size's own seconds, as a share of their median.
 """
 
 from __future__ import annotations
@@ -50,17 +50,18 @@ def compare(sets: list[str]) -> dict[str, float]:
             tune_micro(parts, time.perf_counter() - began)
         chosen, settled_after, share = parts.micro, parts.progress.step, parts.config.batch.global_
         powers = [1 << power for power in range(share.bit_length()) if share % (1 << power) == 0]
-        contestants = {"chosen": steps_of(parts, chosen), "again": steps_of(parts, chosen)} | {str(size): steps_of(parts, size) for size in powers}
-        seconds = take_turns(contestants, TURNS)
+        seconds = take_turns({str(size): steps_of(parts, size) for size in sorted({*powers, chosen})}, TURNS)
         parts.journal.close()
-    times = {str(size): ratio(seconds[str(size)], seconds["chosen"])["ratio"] for size in powers}
+    own = seconds[str(chosen)]
+    times = {size: ratio(took, own)["ratio"] for size, took in seconds.items()}
+    low, middle, high = statistics.quantiles(own, n=4)
     return {
         "chosen": float(chosen),
         "settled_after": float(settled_after),
-        "tokens_per_s": share * parts.config.model.context / statistics.median(seconds["chosen"]),
+        "tokens_per_s": share * parts.config.model.context / middle,
         **{f"times_{size}": value for size, value in times.items()},
         "of_best": min(times.values()),
-        "again": ratio(seconds["again"], seconds["chosen"])["ratio"],
+        "noise": (high - low) / middle,
     }
 
 

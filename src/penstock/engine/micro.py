@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 #: Steps at one size: the first is not counted, and the fastest of the others is its time.
 STEPS_A_SIZE = 3
 #: Trials go on in a direction until a size is slower than the best by this share; and of sizes within the other, the smallest is taken.
-CLEARLY, ALIKE = 0.05, 0.01
+CLEARLY, ALIKE = 0.1, 0.01
 #: So many of the fastest sizes are timed a second time, as a machine may have been slower for a while; the better time counts.
 AGAIN = 3
 #: Free memory must be so many times the estimate, where running out of memory can be agreed on and where not.
