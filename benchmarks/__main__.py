@@ -17,7 +17,7 @@ from penstock.cli.threads import set_waiting
 os.environ.setdefault("TORCHINDUCTOR_MIX_ORDER_REDUCTION", "0")
 set_waiting(os.environ)  # as the command line does
 
-NAMES = ("cpu_speed", "step_overhead", "cost_growth", "learning", "gpu_speed", "expert_balance", "layouts")
+NAMES = ("cpu_speed", "step_overhead", "cost_growth", "learning", "gpu_speed", "expert_balance", "layouts", "pipelines")
 
 
 def main() -> int:

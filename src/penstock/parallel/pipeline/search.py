@@ -69,7 +69,8 @@ class Search:
 
     def climb(self, recipes: list[Recipe], count: int) -> list[Found]:
         """The best of the recipes, changed until `count` have been tried."""
-        tried = sorted((found for found in (self.attempt(recipe, OVERRUNS[:4]) for recipe in recipes) if found is not None), key=lambda found: found.score)
+        made = (self.attempt(recipe, OVERRUNS[:4]) for recipe in recipes)
+        tried = sorted((found for found in made if found is not None), key=lambda found: found.score)
         leaders = {found.recipe.orders: found for found in reversed(tried)}  # of each rule the best: where rules differ, changes lead elsewhere
         kept = sorted(leaders.values(), key=lambda found: found.score)[:KEPT]
         for _ in range(count - len(recipes)):
