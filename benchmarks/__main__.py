@@ -17,7 +17,9 @@ from penstock.cli.threads import set_waiting
 os.environ.setdefault("TORCHINDUCTOR_MIX_ORDER_REDUCTION", "0")
 set_waiting(os.environ)  # as the command line does
 
-NAMES = ("cpu_speed", "step_overhead", "cost_growth", "learning", "gpu_speed", "expert_balance", "layouts", "pipeline_runs", "micro_batch")
+NAMES = (
+    "cpu_speed", "step_overhead", "cost_growth", "learning", "gpu_speed", "expert_balance", "layouts", "pipelines", "pipeline_runs", "micro_batch",
+)  # fmt: skip
 
 
 def main() -> int:

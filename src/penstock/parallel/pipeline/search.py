@@ -27,6 +27,7 @@ from penstock.parallel.pipeline.schedule import Costs
 BUDGET = 200_000  # actions dispatched in all: under a second
 REHEARSED = 0.75  # the part of them spent on few micro-batches
 RECIPES = (8, 400)  # recipes tried at least (large cases) and at most (small ones), in each of the two parts
+FEWEST = 50  # recipes that must be payable to rehearse with four micro-batches a rank, not two
 POLISH = 1.0  # changes of order tried per recipe, together
 POLISHED = 2  # schedules that are polished
 KEPT = 4  # recipes that are worked on, of different rules at first
@@ -49,7 +50,9 @@ class Search:
 
     def recipes(self) -> list[Found]:
         """Try the grid, then change the best few, first on few micro-batches; at most `KEPT` schedules, best first, at least one."""
-        whole, few = self.pipe, min(self.pipe.micros, 2 * len(self.pipe.own))
+        whole, ranks = self.pipe, len(self.pipe.own)
+        many = 12 * self.stages * ranks > self.budget / FEWEST
+        few = min(whole.micros, (2 if many else 4) * ranks)
         recipes = self.grid()
         if few < whole.micros:
             self.pipe = replace(whole, micros=few)
@@ -66,7 +69,8 @@ class Search:
 
     def climb(self, recipes: list[Recipe], count: int) -> list[Found]:
         """The best of the recipes, changed until `count` have been tried."""
-        tried = sorted((found for found in map(self.attempt, recipes) if found is not None), key=lambda found: found.score)
+        made = (self.attempt(recipe, OVERRUNS[:4]) for recipe in recipes)
+        tried = sorted((found for found in made if found is not None), key=lambda found: found.score)
         leaders = {found.recipe.orders: found for found in reversed(tried)}  # of each rule the best: where rules differ, changes lead elsewhere
         kept = sorted(leaders.values(), key=lambda found: found.score)[:KEPT]
         for _ in range(count - len(recipes)):
@@ -77,15 +81,17 @@ class Search:
                 kept.sort(key=lambda found: found.score)
         return kept
 
-    def attempt(self, recipe: Recipe) -> Found | None:
-        """Make the recipe's schedule and judge it; None if its weight gradients cannot be placed within memory."""
+    def attempt(self, recipe: Recipe, overruns: tuple[float, ...] = ()) -> Found | None:
+        """Make the recipe's schedule, with the best of the given overruns, and judge it; None if weight gradients cannot be placed within memory."""
         pipe = self.pipe if recipe.share == 1.0 else replace(self.pipe, cap=max(max(self.pipe.full), recipe.share * self.pipe.cap))
         rows = Dispatch(pipe, self.times(recipe), recipe.orders, recipe.limits).run()
-        filled = fill_weights(self.pipe, rows, recipe.overrun)
-        if filled is None:
-            return None
-        rows, first, ends = filled
-        return Found(score(first, ends, self.barrier), rows, recipe)
+        best: Found | None = None
+        for overrun in overruns or (recipe.overrun,):
+            filled = fill_weights(self.pipe, rows, overrun)
+            if filled is not None:
+                found = Found(score(*filled[1:], self.barrier), filled[0], replace(recipe, overrun=overrun))
+                best = found if best is None or found.score < best.score else best
+        return best
 
     def times(self, recipe: Recipe) -> Costs:
         """The times that a recipe plans with."""
@@ -101,7 +107,7 @@ class Search:
         ones, limits = (1.0,) * self.stages, ((UNLIMITED,) * self.stages, shared_limits(self.pipe))
         orders = [preference(self.pipe, rule) for rule in range(5)]
         recipes = []
-        for transfer, weight, back in product((0.0, 1.0), (0.75, totals[0] / totals[2], 1.0), (totals[0] / totals[1], 1.0)):
+        for transfer, weight, back in product((0.0, 1.0), (0.75, 1.0, totals[0] / totals[2]), (totals[0] / totals[1], 1.0)):
             factors = (ones, (back,) * self.stages, (weight,) * self.stages)
             recipes += [Recipe(factors, transfer, 1.0, order, limit, 0.5 if transfer else 0.0) for order, limit in product(orders, limits)]
         return recipes
