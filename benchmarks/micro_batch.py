@@ -3,8 +3,8 @@
 Two shapes, eager: `narrow` (1.1 M parameters, 32 × 128 tokens a step) and `long` (the same, 8 × 512). Each first trains until the size is settled,
 as a run does; then steps of the same model at the chosen size and at each power of two up to the whole batch take turns, in ascending order.
 For each shape, `chosen` is the size and `settled_after` the steps that it took, `tokens_per_s` the speed at it, `times_<size>` the seconds of a step
-at that size over those at the chosen one (median over turns; above 1: the choice is faster), and `of_best` the least of these: 1 means that nothing was
-faster, 0.95 that a power of two was by 5 %. `noise` is the spread (middle half) of the chosen size's own seconds, as a share of their median.
+at that size over those at the chosen one (median over turns; above 1: the choice is faster), and `of_best` the least of these: 1 means that nothing
+was faster, 0.95 that a power of two was by 5 %. `noise` is the spread (middle half) of the chosen size's own seconds, as a share of their median.
 """
 
 from __future__ import annotations
