@@ -56,9 +56,9 @@ class Watch:
         self._seconds: deque[float] = deque(maxlen=WINDOW)
         #: Each rank's share of the work when the plan was taken up; none before that has been seen.
         self._shares: list[float] | None = None
-        self._skip, self._transfer, self._planned = WARM_UP, 0.0, False
-        #: What was noticed, and the seconds of the steps that showed it; the plan is made from the steps after.
-        self._noticed: tuple[str, float] | None = None
+        self._skip, self._transfer, self._planned, self._count = WARM_UP, 0.0, False, 0
+        #: Since when something differs, in words; the plan is made from the steps after.
+        self._noticed: str | None = None
         self._usual: deque[float] = deque(maxlen=4 * WINDOW)
         #: The plan before the last change and what its steps took; for how many looks nothing is to be changed.
         self._last: tuple[PipelinePlan, float] | None = None
@@ -73,6 +73,10 @@ class Watch:
                 write_trace(timeline, parts.run.path / f"pipeline-step-{parts.progress.step}.json")
         if pipeline is None or not every:
             return
+        if pipeline.plan.schedule.micro_batches != self._count:  # other micro-batches, which a plan from estimates runs for now
+            self._count = pipeline.plan.schedule.micro_batches
+            self._begin_anew()
+            self._planned, self._last = False, None
         if self._skip:
             self._skip -= 1
             return
@@ -103,11 +107,11 @@ class Watch:
             self._usual.append(seconds)
             self._noticed = None
         elif self._noticed is None:
-            self._noticed = f"since about step {parts.progress.step - WINDOW // 2}", seconds
+            self._noticed = f"since about step {parts.progress.step - WINDOW // 2}"
             self._times.clear()
         else:
             now = shares[rank] / self._shares[rank]
-            self._change(parts, costs, f"rank {rank} of the pipeline has {now:.2f} times its share of the work {self._noticed[0]}")
+            self._change(parts, costs, f"rank {rank} of the pipeline has {now:.2f} times its share of the work {self._noticed}")
 
     def every(self, parts: Parts) -> int:
         """Steps between looks at all ranks' times, 0 for never: every step, or where ranks do not wait for each other, once in a while."""
@@ -142,10 +146,12 @@ class Watch:
             text = f"{why}: {answer['words']}; {speed[0]:,.0f} tokens/s before, {speed[1]:,.0f} until now"
             parts.journal.event(step, "pipeline", text)
             parts.journal.say(f"step {step}: {text}")
+        self._planned = True
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        self._planned, self._shares, self._noticed, self._skip = True, None, None, 1
+        """Forget what was timed: the next steps are other ones."""
+        self._shares, self._noticed, self._skip = None, None, WARM_UP
         self._times.clear()
         self._seconds.clear()
         self._usual.clear()
