@@ -4,9 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCHINDUCTOR_MIX_ORDER_REDUCTION", "0")
+
+settings.register_profile("penstock", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("penstock")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -133,6 +133,7 @@ def test_a_csv_with_a_missing_or_circular_action_is_refused(refuses, tmp_path, t
     assert told in err and "mine.csv" in err
 
 
+@pytest.mark.slow
 def test_the_best_is_no_worse_than_any_kind_and_the_table_shows_all(answer, here):
     size = ("--stages", 4, "--micro-batches", 8, "--costs", REAL)
     found = answer(*size, "--kind", "all")

@@ -24,6 +24,7 @@ def several(world, configs):
     return [losses(world, config) for config in configs]
 
 
+@pytest.mark.slow
 def test_late_checks_give_the_results_of_the_barrier_bit_for_bit_and_take_back_what_should_have_been_clipped():
     settings = {"layout__pipeline": 2, "pipeline__schedule": "zb-h1", "batch__micro": 4, "optim__schedule": "constant", "optim__warmup": 0, "train__steps": STEPS}
     norms = run_ranks(losses, 2, small_question(False, optim__clip=0.0, **settings))[0][0][1::2]

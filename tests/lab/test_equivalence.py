@@ -46,7 +46,7 @@ def test_every_layout_equals_one_plain_process(ranks, experts):
 
 
 def test_axes_alone_equal_one_plain_process():
-    cases = [case for case in layout_cases(2, True) if case.ranks == 2]
+    cases = [case for case in layout_cases(2, True) if case.ranks == 2 and ("pipeline" not in case.name or "zb-v" in case.name)]
     results = run_ranks(verdicts, 2, small_question(True, train__steps=3), cases)[0]
     assert not failures(results) and sum(r.verdict == "equal" for r in results) >= 8
 
