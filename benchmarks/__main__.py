@@ -18,7 +18,8 @@ os.environ.setdefault("TORCHINDUCTOR_MIX_ORDER_REDUCTION", "0")
 set_waiting(os.environ)  # as the command line does
 
 NAMES = (
-    "cpu_speed", "step_overhead", "cost_growth", "learning", "gpu_speed", "expert_balance", "layouts", "pipelines", "pipeline_runs", "micro_batch",
+    "cpu_speed", "step_overhead", "cost_growth", "learning", "gpu_speed", "expert_balance", "layouts", "pipelines", "pipeline_runs", "slow_rank",
+    "micro_batch",
 )  # fmt: skip
 
 
