@@ -55,7 +55,9 @@ class Pipeline:
     def take_up(self, plan: PipelinePlan) -> None:
         """Go on with a plan that has the same stages on the same ranks."""
         self.plan = plan
-        self._shared.split = any(action.work == "W" for row in plan.schedule.actions for action in row)
+        # operators that can be split keep weights as they are, where others would keep a copy in a narrower format for each micro-batch under way
+        narrow = self._dtype == torch.bfloat16
+        self._shared.split = narrow or any(action.work == "W" for row in plan.schedule.actions for action in row)
         self._runtime = Runtime(plan.schedule, self.rank, self._links, self.stages, self._room)
         if self._laid.weights.mesh.world.device.type == "cuda":
             self._runtime.clock = _device_clock

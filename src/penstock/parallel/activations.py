@@ -85,12 +85,14 @@ def loss_chunk(work: Workload) -> int:
 
 
 def layer_casts(work: Workload, layer: int) -> int:
-    """Bytes of block `layer`'s copies of weights that its products keep for the backward pass."""
-    stacked = ("wq", "wk", "wv", "gate", "up", "gate_efd", "up_efd") if work.layout.topology == "2.5d" and work.layout.tensor > 1 else ()
+    """Bytes of block `layer`'s copies of weights that its products keep for the backward pass; in a pipeline only 2.5-D keeps any."""
+    square = _square(work) and work.layout.tensor > 1
+    stacked = ("wq", "wk", "wv", "gate", "up", "gate_efd", "up_efd") if square else ()
+    narrower = work.compute != work.master and (square or work.layout.pipeline == 1)
     total = 0
     for name, placement in placements(work).items():
         matrix = len(placement.shape) > 1 and ".router." not in name
-        if name.startswith(f"blocks.{layer}.") and matrix and (work.compute != work.master or set(stacked) & set(name.split("."))):
+        if name.startswith(f"blocks.{layer}.") and matrix and (narrower or set(stacked) & set(name.split("."))):
             total += math.prod(grid_shape(placement, work)) * work.compute
     return total
 

@@ -66,7 +66,7 @@ def _layer(work: Workload, layer: int, tokens: float, moments: int) -> Cost:
     model = work.model
     product, attention = 2.0 * tokens * layer_matrices(model, layer), 4.0 * tokens * model.heads * model.head_dim * seen_tokens(model)
     state = _state(work, (f"blocks.{layer}.",), moments)
-    kept = layer_activations(work, layer) + (0 if work.layout.sharded else layer_casts(work, layer))
+    kept = layer_activations(work, layer) + (layer_casts(work, layer) if work.layout.topology == "2.5d" and not work.layout.sharded else 0)
     return Cost(product + attention, product + 2 * attention, product, state, kept)
 
 
