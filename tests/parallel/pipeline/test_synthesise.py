@@ -100,7 +100,7 @@ def test_real_times_leave_less_idle_than_zb_v(micros, barrier, most):
         return Costs.even(8, len(rank_of) // 8, *REAL)
 
     v = named_schedule("zb-v", 8, micros)
-    choice = best_schedule(costs_of, 8, micros, 1.0, barrier, (4,), [v], effort=0.7)
+    choice = best_schedule(costs_of, 8, micros, 1.0, barrier, (4,), [v])
     check_schedule(choice.schedule, choice.costs, 1.0)
     idle = bubbles(choice.costs, choice.schedule)[0 if barrier else 1]
     assert idle <= min(most, bubbles(costs_of(v.rank_of), v)[0 if barrier else 1])
