@@ -4,15 +4,15 @@
 between steps, and = 1 - work / time per step in the long run without (`free`). Costs are of a rank's share: forward / input gradient / weight
 gradient, and the transfer of one hop: `even` 1/1/1, 0; `real` 1/1.2/0.8, 0.05. For each row, as `<costs>_m<micro-batches>_...`:
 
-`1f1b`, `zb_v`, `named`, `named_free` the kinds and the best of them; `ours`, `ours_free` the best with two or four chunks a rank and its `kind`; `bound`,
-`bound_free` what no schedule with two or four chunks in a wave can beat within that memory (bounds.py proves it), and `bound_any_memory` without
-the cap. `..._two`, `..._four` are the search alone with that many chunks. Aims of issue 4: even m16 barrier <= 4 %, free <= 0.5 %; real m16 <= 5 % and
-<= 3 %; real m32 <= 3 % and <= 1 %, and at cap 0.6 free <= 5 %. Where `bound` is above the aim, the aim is out of reach of equal stages in that memory.
-`busy_1f1b`, `busy_ours` are the busy parts where 1F1B keeps about 65 % of the machine busy (m14; aim: >= 95 %).
+`1f1b`, `zb_v`, `named`, `named_free` the kinds and the best of them; `ours`, `ours_free` the best with two or four chunks a rank and its `kind`;
+`bound`, `bound_free` what no schedule with two or four chunks in a wave can beat within that memory (bounds.py proves it), and `bound_any_memory`
+without the cap. `..._two`, `..._four` are the search alone with that many chunks. Aims: even m16 barrier <= 4 %, free <= 0.5 %; real m16 <= 5 %
+and <= 3 %; real m32 <= 3 % and <= 1 %, and at cap 0.6 free <= 5 %. Where `bound` is above the aim, the aim is out of reach of equal stages
+in that memory. `busy_1f1b`, `busy_ours` are the busy parts where 1F1B keeps about 65 % of the machine busy (m14; aim: >= 95 %).
 
 Unequal stages: `ranks_...` each rank's three times drawn from ±30 % around `real`, `stages_...` each quarter of a rank's share by itself, 16
-micro-batches, with a barrier, over `DRAWS` draws: mean excess of the makespan over the busiest rank's work, for the best named kind at equal memory and
-ours; `less` is 1 - ours / named (aim: >= 0.2), `worse` the number of draws where ours is not better.
+micro-batches, with a barrier, over `DRAWS` draws: mean excess of the makespan over the busiest rank's work, for the best named kind at equal
+memory and ours; `less` is 1 - ours / named (aim: >= 0.2), `worse` the number of draws where ours is not better.
 `seconds_8x32` and `seconds_64x256` are of one synthesis with two chunks a rank (aims: < 1 and < 10), process time.
 """
 
@@ -30,6 +30,7 @@ from penstock.parallel.pipeline.simulate import Timing, simulate
 from penstock.parallel.pipeline.synthesise import best_schedule, synthesise
 
 RANKS, DRAWS, SPREAD = 8, 100, 0.3
+EFFORT = 0.5  # of the search for each draw: 200 searches are to end in a few minutes
 TIMES = {"even": (1.0, 1.0, 1.0, 0.0), "real": (1.0, 1.2, 0.8, 0.05)}
 ROWS = (("even", 16, 1.0), ("real", 16, 1.0), ("real", 32, 1.0), ("real", 32, 1.25), ("real", 32, 0.6))
 CHUNKS = {"two": 2, "four": 4}
@@ -121,7 +122,7 @@ def unequal(name: str, draw: Callable[[int], Callable[[tuple[int, ...]], Costs]]
         costs_of = draw(seed)
         timed = [simulate(schedule, costs_of(schedule.rank_of)) for schedule in named]
         best = min((timing for timing in timed if max(timing.peak_memory) <= RANKS + 1e-9), key=lambda timing: timing.makespan)
-        timing = best_schedule(costs_of, RANKS, 16, 1.0, True, CHUNKS.values(), named).timing
+        timing = best_schedule(costs_of, RANKS, 16, 1.0, True, CHUNKS.values(), named, EFFORT).timing
         theirs.append(best.makespan / max(best.work) - 1.0)
         ours.append(timing.makespan / max(timing.work) - 1.0)
     less = 1.0 - statistics.mean(ours) / statistics.mean(theirs)

@@ -174,64 +174,80 @@ def fill_weights(pipe: Pipe, rows: Rows, overrun: float, waits: dict[Code, float
     Returns the rows, and when each rank begins and ends; `waits` takes in how long a rank waits for which action, the first of a rank apart.
     Returns None if the order of the rest cannot be kept: ranks wait for each other, or memory is held by what cannot be ended yet.
     """
-    costs, micros, stages = pipe.costs, pipe.micros, len(pipe.rank_of)
-    sequences = [[code for code in row if code[0] < 2] for row in rows]
-    # When the input of (kind, stage, micro) is there, kept at stage * micros + micro; None: not known yet.
-    arrivals: list[list[float | None]] = [[None] * (stages * micros) for _ in range(2)]
-    arrivals[0][:micros] = [0.0] * micros
-    waiting: dict[Code, int] = {}
-    made: Rows = [[] for _ in rows]
-    first = [0.0] * len(rows)
-    free, held, pending = [0.0] * len(rows), [0.0] * len(rows), [deque[tuple[int, int]]() for _ in rows]
-    at, ready = [0] * len(rows), list(range(len(rows)))
+    fill = _Fill(pipe, [[code for code in row if code[0] < 2] for row in rows], overrun, waits)
+    while fill.ready:
+        if not fill.advance(fill.ready.pop()):
+            return None
+    if any(place < len(sequence) for place, sequence in zip(fill.at, fill.sequences)):
+        return None
+    ends = [time + sum(pipe.costs.weight_grad[s] for s, _ in rest) for time, rest in zip(fill.free, fill.pending)]
+    return [row + [(2, s, micro) for s, micro in rest] for row, rest in zip(fill.made, fill.pending)], fill.first, ends
 
-    def take_weight(rank: int, now: float) -> float:
-        s, micro = pending[rank].popleft()
-        made[rank].append((2, s, micro))
-        held[rank] -= costs.memory[s]
-        return now + costs.weight_grad[s]
 
-    while ready:
-        rank = ready.pop()
-        now, sequence = free[rank], sequences[rank]
-        while at[rank] < len(sequence):
-            code = sequence[at[rank]]
+class _Fill:
+    """The state of `fill_weights`: each rank goes on until it needs what is not known yet."""
+
+    def __init__(self, pipe: Pipe, sequences: Rows, overrun: float, waits: dict[Code, float] | None) -> None:
+        ranks, stages = len(sequences), len(pipe.rank_of)
+        self.pipe, self.sequences, self.overrun, self.waits = pipe, sequences, overrun, waits
+        # When the input of (kind, stage, micro) is there, kept at stage * micros + micro; None: not known yet.
+        self.arrivals: list[list[float | None]] = [[None] * (stages * pipe.micros) for _ in range(2)]
+        self.arrivals[0][: pipe.micros] = [0.0] * pipe.micros
+        self.waiting: dict[Code, int] = {}
+        self.made: Rows = [[] for _ in sequences]
+        self.first, self.free, self.held = [0.0] * ranks, [0.0] * ranks, [0.0] * ranks
+        self.pending = [deque[tuple[int, int]]() for _ in sequences]
+        self.at, self.ready = [0] * ranks, list(range(ranks))
+
+    def advance(self, rank: int) -> bool:
+        """Go on with a rank; False if a forward finds no memory and there is no weight gradient to give some back."""
+        costs, micros, arrivals = self.pipe.costs, self.pipe.micros, self.arrivals
+        sequence, pending, made, at, now = self.sequences[rank], self.pending[rank], self.made[rank], self.at[rank], self.free[rank]
+        while at < len(sequence):
+            code = sequence[at]
             kind, s, micro = code
             arrival = arrivals[kind][s * micros + micro]
             if arrival is None:
-                waiting[code] = rank
+                self.waiting[code] = rank
                 break
-            if kind == 0 and held[rank] + costs.memory[s] > pipe.cap + TINY:
-                if not pending[rank]:
-                    return None
-                now = take_weight(rank, now)
+            lacking = kind == 0 and self.held[rank] + costs.memory[s] > self.pipe.cap + TINY
+            if lacking and not pending:
+                return False
+            if lacking or (
+                arrival > now + TINY and pending and now + (1.0 - self.overrun) * costs.weight_grad[pending[0][0]] <= arrival + TINY
+            ):
+                made.append((2, *pending[0]))
+                done, _ = pending.popleft()
+                self.held[rank] -= costs.memory[done]
+                now += costs.weight_grad[done]
                 continue
             if arrival > now + TINY:
-                if pending[rank] and now + (1.0 - overrun) * costs.weight_grad[pending[rank][0][0]] <= arrival + TINY:
-                    now = take_weight(rank, now)
-                    continue
-                if waits is not None and at[rank]:
-                    waits[code] = arrival - now
+                if self.waits is not None and at:
+                    self.waits[code] = arrival - now
                 now = arrival
-            if not at[rank]:
-                first[rank] = now
-            made[rank].append(code)
-            at[rank] += 1
-            if kind == 0:
-                now += costs.forward[s]
-                held[rank] += costs.memory[s]
-                follower = (0, s + 1, micro) if s + 1 < stages else (1, s, micro)
-                arrivals[follower[0]][follower[1] * micros + micro] = now + pipe.hops[s]
-            else:
-                now += costs.input_grad[s]
-                pending[rank].append((s, micro))
-                follower = (1, s - 1, micro)
-                if s:
-                    arrivals[1][(s - 1) * micros + micro] = now + pipe.hops[s - 1]
-            if follower in waiting:
-                ready.append(waiting.pop(follower))
-        free[rank] = now
-    if any(place < len(sequence) for place, sequence in zip(at, sequences)):
-        return None
-    ends = [time + sum(costs.weight_grad[s] for s, _ in rest) for time, rest in zip(free, pending)]
-    return [row + [(2, s, micro) for s, micro in rest] for row, rest in zip(made, pending)], first, ends
+            if not at:
+                self.first[rank] = now
+            made.append(code)
+            at += 1
+            now = self.take(rank, code, now)
+        self.at[rank], self.free[rank] = at, now
+        return True
+
+    def take(self, rank: int, code: Code, now: float) -> float:
+        """Do a forward or an input gradient and wake the rank that waits for it; returns its end."""
+        kind, s, micro = code
+        micros, costs, hops = self.pipe.micros, self.pipe.costs, self.pipe.hops
+        if kind == 0:
+            now += costs.forward[s]
+            self.held[rank] += costs.memory[s]
+            follower = (0, s + 1, micro) if s + 1 < len(hops) else (1, s, micro)
+            self.arrivals[follower[0]][follower[1] * micros + micro] = now + hops[s]
+        else:
+            now += costs.input_grad[s]
+            self.pending[rank].append((s, micro))
+            follower = (1, s - 1, micro)
+            if s:
+                self.arrivals[1][(s - 1) * micros + micro] = now + hops[s - 1]
+        if follower in self.waiting:
+            self.ready.append(self.waiting.pop(follower))
+        return now

@@ -8,6 +8,7 @@ from itertools import accumulate
 from penstock.parallel.pipeline.dispatch import Pipe, Rows
 
 UNLIMITED = 1_000_000_000  # micro-batches in hand of a stage that only memory limits
+RULES = 5  # of preference
 
 Orders = tuple[tuple[tuple[int, int], ...], ...]
 

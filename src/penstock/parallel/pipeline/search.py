@@ -21,13 +21,13 @@ from itertools import product
 
 from penstock.parallel.pipeline.dispatch import Dispatch, Pipe, Rows, fill_weights
 from penstock.parallel.pipeline.polish import OVERRUNS, Polish, score
-from penstock.parallel.pipeline.recipe import UNLIMITED, Found, Recipe, preference, shared_limits
+from penstock.parallel.pipeline.recipe import RULES, UNLIMITED, Found, Recipe, preference, shared_limits
 from penstock.parallel.pipeline.schedule import Costs
 
 BUDGET = 200_000  # actions dispatched in all: under a second
 REHEARSED = 0.75  # the part of them spent on few micro-batches
-RECIPES = (8, 400)  # recipes tried at least (large cases) and at most (small ones), in each of the two parts
-FEWEST = 50  # recipes that must be payable to rehearse with four micro-batches a rank, not two
+RECIPES = (10, 400)  # recipes tried at least (large cases) and at most (small ones), in each of the two parts
+FEWEST = 30  # recipes that must be payable to rehearse with four micro-batches a rank, not two
 POLISH = 1.0  # changes of order tried per recipe, together
 POLISHED = 2  # schedules that are polished
 KEPT = 4  # recipes that are worked on, of different rules at first
@@ -57,11 +57,11 @@ class Search:
         if few < whole.micros:
             self.pipe = replace(whole, micros=few)
             count = self.count(REHEARSED)
-            recipes = [found.recipe for found in self.climb(recipes[: max(2, count // 4)], count)]
+            recipes = [found.recipe for found in self.climb(recipes[: max(RULES, count // 4)], count)]
             self.pipe = whole
             return self.climb(recipes, max(self.count(1.0 - REHEARSED), len(recipes)))
         count = self.count(1.0)
-        return self.climb(recipes[: max(2, count // 4)], count)
+        return self.climb(recipes[: max(RULES, count // 4)], count)
 
     def count(self, part: float) -> int:
         """Recipes that a part of the budget pays for."""
@@ -105,11 +105,11 @@ class Search:
         costs = self.pipe.costs
         totals = [sum(times) or 1.0 for times in (costs.forward, costs.input_grad, costs.weight_grad)]
         ones, limits = (1.0,) * self.stages, ((UNLIMITED,) * self.stages, shared_limits(self.pipe))
-        orders = [preference(self.pipe, rule) for rule in range(5)]
+        orders = [preference(self.pipe, rule) for rule in range(RULES)]
         recipes = []
         for transfer, weight, back in product((0.0, 1.0), (0.75, 1.0, totals[0] / totals[2]), (totals[0] / totals[1], 1.0)):
             factors = (ones, (back,) * self.stages, (weight,) * self.stages)
-            recipes += [Recipe(factors, transfer, 1.0, order, limit, 0.5 if transfer else 0.0) for order, limit in product(orders, limits)]
+            recipes += [Recipe(factors, transfer, 1.0, order, limit, 0.5 if transfer else 0.0) for limit, order in product(limits, orders)]
         return recipes
 
     def changed(self, recipe: Recipe) -> Recipe:
