@@ -64,7 +64,7 @@ class Pipeline:
         self._shared.kernel = compile_blocks(*args, partly=True, split=self._shared.split)
 
     def compile_as(self, other: Pipeline) -> None:
-        """Compile, if `other` is compiled, whose stages had other layers of the same model and micro-batches of the same size: its check holds here."""
+        """Compile, if `other` is compiled, whose stages had other layers of the same model and micro-batches of that size; its check holds."""
         self._always_split, self._shared.kernel = other._always_split, other._shared.kernel
         self._shared.split |= self._always_split
         if self._shared.kernel is not None:

@@ -54,7 +54,7 @@ def lay_out(
     model: ModelSection,
     seed: int | None,
     mesh: Mesh,
-    formats: Formats | None = None,
+    formats: Formats = Formats(),
     slots: Mapping[str, Slots] | None = None,
     stages: Stages | None = None,
 ) -> Laid:
@@ -63,8 +63,8 @@ def lay_out(
     Without a seed they are left unset. `slots[block]` places a block's experts by hand; `stages` cuts the layers over the pipeline.
     """
     with torch.device("meta"):
-        kept = saved_buffers(Decoder(model))
-    decoder, plan, sharder = shape_decoder(model, mesh, formats or Formats(), slots, stages)
+        kept = saved_buffers(Decoder(model).to(formats.master))
+    decoder, plan, sharder = shape_decoder(model, mesh, formats, slots, stages)
     decoder.to_empty(device=mesh.world.device)
     weights = Weights(decoder, plan, mesh)
     if seed is not None:
@@ -74,7 +74,8 @@ def lay_out(
             buffer.zero_()
     places = {name: Placement(tuple(b.shape), holders=stages.holders(name) if stages else ()) for name, b in kept.items()}
     here = saved_buffers(decoder)
-    buffers = {name: here[name] if name in here else torch.empty(0, *kept[name].shape[1:], device=mesh.world.device) for name in kept}
+    empty = {name: torch.empty(0, *b.shape[1:], dtype=b.dtype, device=mesh.world.device) for name, b in kept.items()}
+    buffers = {name: here.get(name, empty[name]) for name in kept}
     return Laid(decoder, weights, sharder, buffers, places, stages)
 
 
