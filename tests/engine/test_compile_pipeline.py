@@ -7,9 +7,12 @@ import torch
 from ranks import run_ranks
 
 from lab.models_to_verify import small_question
+from penstock.comm import World
+from penstock.config import UserError, with_values
 from penstock.engine import StopRequest, build_core
 from penstock.engine import compile as compiling
 from penstock.engine.replan import move_layers
+from penstock.engine.resolve import settle_machine
 from penstock.engine.step import take_step
 from penstock.lab.equivalence import RandomPlan
 from penstock.models import build_decoder
@@ -46,18 +49,22 @@ def moved(plan):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("experts", "schedules"), [(False, ("1f1b", "auto")), (True, ("zb-h1",))], ids=["dense", "experts"])
-def test_compiled_stages_learn_what_eager_ones_do_before_and_after_layers_move(experts, schedules):
-    def config(schedule, compiled):
-        return small_question(experts, pipeline__schedule=schedule, compile__enabled=compiled, **SETTINGS)
+@pytest.mark.parametrize(("experts", "schedule"), [(False, "1f1b"), (False, "zb-h1"), (True, "auto")])
+def test_compiled_stages_learn_what_eager_ones_do_before_and_after_layers_move(experts, schedule):
+    settings = SETTINGS | ({"model__moe__first_dense": 0} if experts else {})
+    configs = [small_question(experts, pipeline__schedule=schedule, compile__enabled=switch, **settings) for switch in ("off", "on")]
+    for (reference, layers, compiled, _), (figures, _, all_compiled, said) in run_ranks(learn, 2, configs, True):
+        assert layers in (1, 2) and not compiled and all_compiled and not said
+        assert figures == pytest.approx(reference, rel=1e-9)
 
-    eager = config(schedules[0], "off")
-    for answers in run_ranks(learn, 2, [eager, *(config(schedule, "on") for schedule in schedules)], True):
-        (reference, layers, compiled, _), *others = answers
-        assert layers in (1, 2) and not compiled
-        for figures, _, compiled, said in others:
-            assert compiled and not said
-            assert figures == pytest.approx(reference, rel=1e-9)
+
+@pytest.mark.parametrize(("axis", "settled"), [("pipeline", "on"), ("shard", "on"), ("tensor", "off")])
+def test_a_long_run_is_compiled_by_itself_in_a_pipeline_as_elsewhere_unless_exchanges_are_inside_its_blocks(axis, settled):
+    config = small_question(False, compile__enabled="auto", train__steps=10**9, **{f"layout__{axis}": 2})
+    assert settle_machine(config, 1).compile.enabled == settled
+    if settled == "off":
+        with pytest.raises(UserError, match=rf"compile.enabled = 'on' does not go with .*layout.{axis}"):
+            with_values(config, {"compile.enabled": "on"})
 
 
 def passes(decoder, context, xs, split):
@@ -85,10 +92,40 @@ def passes(decoder, context, xs, split):
     return {**compiling.take_gradients(decoder), **{f"input {index}": x.grad for index, x in enumerate(inputs)}}
 
 
+def overwriting(module, **options):
+    """A compiler whose code, at the end of its backward pass, overwrites the gradient that it began with, as one may that reuses memory."""
+
+    def run(x, *arguments):
+        y = module(x, *arguments)
+        if isinstance(y, torch.Tensor) and y.requires_grad:
+            came = []
+
+            def overwrite(_):
+                came.pop().zero_()
+
+            y.register_hook(came.append)
+            x.register_hook(overwrite)
+        return y
+
+    return run
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["at once", "split"])
+def test_the_check_finds_memory_overwritten_that_was_left_for_later(monkeypatch, split):
+    config, warnings = small_question(False), []
+    decoder = build_decoder(config.model, 1, torch.device("cpu"))
+    monkeypatch.setattr(torch, "compile", overwriting)
+    kernel = compiling.compile_blocks(decoder, config, torch.float32, 2, World(), warnings.append, partly=True, split=split)
+    if split:
+        assert kernel is None and len(warnings) == 1 and "gradient of ffn.down.weight" in warnings[0]
+    else:
+        assert kernel is not None and not warnings
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("options", "wrong"), [(KEEP_BUFFERS, False), (None, True)], ids=["kept", "reused"])
 def test_what_a_compiled_backward_pass_leaves_stays_as_it_was_only_if_buffers_are_kept(options, wrong):
-    model = small_question(True, model__moe__first_dense=0).model.model_copy(update={"layers": 2})
+    model = small_question(False).model
     decoder = build_decoder(model, 1, torch.device("cpu")).double()
     later.know(decoder)
     context = decoder.sequence.context(torch.zeros(2, model.context, dtype=torch.int64), None)
