@@ -173,7 +173,7 @@ class PrecisionSection(Section):
 
 
 class CompileSection(Section):
-    """torch.compile of the model and its loss, as one graph for shallow models on a CPU, else block by block."""
+    """torch.compile of the model and its loss, as one graph for shallow models on a CPU, else (and in a pipeline) block by block."""
 
     enabled: Literal["auto", "on", "off"] = Field(
         "auto", description="auto: on where it pays (CUDA, or a CPU run long enough to earn back the compile time), after a gradient check."
@@ -299,9 +299,6 @@ class Config(Section):
             (self.compile.enabled == "on" and max(inner) > 1,
              f"compile.enabled = 'on' does not go with layout.tensor, layout.context, layout.expert = {', '.join(map(str, inner))}: the exchanges "
              "inside a block break its graph; set compile.enabled to 'auto' or those to 1"),
-            (self.compile.enabled == "on" and layout.pipeline > 1,
-             f"compile.enabled = 'on' does not go with layout.pipeline = {layout.pipeline}: a compiled backward pass cannot leave the weights' "
-             "gradients for later; set compile.enabled to 'auto' or layout.pipeline to 1"),
             (self.pipeline.check == "after" and layout.pipeline == 1,
              "pipeline.check = 'after' takes away a wait between the ranks of a pipeline, and layout.pipeline = 1 has none; set it to 'before'"),
             (self.pipeline.check == "after" and self.data.document_mask,

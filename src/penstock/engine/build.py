@@ -117,8 +117,12 @@ class Core:
 
     def compile(self, warn: Callable[[str], None]) -> None:
         """Compile the model for micro-batches of the present size, if the config says so."""
-        if self.config.compile.enabled == "on":
-            self.weights.drop_gradients()  # the check compares gradients from nothing
+        if self.config.compile.enabled != "on":
+            return
+        self.weights.drop_gradients()  # the check compares gradients from nothing
+        if self.pipeline is not None:
+            self.pipeline.compile(self.micro, warn)
+        else:
             self.loss_of = compile_model(self.decoder, self.config, self.dtype, self.micro, self.world, warn, self.layout.sharded)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -182,7 +186,8 @@ def build_core(
 ) -> Core:
     """Build what a rank takes steps with, from a resolved config; `saved` are the numbers of a state that will be taken up.
 
-    `piped` is the pipeline's plan, if it is not to be made from estimates; the state is then handed over by another's, and left unset here.
+    `piped` is the pipeline's plan, if it is not to be made from estimates; the state is then handed over by another's, and left unset here, and
+    the model is not compiled.
     """
     saved = saved or Progress()
     layout = build_layout(config, world.size)
@@ -212,7 +217,7 @@ def build_core(
         late=LateCheck() if config.pipeline.check == "after" else None,
     )
     skip_what_does_not_fit(core)
-    if core.tuner.settled:
+    if core.tuner.settled and seed is not None:
         core.compile(warn)
     return core
 

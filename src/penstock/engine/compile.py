@@ -10,6 +10,7 @@ There are two ways, `compiles_whole` chooses:
 - *By block* ("regional compilation"), on CUDA and for deep models: all blocks share one compiled graph, so the time to
   compile does not grow with depth, and what wraps a block (sharding, recomputation) stays outside it. The check is
   made on one block of each structure, and the loss kernel is compiled on its own.
+  Stages of a pipeline are compiled so on any device; where their schedule splits the backward pass, the check splits it too (`models/later.py`).
 - *Whole*, for shallow models on a CPU: embedding, blocks and loss are one graph. A small model's step there is short enough
   for what happens between graphs to show: some 10 % of it. The time to compile grows with depth.
 
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from penstock.comm import World
 from penstock.config import Config
 from penstock.models import Decoder, balance_experts, build_decoder
+from penstock.models.later import KEEP_BUFFERS, finish, later
 from penstock.models.loss import Kernel, softmax_gradient
 
 os.environ.setdefault("TORCHINDUCTOR_MIX_ORDER_REDUCTION", "0")
@@ -67,37 +69,80 @@ def compile_model(
     `micro` is the number of sequences in training's micro-batches; evaluation's is the config's, or the same. A `sharded` decoder is compiled by
     block, and the check made on whole blocks of the same structure.
     """
+    if sharded or not compiles_whole(decoder, world.device):
+        kernel = compile_blocks(decoder, config, dtype, micro, world, warn, partly=sharded)
+        return partial(sequence_loss, kernel=kernel) if kernel else sequence_loss
+    torch._dynamo.reset()
+    compiled: LossFunction = torch.compile(sequence_loss, dynamic=False)
+    train_bt, score_bt = example_batches(decoder, config, micro, world.device)
+    failure = check_whole(decoder, compiled, train_bt, score_bt, dtype, config.train.loss_chunk)
+    return compiled if agreed(decoder, failure, world, warn) else sequence_loss
+
+
+def compile_blocks(
+    decoder: Decoder,
+    config: Config,
+    dtype: torch.dtype,
+    micro: int,
+    world: World,
+    warn: Callable[[str], None],
+    partly: bool = False,
+    split: bool = False,
+) -> Kernel | None:
+    """Compile each block of `decoder` after the check; return the compiled kernel of the loss, None where compiling is refused.
+
+    Where this rank has the decoder only `partly`, the check is made on whole blocks of the same structure. With `split`, blocks run while
+    `later.splitting`. All ranks must call it, whichever blocks they have.
+    """
     torch._dynamo.reset()  # its limit on recompilations counts all models a process has had
-    whole = not sharded and compiles_whole(decoder, world.device)
-    example = few_blocks(decoder, world.device) if sharded else decoder
-    kernel = torch.compile(softmax_gradient, dynamic=False)
-    compiled: LossFunction = torch.compile(sequence_loss, dynamic=False) if whole else partial(sequence_loss, kernel=kernel)
-    train_bt = example_batch(example, micro, config.data.document_mask, world.device)
-    score_bt = example_batch(example, config.eval.micro or micro, config.data.document_mask, world.device)
-    if whole:
-        failure = check_whole(decoder, compiled, train_bt, score_bt, dtype, config.train.loss_chunk)
-    else:
-        failure = check_blocks(example, train_bt, score_bt, dtype)
+    example = few_blocks(decoder, world.device, dtype) if partly else decoder
+    later.know(example)
+    failure = check_blocks(example, *example_batches(example, config, micro, world.device), dtype, split)
+    if not agreed(example, failure, world, warn):
+        return None
+    run_compiled(decoder, split)
+    return torch.compile(softmax_gradient, dynamic=False)
+
+
+def run_compiled(decoder: Decoder, split: bool) -> None:
+    """Compile each block when it first runs; the check must have been passed."""
+    later.know(decoder)
+    for block in decoder.blocks.values():
+        block.compile(dynamic=False, options=KEEP_BUFFERS if split else None)
+
+
+def run_eagerly(decoder: Decoder) -> None:
+    """Take `run_compiled` back."""
+    for block in decoder.blocks.values():
+        block._compiled_call_impl = None
+
+
+def agreed(example: Decoder, failure: str, world: World, warn: Callable[[str], None]) -> bool:
+    """Whether no rank's check failed; the run goes on eagerly where one did, and says so."""
     balance_experts(example, 0.0, None)  # the check's random tokens are no load
-    if world.any(bool(failure), "compile_check"):
-        warn(f"torch.compile is off for this run: {failure or 'another rank refused it'}")
-        torch._dynamo.reset()
-        return sequence_loss
-    if not whole:
-        for block in decoder.blocks.values():
-            block.compile(dynamic=False)
-    return compiled
+    if not world.any(bool(failure), "compile_check"):
+        return True
+    warn(f"torch.compile is off for this run: {failure or 'another rank refused it'}")
+    torch._dynamo.reset()
+    return False
 
 
-def few_blocks(decoder: Decoder, device: torch.device) -> Decoder:
-    """A plain model on `device` with a block of each structure that `decoder` has."""
+def few_blocks(decoder: Decoder, device: torch.device, dtype: torch.dtype) -> Decoder:
+    """A plain model on `device`, to compute in `dtype`, with a block of each structure that `decoder` has, or has on other ranks."""
     layers = decoder.model.moe.first_dense + 1 if decoder.model.moe.experts else 1
-    return build_decoder(decoder.model.model_copy(update={"layers": layers}), 0, device)
+    example = build_decoder(decoder.model.model_copy(update={"layers": layers}), 0, device)
+    return example.double() if dtype == torch.float64 else example
 
 
 def compiles_whole(decoder: Decoder, device: torch.device) -> bool:
     """Whether decoder and loss are compiled as one graph rather than block by block."""
     return device.type == "cpu" and len(decoder.blocks) <= WHOLE_LAYERS
+
+
+def example_batches(decoder: Decoder, config: Config, micro: int, device: torch.device) -> tuple[Example, Example]:
+    """Random micro-batches of the shapes that are trained and scored."""
+    documents = config.data.document_mask
+    return example_batch(decoder, micro, documents, device), example_batch(decoder, config.eval.micro or micro, documents, device)
 
 
 def example_batch(decoder: Decoder, batch: int, documents: bool, device: torch.device) -> Example:
@@ -122,14 +167,19 @@ def check_whole(decoder: Decoder, compiled: LossFunction, train_bt: Example, sco
     return compare(decoder, results, sequence_loss, compiled, train_bt, score_bt, dtype)
 
 
-def check_blocks(decoder: Decoder, train_bt: Example, score_bt: Example, dtype: torch.dtype) -> str:
-    """Compare one compiled block of each structure with the eager one; return what is wrong, or an empty string."""
+def check_blocks(decoder: Decoder, train_bt: Example, score_bt: Example, dtype: torch.dtype, split: bool = False) -> str:
+    """Compare one compiled block of each structure with the eager one; return what is wrong, or an empty string.
+
+    With `split`, both leave the weights' gradients for later, so that what is left over from a compiled backward pass is checked too.
+    """
     for block in representative_blocks(list(decoder.blocks.values())):
 
         def results(forward: Callable[..., Tensor], example_bt: Example, block: nn.Module = block) -> dict[str, Tensor]:
-            return block_results(decoder, block, forward, example_bt, dtype)
+            with later.split(split):
+                return block_results(decoder, block, forward, example_bt, dtype)
 
-        failure = compare(decoder, results, block, torch.compile(block, dynamic=False), train_bt, score_bt, dtype)
+        compiled = torch.compile(block, dynamic=False, options=KEEP_BUFFERS if split else None)
+        failure = compare(decoder, results, block, compiled, train_bt, score_bt, dtype)
         if failure:
             return failure
     return ""
@@ -177,7 +227,9 @@ def block_results(decoder: Decoder, block: nn.Module, forward: Callable[..., Ten
     if not y_btd.requires_grad:
         return {"output": y_btd}
     weight = torch.linspace(-1, 1, y_btd.numel(), device=y_btd.device, dtype=y_btd.dtype).view_as(y_btd)
-    (y_btd * weight).float().sum().backward()
+    with later.collect() as left:
+        (y_btd * weight).float().sum().backward()
+    finish(left)
     assert x_btd.grad is not None
     return {"output": y_btd.detach(), "gradient of its input": x_btd.grad, **take_gradients(block)}
 

@@ -192,6 +192,8 @@ def tune_micro(parts: Parts, seconds: float) -> None:
 def restart_micro(parts: Core) -> None:
     """Try sizes anew, because the schedule or a rank's speed is another; nothing where `batch.micro` is a number."""
     if parts.config.batch.micro == "auto":
+        if parts.pipeline is not None:
+            parts.pipeline.run_eagerly()
         parts.tuner.restart(possible_sizes(parts.config, parts.world, parts.layout))
         skip_what_does_not_fit(parts)
 

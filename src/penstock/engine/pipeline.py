@@ -7,6 +7,7 @@ Gradients of a stage are exchanged over its replicas as soon as its last micro-b
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from penstock.comm import GradientReducer
 from penstock.config import Config, ModelSection
+from penstock.engine.compile import compile_blocks, run_compiled, run_eagerly
 from penstock.parallel import Laid, Layout
 from penstock.parallel.pipeline.plan import PipelinePlan
 from penstock.parallel.pipeline.runtime import Mark, Runtime, link_pairs
@@ -42,6 +44,7 @@ class Pipeline:
         }
         self._links = mesh.links(link_pairs(plan.schedule))
         self._micro = 0
+        self._always_split = False
         self.take_up(plan)
         self._stages_of = self._owners(plan.stages)
         #: What the last step did, and when.
@@ -52,12 +55,32 @@ class Pipeline:
         """Whether this rank computes the loss."""
         return self.plan.stages.rank_of[-1] == self.rank
 
+    def compile(self, micro: int, warn: Callable[[str], None]) -> None:
+        """Compile the stages for micro-batches of that size after a check; all ranks must call it."""
+        world = self._laid.weights.mesh.world
+        self._always_split = self._config.pipeline.schedule == "auto"  # whatever the next plan is, what was checked is what runs
+        self._shared.split |= self._always_split
+        args = self._laid.decoder, self._config, self._dtype, micro, world, warn
+        self._shared.kernel = compile_blocks(*args, partly=True, split=self._shared.split)
+
+    def compile_as(self, other: Pipeline) -> None:
+        """Compile, if `other` is compiled, whose stages had other layers of the same model and micro-batches of that size; its check holds."""
+        self._always_split, self._shared.kernel = other._always_split, other._shared.kernel
+        self._shared.split |= self._always_split
+        if self._shared.kernel is not None:
+            run_compiled(self._laid.decoder, self._shared.split)
+
+    def run_eagerly(self) -> None:
+        """Take `compile` back: micro-batches will have other sizes."""
+        run_eagerly(self._laid.decoder)
+        self._shared.kernel = None
+
     def take_up(self, plan: PipelinePlan) -> None:
         """Go on with a plan that has the same stages on the same ranks."""
         self.plan = plan
         # operators that can be split keep weights as they are, where others would keep a copy in a narrower format for each micro-batch under way
-        narrow = self._dtype == torch.bfloat16
-        self._shared.split = narrow or any(action.work == "W" for row in plan.schedule.actions for action in row)
+        split = self._always_split or self._dtype == torch.bfloat16
+        self._shared.split = split or any(action.work == "W" for row in plan.schedule.actions for action in row)
         self._runtime = Runtime(plan.schedule, self.rank, self._links, self.stages, self._room)
         if self._laid.weights.mesh.world.device.type == "cuda":
             self._runtime.clock = _device_clock

@@ -206,6 +206,8 @@ def move_layers(parts: Core, plan: PipelinePlan) -> None:
     saved = Progress(slots=parts.placer.numbers(), micro=parts.tuner.size)
     fresh = build_core(parts.config, parts.world, parts.plan, parts.stop, print, saved, plan)
     hand_over(old, fresh.tensors(), before, fresh.placements(), parts.mesh)
+    assert parts.pipeline is not None and fresh.pipeline is not None
+    fresh.pipeline.compile_as(parts.pipeline)
     for field in fields(fresh):
         if field.name not in ("timer", "tuner", "notes"):
             setattr(parts, field.name, getattr(fresh, field.name))

@@ -9,6 +9,7 @@ The permutations have hand-written gradients that gather instead of scattering w
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from penstock.models.later import later
 def grouped_linear(x_nd: Tensor, weight_eod: Tensor, ends_e: Tensor) -> Tensor:
     """Rows of expert e, up to `ends_e[e]`, times its matrix: (n, d) and (e, o, d) to (n, o), in the format of `x_nd`."""
     if later.splitting:
-        return _SplitGrouped.apply(x_nd, weight_eod, ends_e)
+        return (_CompiledSplitGrouped if torch.compiler.is_compiling() else _SplitGrouped).apply(x_nd, weight_eod, ends_e)
     return _grouped_linear(x_nd, weight_eod.to(x_nd.dtype), ends_e)
 
 
@@ -92,8 +93,38 @@ class _SplitGrouped(torch.autograd.Function):
     def backward(ctx: Any, grad_no: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (x_nd, ends_e), weight_eod = ctx.saved_tensors, ctx.weight
         grad_no = grad_no.contiguous()
-        grad_weight = later.gradient(weight_eod, lambda: grouped_weight_gradient(grad_no, x_nd, ends_e).to(weight_eod.dtype))
+        grad_weight = later.gradient(weight_eod, lambda: _matrices_gradient(grad_no, x_nd, ends_e, weight_eod))
         return grouped_input_gradient(grad_no, weight_eod.to(grad_no.dtype), ends_e), grad_weight, None
+
+
+class _CompiledSplitGrouped(torch.autograd.Function):
+    """`_SplitGrouped` for the compiler to trace; the matrices must be a parameter."""
+
+    @staticmethod
+    def forward(ctx: Any, x_nd: Tensor, weight_eod: Tensor, ends_e: Tensor) -> Tensor:
+        ctx.save_for_backward(x_nd, weight_eod, ends_e)
+        return _grouped_linear(x_nd, weight_eod.to(x_nd.dtype), ends_e)
+
+    @staticmethod
+    def backward(ctx: Any, grad_no: Tensor) -> tuple[Tensor, None, None]:
+        return _split_input_gradient(grad_no, *ctx.saved_tensors), None, None
+
+
+@torch.library.custom_op("penstock::grouped_input_gradient", mutates_args=())
+def _split_input_gradient(grad_no: Tensor, x_nd: Tensor, weight_eod: Tensor, ends_e: Tensor) -> Tensor:
+    grad_no = grad_no.contiguous()
+    later.leave(weight_eod, partial(_matrices_gradient, grad_no, x_nd, ends_e))
+    return grouped_input_gradient(grad_no, weight_eod.to(grad_no.dtype), ends_e)
+
+
+@_split_input_gradient.register_fake
+def _(grad_no: Tensor, x_nd: Tensor, weight_eod: Tensor, ends_e: Tensor) -> Tensor:
+    return torch.empty_like(x_nd, memory_format=torch.contiguous_format)
+
+
+def _matrices_gradient(grad_no: Tensor, x_nd: Tensor, ends_e: Tensor, weight_eod: Tensor) -> Tensor:
+    """`grouped_weight_gradient` in the weights' format."""
+    return grouped_weight_gradient(grad_no, x_nd, ends_e).to(weight_eod.dtype)
 
 
 def _grouped_linear(x_nd: Tensor, weight_eod: Tensor, ends_e: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def lay_out(
     model: ModelSection,
     seed: int | None,
     mesh: Mesh,
-    formats: Formats | None = None,
+    formats: Formats = Formats(),
     slots: Mapping[str, Slots] | None = None,
     stages: Stages | None = None,
 ) -> Laid:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from penstock.models import Decoder
 from penstock.models.later import Product, finish, later
+from penstock.models.loss import Kernel
 from penstock.parallel.pipeline.stages import Part
 
 #: Tokens, targets, both (b, t), and documents (b, t) or None, of a micro-batch on the device.
@@ -28,6 +29,8 @@ class Pass:
     weight: float = 1.0
     #: Whether some backward passes leave the weights' gradients for later.
     split: bool = False
+    #: Computes the loss's gradient, None for the eager kernel.
+    kernel: Kernel | None = None
     losses: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -64,6 +67,7 @@ class DecoderStage:
                 dtype=self._dtype,
                 targets_bt=targets_bt if self.part.head else None,
                 chunk_tokens=self._chunk,
+                kernel=self._shared.kernel,
             )
         if self.part.head:
             self._shared.losses[micro] = y.detach()
