@@ -22,17 +22,18 @@ STEPS = 4
 SETTINGS = {"model__layers": 3, "layout__pipeline": 2, "batch__micro": 3, "pipeline__chunks": 1, "train__loss_chunk": 24}
 
 
-def learn(world, configs, move=False):
-    """Of each config the losses and norms of some steps, whether all is compiled, and what was said; half-way a layer may go to another rank."""
+def learn(world, configs):
+    """Of each config the losses and norms of some steps, whether all is compiled, and what was said; half-way a layer goes to another rank."""
     answers = []
     for config in configs:
         said = []
         core = build_core(config, world, RandomPlan(config), StopRequest(supervised=True), said.append)
         figures = []
         for step in range(STEPS):
-            if move and step == STEPS // 2:
+            if step == STEPS // 2:
                 move_layers(core, moved(core.pipeline.plan))
-            with torch._dynamo.config.patch(error_on_recompile=True):  # what was checked is what runs
+            whole = core.layout.shard == 1  # what was checked is then what runs
+            with torch._dynamo.config.patch(error_on_recompile=whole):
                 result = take_step(core, step)
             figures += [result.loss, result.grad_norm]
         compiled = [block._compiled_call_impl is not None for block in core.decoder.blocks.values()]
@@ -49,11 +50,15 @@ def moved(plan):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("experts", "schedule"), [(False, "1f1b"), (False, "zb-h1"), (True, "auto")])
-def test_compiled_stages_learn_what_eager_ones_do_before_and_after_layers_move(experts, schedule):
-    settings = SETTINGS | ({"model__moe__first_dense": 0} if experts else {})
-    configs = [small_question(experts, pipeline__schedule=schedule, compile__enabled=switch, **settings) for switch in ("off", "on")]
-    for (reference, layers, compiled, _), (figures, _, all_compiled, said) in run_ranks(learn, 2, configs, True):
+@pytest.mark.parametrize(
+    ("schedule", "changes"),
+    [("1f1b", {}), ("auto", {"model__moe__experts": 6, "model__moe__first_dense": 0}), ("zb-h1", {"layout__shard": 2})],
+    ids=["1f1b", "auto, experts", "zb-h1, sharded"],
+)
+def test_compiled_stages_learn_what_eager_ones_do_before_and_after_layers_move(schedule, changes):
+    settings, ranks = SETTINGS | changes, 2 * changes.get("layout__shard", 1)
+    configs = [small_question("model__moe__experts" in changes, pipeline__schedule=schedule, compile__enabled=switch, **settings) for switch in ("off", "on")]
+    for (reference, layers, compiled, _), (figures, _, all_compiled, said) in run_ranks(learn, ranks, configs):
         assert layers in (1, 2) and not compiled and all_compiled and not said
         assert figures == pytest.approx(reference, rel=1e-9)
 
