@@ -34,8 +34,7 @@ def hand_over(
             had, has = (placements[name].holders if name in placements else () for placements in (before, after))
             if not has or (axis.index in had and axis.index in has):
                 new[name].copy_(old[name])
-                continue
-            for target in set(has) - set(had):
+            for target in sorted(set(has) - set(had)):
                 if axis.index == had[0]:
                     send[target].append(old[name].reshape(-1))
                 if axis.index == target:
