@@ -16,7 +16,8 @@ from torch import Tensor
 from penstock.comm import Axis, World, differentiable
 from penstock.engine import Core
 from penstock.optim import Optimizer
-from penstock.parallel import Placement, context, expert, shard
+from penstock.parallel import Layout, Placement, context, expert, shard
+from penstock.parallel.pipeline.stage import DecoderStage
 
 Fault = Callable[[World], Any]
 
@@ -139,6 +140,29 @@ def _documents_of_own_part(world: World) -> Any:
     return _replaced(Axis, "all_gather", all_gather)
 
 
+def _gradients_left_and_forgotten(world: World) -> Any:
+    """A pipeline's first micro-batch leaves its weights' gradients for later, and nobody computes them."""
+    kept = DecoderStage.weights
+
+    def weights(self: DecoderStage, micro: int) -> None:
+        if micro == 0:
+            self._left[micro].clear()
+        kept(self, micro)
+
+    return _replaced(DecoderStage, "weights", weights)
+
+
+def _tied_ends_apart(world: World) -> Any:
+    """The first and the last stage each update their own copy of a tied embedding, by their own gradient."""
+    kept = Placement.replica_ranks
+
+    def replica_ranks(self: Placement, layout: Layout, rank: int) -> tuple[int, ...]:
+        here = layout.coordinate(rank, "pipeline")
+        return tuple(r for r in kept(self, layout, rank) if layout.coordinate(r, "pipeline") == here)
+
+    return _replaced(Placement, "replica_ranks", replica_ranks)
+
+
 #: Each fault by what is wrong.
 FAULTS: dict[str, Fault] = {
     "a missing reduction": _missing_reduction,
@@ -154,4 +178,6 @@ FAULTS: dict[str, Fault] = {
     "gradients averaged over the shard axis": _shards_averaged,
     "ranks that read the same data": _ranks_read_the_same_data,
     "documents of the own part only": _documents_of_own_part,
+    "gradients left for later and forgotten": _gradients_left_and_forgotten,
+    "the two ends of a tied embedding apart": _tied_ends_apart,
 }
