@@ -12,7 +12,7 @@ from penstock.lab import AXES, Case, check, layout_cases
 from penstock.lab.faults import FAULTS
 
 #: How many cases of several axes are drawn, of so many ranks; of other numbers all are checked. `penstock verify` checks all.
-DRAWN = {(4, False): 8, (4, True): 18, (6, False): 4, (6, True): 4, (8, False): 6, (8, True): 8}
+DRAWN = {(4, False): 8, (4, True): 12, (6, False): 4, (6, True): 4, (8, False): 6, (8, True): 8}
 
 
 def verdicts(world, config, cases, fault=None):
@@ -39,7 +39,7 @@ def cases_of(ranks, experts):
 @pytest.mark.parametrize("experts", [False, True], ids=["dense", "experts"])
 @pytest.mark.parametrize("ranks", [2, 3, 4, 6, 8])
 def test_every_layout_equals_one_plain_process(ranks, experts):
-    config = small_question(experts, train__steps=20 if ranks == 2 and not experts else 5)
+    config = small_question(experts, train__steps=12 if ranks == 2 and not experts else 5)
     results = run_ranks(verdicts, ranks, config, cases_of(ranks, experts), timeout_s=400)[0]
     assert not failures(results)
     assert any(r.verdict == "equal" for r in results)
@@ -81,6 +81,7 @@ def test_every_switch_goes_with_every_axis(ranks):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_coarse_formats_differ_by_the_error_of_reordering(precision):
     cases = [case for case in layout_cases(4, False) if case.ranks == 4 and "," in case.name]
+    cases = [case for case in cases if "pipeline" not in case.name or "zb-v," in case.name]  # kinds differ in order only
     results = run_ranks(verdicts, 4, small_question(False, precision__compute=precision, train__steps=3), cases, timeout_s=300)[0]
     assert not failures(results)
 
