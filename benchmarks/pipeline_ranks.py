@@ -26,7 +26,7 @@ from penstock.parallel.pipeline.schedule import Action, Costs, Schedule
 from penstock.parallel.pipeline.torch_ir import from_csv
 from penstock.parallel.pipeline.torch_runtime import torch_runtime
 
-STEPS, WIDTH, ROWS = 6, 32, 16
+STEPS, WIDTH, ROWS = 5, 32, 16
 
 
 class Sleeper:

@@ -2,7 +2,7 @@
 
 Eight ranks whose stages sleep for given times (see `pipeline_ranks.py`), for the rows of `pipelines`:
 
-    mM_fFiIwWcC_KIND_executed, _simulated          bubble between barriers, by the median of six steps, and the simulator's
+    mM_fFiIwWcC_KIND_executed, _simulated          bubble between barriers, by the median of five steps, and the simulator's
     mM_fFiIwWcC_KIND_steady, _steady_simulated     the same without a barrier, by the time per step in the long run
     worst_difference                               largest difference of an executed step's time to the simulated one, as a share of it; aim: 0.05
     ab_ours, ab_torch                              bubbles of our schedule here and of torch's ZB-V in torch's runtime, taking turns (no transfers)
@@ -28,7 +28,7 @@ from penstock.parallel.pipeline.simulate import simulate
 from penstock.parallel.pipeline.synthesise import best_schedule
 from penstock.parallel.pipeline.torch_ir import to_csv
 
-RANKS, UNIT = 8, 0.04
+RANKS, UNIT = 8, 0.02
 ROWS = ((16, (1.0, 1.0, 1.0, 0.0)), (16, (1.0, 1.2, 0.8, 0.05)), (32, (1.0, 1.2, 0.8, 0.05)))
 
 
