@@ -1,14 +1,17 @@
 """An elastic pipeline: a rank that slows down in the middle of a run is scheduled around, and the run learns what one process does."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 from ranks import run_ranks
 from small_runs import small_config
 
-from benchmarks.slow_rank import nap
 from lab.models_to_verify import small_question
 from penstock.config import with_values
-from penstock.engine import StopRequest, build_core
-from penstock.engine.replan import move_layers
+from penstock.engine import StopRequest, build_core, replan
+from penstock.engine.pipeline import Pipeline
+from penstock.engine.replan import Watch, move_layers
 from penstock.engine.start import make_run
 from penstock.engine.state import weights_digest
 from penstock.engine.step import take_step
@@ -19,10 +22,28 @@ from penstock.plan.pipeline import make_plan
 from penstock.store import Run
 
 
-def train_napping(world, folder, slow_from):
-    """Train with stages that sleep in proportion to their layers, rank 2's 60 % longer from a step on; 0: nobody sleeps."""
+def train_on_a_clock_of_its_own(world, folder, slow_from):
+    """Train with a clock by which every layer takes 3 ms in each work, rank 2's 1.3 times as long from a step on; 0: by the real clock."""
     if slow_from:
-        nap(world.rank, 2, slow_from, 1.6, 0.003)
+        real = Watch.after_step
+
+        def slow(parts, rank):
+            return 1.3 if rank == 2 and parts.progress.step >= slow_from else 1.0
+
+        def times(parts, plan):
+            each = [0.003 * slow(parts, rank) * (len(part.layers) + part.head) for part, rank in zip(plan.stages.parts, plan.stages.rank_of)]
+            return torch.tensor([each] * 3, dtype=torch.float64)
+
+        def own_times(parts, pipeline):
+            here = torch.tensor([rank == pipeline.rank for rank in pipeline.plan.stages.rank_of])
+            return times(parts, pipeline.plan) * here
+
+        def after_step(self, parts, seconds):
+            plan, each = parts.pipeline.plan, times(parts, parts.pipeline.plan).tolist()
+            costs = replace(plan.costs, forward=each[0], input_grad=each[1], weight_grad=each[2], transfer=(1e-4,) * (len(each[0]) - 1))
+            real(self, parts, plan.timed(costs).step)
+
+        replan._own_times, Pipeline.hop_seconds, Watch.after_step = own_times, lambda self: 1e-4, after_step
     return run_rank(Run(folder), world)["val_loss"]
 
 
@@ -60,16 +81,16 @@ def test_layers_move_between_ranks_with_all_their_state(ranks, experts, changes)
 
 
 @pytest.mark.slow
-def test_a_rank_that_slows_down_is_noticed_and_scheduled_around(tmp_path):
-    changes = {"model__layers": 24, "model__dim": 16, "batch__global": 8, "batch__micro": 1, "train__steps": 36,
+@pytest.mark.parametrize("check", ["before", "after"])
+def test_a_rank_that_becomes_slower_is_scheduled_around_within_twenty_steps(tmp_path, check):
+    changes = {"model__layers": 24, "model__dim": 16, "batch__global": 8, "batch__micro": 1, "train__steps": 42,
                "snapshot__every": 0, "eval__every": 0, "precision__compute": "float64"}
     plain = make_run(small_config(tmp_path, **changes), "test", "test", tmp_path / "plain", None).path
-    piped = make_run(small_config(tmp_path, layout__pipeline=4, **changes), "test", "test", tmp_path / "piped", None).path
-    alone = run_ranks(train_napping, 1, plain, 0)[0]
-    together = run_ranks(train_napping, 4, piped, 16, timeout_s=300)
+    piped = make_run(small_config(tmp_path, layout__pipeline=4, pipeline__check=check, **changes), "test", "test", tmp_path / "piped", None).path
+    alone = run_ranks(train_on_a_clock_of_its_own, 1, plain, 0)[0]
+    together = run_ranks(train_on_a_clock_of_its_own, 4, piped, 18, timeout_s=300)
     assert together == pytest.approx([alone] * 4, rel=1e-8)
     events = [row for row in MetricStore(piped / "metrics").read("event") if row["what"] == "pipeline"]
-    noticed = [row for row in events if "rank 2" in row["text"]]
-    assert noticed and 16 < noticed[0]["step"] <= 36, events
-    assert "layers" in noticed[0]["text"], events
-    assert any("since the change" in row["text"] for row in events if row["step"] > noticed[0]["step"]), events
+    changed = next(row for row in events if "rank 2" in row["text"] and "made again" in row["text"])
+    assert 18 < changed["step"] <= 38 and "layers" in changed["text"] and "tokens/s before" in changed["text"], events
+    assert any("since the change" in row["text"] and "slower" not in row["text"] for row in events if row["step"] > changed["step"]), events

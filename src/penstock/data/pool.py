@@ -15,6 +15,7 @@ import selectors
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -120,7 +121,8 @@ class _Pool:
                 worker.process.wait()
             worker.stdout.close()
             if worker.process.stdin is not None:
-                worker.process.stdin.close()
+                with suppress(BrokenPipeError):  # tasks that a killed process has not read
+                    worker.process.stdin.close()
 
     def _hand_out(self, worker: _Worker) -> None:
         if self._next < len(self._tasks):

@@ -43,9 +43,7 @@ if TYPE_CHECKING:
 #: Steps whose median counts, and steps at the start that do not.
 WINDOW, WARM_UP = 5, 2
 #: Least gain of a new schedule, and of a new split of layers over a new schedule, to be taken up.
-WORTH, WORTH_MOVING = 0.01, 0.03
-#: Looks for which a plan is kept after another was tried and found slower.
-REST = 50
+WORTH, WORTH_MOVING = 0.02, 0.03
 
 
 class Watch:
@@ -60,9 +58,8 @@ class Watch:
         #: Since when something differs, in words; the plan is made from the steps after.
         self._noticed: str | None = None
         self._usual: deque[float] = deque(maxlen=4 * WINDOW)
-        #: The plan before the last change and what its steps took; for how many looks nothing is to be changed.
-        self._last: tuple[PipelinePlan, float] | None = None
-        self._rest = 0
+        #: The plan before the last change, what its steps took, and each rank's share of the work under it.
+        self._last: tuple[PipelinePlan, float, list[float]] | None = None
 
     def after_step(self, parts: Parts, seconds: float) -> None:
         """Take in the step that was taken; plan again if that is due. All ranks must call it."""
@@ -89,12 +86,10 @@ class Watch:
         costs = self._costs(parts, pipeline.plan)
         shares = _shares(costs, pipeline.plan)
         if not self._planned:
-            self._change(parts, costs, "the stages' times are known")
+            self._change(parts, costs, shares, "the stages' times are known")
         elif self._shares is None:
             self._shares = shares
             self._judge(parts)
-        elif self._rest:
-            self._rest -= 1
         else:
             self._look(parts, costs, shares, seconds)
 
@@ -111,7 +106,7 @@ class Watch:
             self._times.clear()
         else:
             now = shares[rank] / self._shares[rank]
-            self._change(parts, costs, f"rank {rank} of the pipeline has {now:.2f} times its share of the work {self._noticed}")
+            self._change(parts, costs, shares, f"rank {rank} of the pipeline has {now:.2f} times its share of the work {self._noticed}")
 
     def every(self, parts: Parts) -> int:
         """Steps between looks at all ranks' times, 0 for never: every step, or where ranks do not wait for each other, once in a while."""
@@ -127,7 +122,7 @@ class Watch:
         forward, input_grad, weight_grad = map(tuple, times)
         return Costs(forward, input_grad, weight_grad, (self._transfer,) * (stages - 1), plan.costs.memory)
 
-    def _change(self, parts: Parts, costs: Costs, why: str) -> None:
+    def _change(self, parts: Parts, costs: Costs, shares: list[float], why: str) -> None:
         """Plan for measured `costs` on the lead rank, and take up what is worth it on all."""
         assert parts.pipeline is not None
         old, step = parts.pipeline.plan, parts.progress.step
@@ -140,7 +135,7 @@ class Watch:
             parts.journal.event(step, "pipeline", f"{why}: {answer['words']}")
         else:
             take_up(parts, PipelinePlan.from_dict(answer["plan"]))
-            self._last = old, median(self._seconds)
+            self._last = old, median(self._seconds), shares
             if self._planned:
                 restart_micro(parts)
             text = f"{why}: {answer['words']}; {speed[0]:,.0f} tokens/s before, {speed[1]:,.0f} until now"
@@ -148,6 +143,8 @@ class Watch:
             parts.journal.say(f"step {step}: {text}")
         self._planned = True
         self._begin_anew()
+        if answer["plan"] is None:
+            self._shares = shares  # the plan stays, and these are its times
 
     def _begin_anew(self) -> None:
         """Forget what was timed: the next steps are other ones."""
@@ -160,14 +157,14 @@ class Watch:
         """Say what the last change brought; go back where steps became slower by it, whatever the simulator said."""
         if self._last is None:
             return
-        (old, took), self._last = self._last, None
+        (old, took, shares), self._last = self._last, None
         takes, took = (max(parts.world.gather_numbers(value, "pipeline")) for value in (median(self._seconds), took))
         text = f"{_speed(parts, [takes]):,.0f} tokens/s since the change"
         if takes > took * (1 + WORTH_MOVING):
-            text += f", slower than the {_speed(parts, [took]):,.0f} before it: the plan before is taken up again, and kept for {REST} looks"
+            text += f", slower than the {_speed(parts, [took]):,.0f} before it: the plan before is taken up again"
             take_up(parts, old)
             self._begin_anew()
-            self._rest = REST
+            self._shares = shares
         parts.journal.event(parts.progress.step, "pipeline", text)
         parts.journal.say(f"step {parts.progress.step}: {text}")
 
