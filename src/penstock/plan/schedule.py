@@ -15,6 +15,7 @@ from penstock.config import ConfigError
 from penstock.parallel.pipeline.bounds import least_memory, makespan_bound, period_bound
 from penstock.parallel.pipeline.check import SLACK, ScheduleError, check_schedule
 from penstock.parallel.pipeline.kinds import KINDS, candidates, named_schedule
+from penstock.parallel.pipeline.plan import CHUNKS
 from penstock.parallel.pipeline.schedule import Costs, Schedule
 from penstock.parallel.pipeline.simulate import Timing, simulate
 from penstock.parallel.pipeline.synthesise import best_schedule
@@ -22,9 +23,6 @@ from penstock.parallel.pipeline.timeline import Timeline, measured_costs
 from penstock.plan.stage_costs import Share
 
 AUTO = "auto"
-
-#: Chunks a rank that auto tries; with one only the named kinds, as a search with several is never worse.
-CHUNKS = [1, 2, 4]
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,12 @@ class Outcome:
     @property
     def step(self) -> float:
         """The time of a step that counts: makespan with a barrier, period without."""
-        return self.timing.makespan if self.barrier else self.timing.period
+        return self.timing.step(self.barrier)
 
     @property
     def bubble(self) -> float:
         """The idle part of a step."""
-        return self.timing.bubble if self.barrier else self.timing.steady_bubble
+        return self.timing.idle(self.barrier)
 
     @property
     def peak(self) -> float:
@@ -111,9 +109,9 @@ def solve(pipeline: Pipeline, kind: str = AUTO, chunks: int = 0) -> Outcome:
         return outcome_of(kind, named_schedule(kind, pipeline.ranks, pipeline.micro_batches, chunks), pipeline, start)
     capped = replace(pipeline, cap=1.0) if pipeline.cap is None else pipeline
     given = len(pipeline.costs.forward) // pipeline.ranks if isinstance(pipeline.costs, Costs) else 0
-    tried = [chunks or given] if chunks or given else CHUNKS
+    tried = [chunks or given] if chunks or given else list(CHUNKS)
     named = [schedule for count in tried for schedule in candidates(pipeline.ranks, pipeline.micro_batches, count)]
-    synthesised = [count for count in tried if count > 1] or tried
+    synthesised = [count for count in tried if count > 1] or tried  # with one, the named kinds: a search with several is never worse
     choice = best_schedule(
         lambda rank_of: pipeline.costs_of(len(rank_of)), pipeline.ranks, pipeline.micro_batches, capped.cap, pipeline.barrier, synthesised, named
     )

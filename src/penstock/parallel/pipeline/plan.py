@@ -47,12 +47,12 @@ class PipelinePlan:
     @property
     def step(self) -> float:
         """Time of a step by simulation."""
-        return self.timing.makespan if self.barrier else self.timing.period
+        return self.timing.step(self.barrier)
 
     @property
     def bubble(self) -> float:
         """The idle part of a step by simulation."""
-        return self.timing.bubble if self.barrier else self.timing.steady_bubble
+        return self.timing.idle(self.barrier)
 
     def timed(self, costs: Costs) -> PipelinePlan:
         """The same plan under other costs."""

@@ -5,7 +5,7 @@ where its output goes. A receiver learns from the *sender's* actions in which or
 and without negotiating. When the last gradient of a stage is there, `Stage.complete` is called at once: exchanges of its gradients begin while
 other stages still work.
 
-torch's `_PipelineScheduleRuntime` (`torch_ir.py` runs schedules on it, as a judge) is not used for training, for what it costs: it reduces
+torch's `_PipelineScheduleRuntime` (`torch_runtime.py` runs schedules on it, as a judge) is not used for training, for what it costs: it reduces
 gradients only after a stage's last weight gradient, for all its parameters together; it has no action for an optimizer; it splits a backward
 pass by walking the autograd graph, twice for every micro-batch, and computes hand-written operators' weight gradients twice, where
 `models/later.py` leaves them; it asks ranks for shapes by sending pickled objects; and a rank that dies leaves its neighbours in an error that

@@ -38,6 +38,14 @@ class Timing:
     peak_memory: tuple[float, ...]
     """The most each rank holds, in units of `Costs.memory`: a stage's micro-batch from the start of its F to the end of its W or B."""
 
+    def step(self, barrier: bool) -> float:
+        """The time of a step that counts: makespan with a barrier, period without."""
+        return self.makespan if barrier else self.period
+
+    def idle(self, barrier: bool) -> float:
+        """The idle part of such a step."""
+        return self.bubble if barrier else self.steady_bubble
+
     @property
     def bubble(self) -> float:
         """The idle part of all ranks' time between barriers."""

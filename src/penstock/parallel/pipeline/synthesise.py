@@ -81,7 +81,7 @@ def best_schedule(
     """
 
     def time(choice: Choice) -> float:
-        return choice.timing.makespan if barrier else choice.timing.period
+        return choice.timing.step(barrier)
 
     found: list[Choice] = []
     wirings = [wire(ranks, count, "wave") for count in dict.fromkeys(chunks)]
