@@ -7,7 +7,7 @@ What depends on data cannot be rehearsed: experts that live on other ranks. Cost
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -37,24 +37,22 @@ def fake_mesh(work: Workload) -> Iterator[Mesh]:
 
 def rehearse_step(work: Workload) -> dict[str, int]:
     """Bytes by `axis.purpose` that the meter counts in one step of `work`."""
-    with fake_mesh(work) as mesh:
-        decoder, plan, sharder = shape_decoder(work.model, mesh, Formats(FORMATS[work.master], FORMATS[work.compute]))
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            decoder.to_empty(device="cpu")
-            laid = Laid(decoder, Weights(decoder, plan, mesh), sharder, {}, {})
-            tokens = torch.zeros((work.micro, work.model.context // work.layout.context), dtype=torch.int64)
-            run_step(laid, work, tokens)
-        return counted_bytes(mesh.world)
+    tokens = torch.zeros((work.micro, work.model.context // work.layout.context), dtype=torch.int64)
+    return _rehearse(work, lambda laid: run_step(laid, work, tokens))
 
 
 def rehearse_block(work: Workload) -> dict[str, int]:
     """Bytes by `axis.purpose` that the meter counts for the model's last block alone in a step of one micro-batch, its weights included."""
+    return _rehearse(work, lambda laid: run_block(laid, work))
+
+
+def _rehearse(work: Workload, run: Callable[[Laid], None]) -> dict[str, int]:
+    """Bytes that the meter counts while `run` works on the laid-out decoder, whose tensors have no memory."""
     with fake_mesh(work) as mesh:
         decoder, plan, sharder = shape_decoder(work.model, mesh, Formats(FORMATS[work.master], FORMATS[work.compute]))
         with FakeTensorMode(allow_non_fake_inputs=True):
             decoder.to_empty(device="cpu")
-            laid = Laid(decoder, Weights(decoder, plan, mesh), sharder, {}, {})
-            run_block(laid, work)
+            run(Laid(decoder, Weights(decoder, plan, mesh), sharder, {}, {}))
         return counted_bytes(mesh.world)
 
 
