@@ -7,11 +7,13 @@ whole tensor over p ranks:
     all-to-all: what leaves for other ranks
 
 so that figures of different collectives add up, and a formula can be held against them to the byte. Libraries may choose
-other algorithms; then the count is the lower bound they approach. Seconds are the host's on a CPU and the stream's on CUDA.
+other algorithms; then the count is the lower bound they approach. Of those bytes, the ones that leave the node are counted beside: in a ring all of
+those that a rank sends to a neighbour on another node. Seconds are the host's on a CPU and the stream's on CUDA.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -27,21 +29,31 @@ def ring_bytes(operation: str, n_bytes: int, ranks: int) -> int:
 
 
 class ByteMeter:
-    """Bytes, calls and seconds by `axis.purpose`; `take` reads and resets."""
+    """Bytes, calls and seconds by `axis.purpose`; `take` reads and resets. The courier's thread counts here too (`gradients/courier.py`)."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._bytes: dict[str, int] = defaultdict(int)
+        self._between: dict[str, int] = defaultdict(int)
         self._calls: dict[str, int] = defaultdict(int)
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         #: Calls by operation since the meter was made, to be held against torch's own count.
         self.operations: dict[str, int] = defaultdict(int)
 
-    def count(self, name: str, n_bytes: int, operation: str) -> None:
-        """Add one call that sends `n_bytes` under `name`."""
-        self._bytes[name] += n_bytes
-        self._calls[name] += 1
-        self.operations[operation] += 1
+    def count(self, name: str, n_bytes: int, operation: str, between: int = 0) -> None:
+        """Add one call that sends `n_bytes` under `name`, `between` of them to other nodes."""
+        with self._lock:
+            self._bytes[name] += n_bytes
+            self._calls[name] += 1
+            self.operations[operation] += 1
+            if between:
+                self._between[name] += between
+
+    def add_seconds(self, name: str, seconds: float) -> None:
+        """Add seconds that were timed elsewhere."""
+        with self._lock:
+            self._seconds[name] += seconds
 
     @contextmanager
     def waiting(self, name: str, on_cuda: bool) -> Iterator[None]:
@@ -51,14 +63,15 @@ class ByteMeter:
             begin.record()
             yield
             end.record()
-            self._events.append((name, begin, end))
+            with self._lock:
+                self._events.append((name, begin, end))
         else:
             start = time.perf_counter()
             yield
-            self._seconds[name] += time.perf_counter() - start
+            self.add_seconds(name, time.perf_counter() - start)
 
     def take(self) -> dict[str, float]:
-        """Since the last take: `{name}_bytes`, `{name}_calls` and `{name}_s`."""
+        """Since the last take: `{name}_bytes`, `{name}_calls` and `{name}_s`; `{name}_between_bytes` where there are any."""
         if self._events:
             torch.cuda.synchronize()
             for name, begin, end in self._events:
@@ -66,6 +79,7 @@ class ByteMeter:
             self._events.clear()
         row: dict[str, float] = {f"{name}_bytes": n for name, n in self._bytes.items()}
         row |= {f"{name}_calls": n for name, n in self._calls.items()} | {f"{name}_s": s for name, s in self._seconds.items()}
-        for table in (self._bytes, self._calls, self._seconds):
+        row |= {f"{name}_between_bytes": n for name, n in self._between.items()}
+        for table in (self._bytes, self._between, self._calls, self._seconds):
             table.clear()
         return row

@@ -232,6 +232,17 @@ class PipelineSection(Section):
     )
 
 
+class ExchangeSection(Section):
+    """How gradients travel between nodes, whose network is slower than that inside a node."""
+
+    topology: str = Field(
+        "auto",
+        pattern=r"^(auto|flat|measured|[1-9]\d*x[1-9]\d*)$",
+        description="Which ranks share a node. auto: those the launcher started together (GROUP_RANK) or whose hosts have one name; measured: those "
+        "with a fast link, by a short measurement; '2x4': two nodes of four ranks each; flat: take no notice of nodes.",
+    )
+
+
 class EvalSection(Section):
     """Validation loss and samples while training."""
 
@@ -274,6 +285,7 @@ class Config(Section):
     compile: CompileSection = Field(default_factory=CompileSection)
     layout: LayoutSection = Field(default_factory=LayoutSection)
     pipeline: PipelineSection = Field(default_factory=PipelineSection)
+    exchange: ExchangeSection = Field(default_factory=ExchangeSection)
     eval: EvalSection = Field(default_factory=EvalSection)
     snapshot: SnapshotSection = Field(default_factory=SnapshotSection)
     metrics: MetricsSection = Field(default_factory=MetricsSection)
