@@ -3,14 +3,14 @@
 A gradient of 25 M normal numbers, a thread. The contestants take turns; MB/s are those of the dense float32 gradient, 10^6 bytes, medians over the
 turns, `..._low` and `..._high` the quartiles. For 5 % and 1 % density, `D` being `5pct` or `1pct`, and values in int4 and bf16:
 
-`encode_D_int4_mb_s`, `encode_D_bf16_mb_s`: sampled-threshold selection, coding and checksum together (aim: at least 400); `exact_D_int4_mb_s`: the same
-with exact selection; `decode_D_..._mb_s`: a message back to indices and values; `select_D_mb_s`, `select_exact_D_mb_s`: selection alone;
-`plain_D_mb_s`: what is commonly done: torch.topk of the magnitudes, int32 indices and float32 values side by side, no checksum, and `speedup_D` the
+`encode_D_int4_mb_s`, `encode_D_bf16_mb_s`: sampled-threshold selection, coding and checksum together (aim: at least 400);
+`exact_D_int4_mb_s`: the same with exact selection; `decode_D_..._mb_s`: a message back to indices and values; `select_D_mb_s`,
+`select_exact_D_mb_s`: selection alone; `plain_D_mb_s`: what is commonly done: torch.topk of the magnitudes, int32 indices and float32 values side by side, no checksum, and `speedup_D` the
 ratio of the seconds of that to `encode_D_int4`, within turns. `dense_int4_mb_s`, `dense_decode_int4_mb_s`: all values, no indices.
 
 `bytes_saved_5pct`, `bytes_saved_1pct`: fewer bytes than dense float32, int4, everything counted (aim: at least 0.97 and 0.992), `..._bf16` likewise;
-`index_bits_D`: bits an index takes, header included, beside `index_entropy_D` (aim: within 0.1). On a machine with a GPU `cuda_encode_D_int4_mb_s` and
-`cuda_decode_D_int4_mb_s` are added, on the same gradient.
+`index_bits_D`: bits an index takes, header included, beside `index_entropy_D` (aim: within 0.1). On a machine with a GPU
+`cuda_encode_D_int4_mb_s` and `cuda_decode_D_int4_mb_s` are added, on the same gradient.
 """
 
 from __future__ import annotations
@@ -97,8 +97,3 @@ def sizes(flat: Tensor) -> dict[str, float | str]:
         figures[f"index_bits_{name}"] = 8 * (HEADER.size + sum(plane.numel() for plane in planes)) / indices.numel()
         figures[f"index_entropy_{name}"] = index_entropy_bits(ENTRIES, indices.numel()) / indices.numel()
     return figures
-
-
-if __name__ == "__main__":
-    for figure, value in run().items():
-        print(figure, value)

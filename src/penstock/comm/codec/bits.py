@@ -26,11 +26,13 @@ def packed_bytes(count: int, width: int) -> int:
 
 def pack(numbers: Tensor, width: int) -> Tensor:
     """Bytes (uint8) of a flat tensor of integers, each 0 or more and less than 2^width; `width` is 0 to 31."""
+    if not width:
+        return torch.empty(0, dtype=torch.uint8, device=numbers.device)
     whole, rest = divmod(width, 8)
     planes = [(numbers >> (8 * i)).to(torch.uint8) for i in range(whole)]  # keeps the low 8 bits
     if rest:
         planes.append(_pack_rest(numbers >> (8 * whole) if whole else numbers, rest))
-    return torch.cat(planes) if len(planes) != 1 else planes[0]
+    return planes[0] if len(planes) == 1 else torch.cat(planes)
 
 
 def unpack(data: Tensor, count: int, width: int) -> Tensor:

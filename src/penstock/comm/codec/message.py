@@ -148,7 +148,8 @@ def _read_header(message: Tensor) -> tuple[_Head, int]:
     if n_bytes != message.numel():
         kind = "truncated message" if message.numel() < n_bytes else "impossible message"
         raise MessageError(f"{kind}: {message.numel()} bytes of {n_bytes}")
-    if n_bytes % ALIGN or code not in list(Code) or values not in list(ValueCode) or max(low_bits, run_bits) > MAX_WIDTH or not runs <= k <= n <= MAX_LENGTH:
+    known = code in list(Code) and values in list(ValueCode) and max(low_bits, run_bits) <= MAX_WIDTH
+    if not known or n_bytes % ALIGN or not runs <= k <= n <= MAX_LENGTH:
         raise MessageError("impossible message: its header names a code or a size that there is not")
     if code == Code.ALL and k != n:
         raise MessageError(f"impossible message: {k} of {n} values, and no indices")

@@ -3,8 +3,8 @@
 - `float32`, `bf16`: a cast, round to nearest even; what would become infinite becomes the largest finite number.
 - `fp8` (e4m3: 448 at most), `int8`, `int4` (±127, ±7): the block's scale is its largest magnitude over the format's, as bf16; a value is
   x / scale to the nearest (ties to even), so the error is at most half a scale (fp8: half a unit in the last place, 1/16 of the value).
-- `int2`: a sign, and which of two magnitudes: the mean of the block's magnitudes that reach their mean, and the mean of the others. Of normal values it
-  loses about an eighth of the energy, near the least that two bits can (Lloyd-Max: 0.1175, Max 1960); one scale alone loses far more.
+- `int2`: a sign, and which of two magnitudes: the mean of the block's magnitudes that reach their mean, and the mean of the others. Of normal values
+  it loses about an eighth of the energy, near the least that two bits can (0.1175: Max 1960); one scale alone loses far more.
 
 A block whose scale would be below the least normal float32 becomes zeros, so a block of zeros is harmless, and no result depends on whether
 the processor flushes denormals. What bytes decode to is one product of two floats a value: identical on every rank. Sums are made of integers, so
@@ -111,7 +111,8 @@ def _scales(largest_b: Tensor, most: float) -> Tensor:
     """A bf16 scale a block: its largest magnitude over the format's, such that no product with it is infinite and none needs denormals."""
     top = torch.tensor(torch.finfo(torch.float32).max / most)
     top = (top.view(torch.int32) & -65536).view(torch.float32).item()  # towards zero in bf16
-    scales = (largest_b / torch.full_like(largest_b, most)).clamp_(max=top).to(torch.bfloat16)  # true quotients: a device may turn /constant into a product
+    quotients = largest_b / torch.full_like(largest_b, most)  # a device may turn division by a plain number into a product
+    scales = quotients.clamp_(max=top).to(torch.bfloat16)
     return torch.where(scales >= TINY, scales, torch.zeros_like(scales))
 
 
