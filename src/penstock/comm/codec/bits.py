@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from math import gcd
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +48,13 @@ def unpack(data: Tensor, count: int, width: int) -> Tensor:
     for i in reversed(range(whole)):
         numbers = numbers.bitwise_left_shift_(8).bitwise_or_(data[i * count : (i + 1) * count])
     return numbers
+
+
+def places(mask: Tensor) -> Tensor:
+    """Indices (int64) of what is true in a flat bool tensor."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))  # up to five times as fast as torch's
+    return mask.nonzero().squeeze(1)
 
 
 def _lanes(rest: int) -> tuple[int, int]:

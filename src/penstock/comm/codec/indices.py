@@ -2,7 +2,7 @@
 
 - `Code.FIXED`: every gap in the width of the largest. Best where gaps are alike; all n of n indices take no bytes.
 - `Code.RICE`: Golomb-Rice (Golomb 1966; Rice and Plaunt 1971). Of each gap g the low b bits, then g >> b as so many zeros and a one. Random indices
-  take 0.03 to 0.06 bits more than their entropy from 0.1 to 5 % density. With b = 0 it is the plain bitmap, which dense random indices want.
+  take 0.03 to 0.09 bits more than their entropy from 0.1 to 5 % density. With b = 0 it is the plain bitmap, which dense random indices want.
 - `Code.RUNS`: lengths of runs and gaps between them, both Rice-coded, for indices that come in stretches (rows of an embedding).
 
 Low bits and zeros-and-ones are written apart, each as a plane. The ones' places in theirs are a cumulative sum when written and `nonzero` when read,
@@ -21,7 +21,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from penstock.comm.codec.bits import MAX_WIDTH, pack, packed_bytes, unpack
+from penstock.comm.codec.bits import MAX_WIDTH, pack, packed_bytes, places, unpack
 
 MAX_LENGTH = 2**31 - 1  # of a tensor, so that gaps are int32
 
@@ -84,9 +84,9 @@ def encode_indices(indices: Tensor, n: int) -> tuple[IndexForm, list[Tensor]]:
     k = indices.numel()
     if not k:
         return IndexForm(Code.FIXED), [indices.new_empty(0, dtype=torch.uint8)]
-    places = indices.to(torch.int32)
-    gaps = places.clone()
-    torch.sub(places[1:], places[:-1], out=gaps[1:])
+    short = indices.to(torch.int32)
+    gaps = short.clone()
+    torch.sub(short[1:], short[:-1], out=gaps[1:])
     gaps[1:] -= 1
     least, most = gaps.aminmax()
     first, last, least, most, joined = torch.stack([indices[0], indices[-1], least.long(), most.long(), (gaps == 0).sum()]).tolist()
@@ -158,7 +158,7 @@ def read_rice_sums(planes: list[Tensor], rice: Rice, n: int) -> Tensor:
     """
     if rice.zeros << rice.low_bits > n:
         raise IndexFault(f"its gaps add up to more than a tensor of {n}")
-    ones = unpack(planes[1], rice.count + rice.zeros, 1).nonzero().squeeze(1)
+    ones = places(unpack(planes[1], rice.count + rice.zeros, 1).view(torch.bool))
     if ones.numel() != rice.count:
         raise IndexFault(f"it holds {ones.numel()} gaps in place of {rice.count}")
     counting = _counting(rice.count, ones)
@@ -170,7 +170,7 @@ def _runs(gaps: Tensor) -> tuple[Tensor, Tensor]:
     """Of gaps between indices: those before each run, less the 1 that every run but the first must have, and the runs' lengths less 1."""
     begins = gaps != 0
     begins[0] = True
-    where = begins.nonzero().squeeze(1)
+    where = places(begins)
     starts = gaps[where]
     starts[1:] -= 1
     ends = torch.cat([where[1:], where.new_tensor([gaps.numel()])])

@@ -10,8 +10,9 @@ processor does with them, and NaN and infinity come last, as the largest. So a N
 
 The sample is every s-th entry, s a prime (so that it walks through all columns of a matrix), with about `ABOVE` of the sample's entries over the
 threshold: the count's standard deviation is 2.2 % of k where entries are independent. The same on every rank and device, no generator needed.
+Where k is below 16384 the sampled way is the exact one.
 
-Cost: one pass in cache-sized stretches. Small tensors, or very small densities, are sorted whole.
+Cost: one pass in cache-sized stretches. Where k is below 768, everything is partly sorted.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ import math
 import torch
 from torch import Tensor
 
+from penstock.comm.codec.bits import places
+
 TOLERANCE = 0.1  # of k
-ABOVE = 2048  # entries of the sample over the threshold
-MARGIN = 1.1  # how many more the exact way lets pass: four and a half standard deviations
+ABOVE = 2048  # entries of the sample over the threshold, at most
+FEWEST = 256  # and at least, or everything is sorted
+SIGMAS = 5  # standard deviations of their number by which the exact way's threshold is lower
 STRETCH = 1 << 17  # entries of a pass that a core's cache holds
 MAGNITUDE = 0x7FFFFFFF  # all bits but the sign
 INFINITY = 0x7F800000  # bits of the least number that is not finite
@@ -47,7 +51,7 @@ def select_exact(flat: Tensor, density: float) -> Tensor:
     """
     _check(flat)
     k = kept(flat.numel(), density)
-    threshold = _threshold(flat, k, MARGIN)
+    threshold = _threshold(flat, k, SIGMAS)
     passed, bits = _passing(flat, threshold)
     if passed.numel() < k:  # the sample did not stand for the whole
         passed, bits = _passing(flat, 0)
@@ -61,10 +65,9 @@ def select_sampled(flat: Tensor, density: float) -> Tensor:
     """
     _check(flat)
     k = kept(flat.numel(), density)
-    threshold = _threshold(flat, k, 1.0)
-    if not threshold:
+    if k < 8 * ABOVE:  # a sample that stays within the tolerance would not be small
         return select_exact(flat, density)
-    passed, bits = _passing(flat, threshold)
+    passed, bits = _passing(flat, _threshold(flat, k, 0))
     if passed.numel() < (1 - TOLERANCE) * k:
         return select_exact(flat, density)
     return passed if passed.numel() <= (1 + TOLERANCE) * k else _largest(passed, bits, k)
@@ -75,15 +78,16 @@ def _check(flat: Tensor) -> None:
         raise ValueError(f"need a flat contiguous float32 tensor, got {tuple(flat.shape)} of {flat.dtype}")
 
 
-def _threshold(flat: Tensor, k: int, margin: float) -> int:
-    """Bits of a magnitude that about margin · k of the entries reach, by the sample; 0, which all reach, where a sample would not be small."""
-    n = flat.numel()
-    stride = _prime_below(k // ABOVE)
-    if stride < 3 or k == n:
+def _threshold(flat: Tensor, k: int, sigmas: int) -> int:
+    """Bits of a magnitude that k entries reach, by a sample, and more by some deviations; 0, which all reach, where a sample would not be small."""
+    above = max(FEWEST, min(ABOVE, k // 8))
+    stride = _prime_below(k // above)
+    if stride < 3 or k == flat.numel():
         return 0
     sample = flat[::stride].view(torch.int32) & MAGNITUDE
-    above = min(math.ceil(margin * k * sample.numel() / n), sample.numel())
-    return int(torch.topk(sample, above, sorted=False).values.amin())
+    expected = k * sample.numel() / flat.numel()
+    passing = min(math.ceil(expected + sigmas * math.sqrt(expected)), sample.numel())
+    return int(torch.topk(sample, passing, sorted=False).values.amin())
 
 
 def _passing(flat: Tensor, threshold: int) -> tuple[Tensor, Tensor]:
@@ -94,8 +98,8 @@ def _passing(flat: Tensor, threshold: int) -> tuple[Tensor, Tensor]:
     for start in range(0, flat.numel(), stretch):
         bits = whole[start : start + stretch] & MAGNITUDE
         most.append(bits.amax())
-        inside = (bits >= threshold).nonzero().squeeze(1)
-        found.append(bits[inside])
+        inside = _reaching(bits, threshold)
+        found.append(bits.index_select(0, inside))
         indices.append(inside.add_(start))
     if not indices:
         return flat.new_empty(0, dtype=torch.int64), whole
@@ -104,8 +108,15 @@ def _passing(flat: Tensor, threshold: int) -> tuple[Tensor, Tensor]:
     return torch.cat(indices), torch.cat(found)
 
 
+def _reaching(bits: Tensor, threshold: int) -> Tensor:
+    """Indices of the bits that are at least the threshold."""
+    if bits.device.type == "cpu":
+        return places(torch.from_numpy(bits.numpy() >= threshold))  # torch compares integers an element at a time
+    return places(bits >= threshold)
+
+
 def _report(flat: Tensor) -> None:
-    bad = (~flat.isfinite()).nonzero().squeeze(1)
+    bad = places(~flat.isfinite())
     raise NonFiniteError(f"{bad.numel()} of {flat.numel()} entries of the gradient are NaN or infinite, the first of them number {int(bad[0])}")
 
 

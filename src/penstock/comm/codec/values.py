@@ -7,7 +7,7 @@
   it loses about an eighth of the energy, near the least that two bits can (0.1175: Max 1960); one scale alone loses far more.
 
 A block whose scale would be below the least normal float32 becomes zeros, so a block of zeros is harmless, and no result depends on whether
-the processor flushes denormals. What bytes decode to is one product of two floats a value: identical on every rank. Sums are made of integers, so
+the processor flushes denormals. What bytes decode to is one product of two floats a value: identical on every rank. Sums are of whole numbers, so
 the bytes too are the same whatever the device. Bits a value, scales included: 32, 16, 8.25, 8.25, 4.25, 2.5.
 
 Do not use int2 for values most of which are zeros: it has no zero of its own.
@@ -27,7 +27,7 @@ from penstock.comm.codec.bits import pack, packed_bytes, unpack
 ValuesFormat = Literal["float32", "bf16", "fp8", "int8", "int4", "int2"]
 BLOCK = 64
 TINY = torch.finfo(torch.float32).tiny
-FRACTION = 20  # bits of a magnitude relative to its block's largest, in sums
+FRACTION = 17  # bits of a magnitude relative to its block's largest, in sums: so few that float32 adds a block of them exactly, in any order
 
 
 class ValueCode(IntEnum):
@@ -127,12 +127,13 @@ def _encode_int2(blocks: Tensor, count: int) -> list[Tensor]:
     magnitudes = blocks.abs()
     largest = magnitudes.amax(1)
     parts = magnitudes / torch.where(largest >= TINY, largest, torch.inf).unsqueeze(1)
-    parts = parts.mul_(2**FRACTION).round_().to(torch.int64)  # sums of these are exact
-    inside = torch.full_like(largest, BLOCK, dtype=torch.int64)
+    parts = parts.mul_(2**FRACTION).round_()
+    inside = torch.full_like(largest, BLOCK)
     inside[-1:] = (count - 1) % BLOCK + 1
-    high = parts * inside.unsqueeze(1) >= parts.sum(1, keepdim=True)
+    total = parts.sum(1)
+    high = parts * inside.unsqueeze(1) >= total.unsqueeze(1)
     n_high = high.sum(1)
-    total_high, total = (parts * high).sum(1), parts.sum(1)
+    total_high = (parts * high).sum(1)
     if count % BLOCK:  # padding neither is high nor counts as low
         n_high[-1] = high[-1, : count % BLOCK].sum()
     means = torch.stack([total - total_high, total_high], 1).double() / torch.stack([inside - n_high, n_high], 1).clamp(min=1)
