@@ -108,6 +108,16 @@ class Axis:
             dist.all_to_all_single(got, rows, list(receive), list(send), group=self.group)
         return got
 
+    def gather_messages(self, message: Tensor, purpose: str) -> list[Tensor]:
+        """Every rank's message, flat uint8 tensors of different lengths, in the order of the ranks. They travel padded to the longest."""
+        if self.size == 1:
+            return [message]
+        lengths = self.all_gather(torch.tensor([message.numel()], device=message.device), 0, purpose).tolist()
+        room = message.new_zeros(max(lengths))
+        room[: message.numel()] = message
+        rows = self.all_gather(room, 0, purpose).view(self.size, -1)
+        return [row[:length] for row, length in zip(rows, lengths)]
+
     def count(self, purpose: str, operation: str, n_bytes: int) -> None:
         """Count one call on a whole tensor of `n_bytes` that somebody else makes."""
         sent = ring_bytes(operation, n_bytes, self.size)

@@ -60,14 +60,14 @@ class World:
         row[self.rank] = value
         return self.sum_(row, name).tolist()
 
-    def share(self, text: str) -> str:
-        """The lead rank's text, on every rank."""
+    def share(self, text: str, source: int = 0) -> str:
+        """The text of the rank `source`, on every rank."""
         if self.size == 1:
             return text
-        data = torch.tensor(list(text.encode()) if self.is_lead else [], dtype=torch.uint8, device=self.device)
+        data = torch.tensor(list(text.encode()) if self.rank == source else [], dtype=torch.uint8, device=self.device)
         length = int(max(self.gather_numbers(float(len(data)), "share")))
-        room = data if self.is_lead else torch.empty(length, dtype=torch.uint8, device=self.device)
-        return bytes(self.axis.broadcast(room, 0, "share").tolist()).decode()
+        room = data if self.rank == source else torch.empty(length, dtype=torch.uint8, device=self.device)
+        return bytes(self.axis.broadcast(room, source, "share").tolist()).decode()
 
     def any(self, flag: bool, name: str) -> bool:
         """Whether the flag is set on any rank."""

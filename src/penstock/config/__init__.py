@@ -9,6 +9,7 @@ from penstock.config.schema import (
     Config,
     DataSection,
     EvalSection,
+    ExchangeSection,
     ModelSection,
     MoESection,
     OptimSection,
@@ -17,7 +18,7 @@ from penstock.config.schema import (
 )
 
 __all__ = [
-    "BatchSection", "Config", "ConfigError", "DataSection", "EvalSection", "ModelSection", "MoESection", "OptimSection", "PipelineSection",
-    "RankFailed", "RopeScaling", "SharedError", "UserError", "disk_errors", "explain", "load_config", "nearest", "parse_config", "preset_dir",
-    "preset_names", "to_toml", "walk_settings", "with_values",
+    "BatchSection", "Config", "ConfigError", "DataSection", "EvalSection", "ExchangeSection", "MoESection", "ModelSection", "OptimSection",
+    "PipelineSection", "RankFailed", "RopeScaling", "SharedError", "UserError", "disk_errors", "explain", "load_config", "nearest", "parse_config",
+    "preset_dir", "preset_names", "to_toml", "walk_settings", "with_values",
 ]

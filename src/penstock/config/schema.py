@@ -241,6 +241,16 @@ class ExchangeSection(Section):
         description="Which ranks share a node. auto: those the launcher started together (GROUP_RANK) or whose hosts have one name; measured: those "
         "with a fast link, by a short measurement; '2x4': two nodes of four ranks each; flat: take no notice of nodes.",
     )
+    kind: Literal["dense", "topk"] = Field(
+        "dense",
+        description="What replicas on different nodes send each other every step. dense: all of the gradient; topk: its largest entries, the others "
+        "later (error feedback).",
+    )
+    density: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.05, description="Share of the entries of each matrix that topk sends.")
+    values: Literal["float32", "bf16", "fp8", "int8", "int4", "int2"] = Field(
+        "int4", description="Number format of what topk sends; what it rounds off is sent later too."
+    )
+    warmup: Count = Field(0, description="Steps in which topk's density falls from 1 to its value.")
 
 
 class EvalSection(Section):

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.comm import GradientReducer, World, measured_nodes
-from penstock.config import Config
+from penstock.comm import GradientReducer, World, build_between, measured_nodes
+from penstock.config import Config, UserError
 from penstock.data import Batch, BatchPlan, SamplePlan, TokenCorpus
 from penstock.engine.compile import LossFunction, compile_model, sequence_loss
 from penstock.engine.control import StopRequest
@@ -24,7 +24,7 @@ from penstock.engine.late import LateCheck
 from penstock.engine.micro import MicroTuner, build_tuner, skip_what_does_not_fit
 from penstock.engine.pipeline import Pipeline
 from penstock.engine.replan import Watch
-from penstock.engine.state import Progress, parameter_of, state_placements, state_tensors
+from penstock.engine.state import Progress, is_withheld, parameter_of, state_placements, state_tensors, withheld_placements, withheld_tensors
 from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
 from penstock.models import Decoder, balance_experts
@@ -149,11 +149,12 @@ class Core:
 
     def tensors(self) -> dict[str, Tensor]:
         """The live tensors of this rank's training state by logical name."""
-        return state_tensors(self.weights, self.laid.buffers, self.optimizer, self.average)
+        return state_tensors(self.weights, self.laid.buffers, self.optimizer, self.average) | withheld_tensors(self.weights, self.reducer)
 
     def placements(self) -> dict[str, Placement]:
         """Where those of `tensors` lie that are not whole on every rank."""
-        return state_placements(self.tensors(), self.weights.placements | self.laid.buffer_placements)
+        tensors = self.tensors()
+        return state_placements(tensors, self.weights.placements | self.laid.buffer_placements) | withheld_placements(tensors, self.weights)
 
 
 @dataclass
@@ -184,6 +185,15 @@ def on_nodes(world: World, config: Config) -> World:
     return replace(world, nodes=nodes, topology=topology)
 
 
+def check_exchange(config: Config, layout: Layout) -> None:
+    """Refuse to compress what no replica on another node would receive."""
+    if config.exchange.kind != "dense" and layout.node == 1:
+        raise UserError(
+            f"exchange.kind = '{config.exchange.kind}' compresses gradients between nodes, and with {layout} no weight has replicas on several: "
+            "start ranks on more nodes, say which ranks share one with exchange.topology (such as '2x1'), or set exchange.kind to 'dense'"
+        )
+
+
 def build_core(
     config: Config,
     world: World,
@@ -201,6 +211,7 @@ def build_core(
     saved = saved or Progress()
     world = on_nodes(world, config)
     layout = build_layout(config, world.size, world.nodes)
+    check_exchange(config, layout)
     mesh = Mesh(layout, world, config.layout.timeout_s)
     dtype = DTYPES[config.precision.compute]
     placed = first_slots(config, layout, saved.slots)
@@ -210,7 +221,8 @@ def build_core(
     if piped is None and layout.pipeline > 1:
         piped = agreed_plan(world, lambda: make_plan(config, layout, tuner.size))
     laid = lay_out(config.model, seed, mesh, formats, placed, piped.stages if piped else None)
-    reducer = GradientReducer(laid.routes(), config.layout.bucket_mb, world.meter)
+    between = build_between(config.exchange, lambda parameter: laid.placement_of(parameter).cuttable)
+    reducer = GradientReducer(laid.routes(), config.layout.bucket_mb, world.meter, between)
     core = Core(
         config=config,
         world=world,
@@ -239,6 +251,6 @@ def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: Sto
     core = build_core(config, world, plan, stop, journal.warn, Progress(**read_numbers(snapshots[-1])) if snapshots else None)
     parts = Parts(**{f.name: getattr(core, f.name) for f in fields(core)}, run=run, corpus=corpus, journal=journal)
     if snapshots:
-        parts.progress = Progress(**load_snapshot(snapshots[-1], parts.tensors(), world, parts.placements(), parts.layout))
+        parts.progress = Progress(**load_snapshot(snapshots[-1], parts.tensors(), world, parts.placements(), parts.layout, is_withheld))
         parts.saved_step = parts.progress.step
     return parts

@@ -1,6 +1,6 @@
 """The training state in its one logical form: tensors by name, and a few plain numbers.
 
-    model.<parameter or buffer>    optim.<parameter>.<moment>    ema.<parameter>
+    model.<parameter or buffer>    optim.<parameter>.<moment>    ema.<parameter>    exchange.<parameter>.withheld
 
 A rank of a parallel layout holds a part of each parameter, and of its moments and average the same part; buffers and counters are whole
 and equal on all ranks. Full values, of which the digest and exports are made, come from one parameter at a time.
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from penstock.comm import GradientReducer
 from penstock.optim import Optimizer, WeightAverage
 from penstock.parallel import Laid, Placement, Weights, assemble
 
@@ -53,6 +54,29 @@ def state_placements(names: Iterable[str], placements: dict[str, Placement]) -> 
     """Placements of a state's tensors, from those of the parameters; tensors left out (buffers, counters) are whole everywhere."""
     owners = {name: parameter_of(name) for name in names}
     return {name: placements[owner] for name, owner in owners.items() if owner in placements}
+
+
+def withheld_tensors(weights: Weights, reducer: GradientReducer) -> dict[str, Tensor]:
+    """What the exchange between nodes withholds, by logical name `exchange.<parameter>.withheld`; on a pipeline empty tensors of other stages'."""
+    layout, found = weights.mesh.layout, {}
+    for name, placement in weights.placements.items() if reducer.between.withholds else ():
+        if "node" in placement.replicas(layout) and reducer.between.compresses(placement.shape) and placement.cuttable:
+            shape = placement.of_nodes(layout).local_shape(layout, weights.mesh.world.rank)
+            parameter = weights.parameters.get(name)
+            here = weights.locals[name].new_empty(shape) if parameter is None else reducer.withheld[parameter].view(shape)
+            found[f"exchange.{name}.withheld"] = here
+    return found
+
+
+def withheld_placements(names: Iterable[str], weights: Weights) -> dict[str, Placement]:
+    """Placements of those of `withheld_tensors`."""
+    mine = (name for name in names if is_withheld(name))
+    return {name: weights.placements[name.removeprefix("exchange.").removesuffix(".withheld")].of_nodes(weights.mesh.layout) for name in mine}
+
+
+def is_withheld(name: str) -> bool:
+    """Whether a tensor of the state is what the nodes withhold of a gradient, one after the other in a leading dim: only their sum matters."""
+    return name.startswith("exchange.") and name.endswith(".withheld")
 
 
 def parameter_of(name: str) -> str | None:

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from penstock.engine.build import Core
 
 
+#: Times that a step is made again because gradients arrived damaged.
+RESENDS = 2
+
+
 class NonFinite(SharedError):
     """The loss or the gradient norm is NaN or infinite; the weights are still those of the step before."""
 
@@ -62,11 +66,37 @@ def accumulate(parts: Core, step: int) -> tuple[list[Tensor], Tensor, list[Tenso
     Returns this rank's summed loss of each micro-batch; the summed loss, target tokens and stop requests of all ranks (float64); and this
     rank's gradients.
     """
-    losses, tokens, grads = gradients(parts, step)
-    with parts.timer.phase("exchange"):
-        totals = parts.world.sum_(local_totals(losses, tokens, parts), "totals")
-        _correct_weight(parts, grads, totals)
+    for attempt in range(1 + RESENDS):
+        losses, tokens, grads = gradients(parts, step)
+        with parts.timer.phase("exchange"):
+            totals = parts.world.sum_(local_totals(losses, tokens, parts), "totals")
+            if _arrived(parts, grads, attempt):
+                break
+    _correct_weight(parts, grads, totals)
     return losses, totals, grads
+
+
+def _arrived(parts: Core, grads: list[Tensor], attempt: int) -> bool:
+    """Whether every rank received the gradients as they were sent; only then does the exchange count. Raises `SharedError` on the last try.
+
+    Gradients that could not be sent because they are not finite are made so on all ranks, for the check of their norm to find.
+    """
+    between = parts.reducer.between
+    if not between.withholds:
+        return True
+    damaged, overflow = (torch.tensor(parts.world.gather_numbers(float(flag), "arrived")) for flag in (bool(between.faults), between.overflow))
+    if overflow.any():
+        torch._foreach_mul_(grads, math.nan)
+        return True
+    if not damaged.any():
+        between.commit()
+        return True
+    first = int(damaged.nonzero()[0])
+    text = parts.world.share(f"rank {parts.world.rank} received {between.faults[0]}" if between.faults else "", first)
+    parts.notes["gradients_sent_again"] = float(attempt + 1)
+    if attempt == RESENDS:
+        raise SharedError(f"{text}; sent {1 + RESENDS} times in vain, so the step was not made: look for a faulty network adapter or memory")
+    return False
 
 
 def gradients(parts: Core, step: int) -> tuple[list[Tensor], int, list[Tensor]]:
@@ -79,6 +109,7 @@ def gradients(parts: Core, step: int) -> tuple[list[Tensor], int, list[Tensor]]:
         micro_ids = micro_batches(parts.sequences_of(parts.plan.sample_ids(step), parts.world.rank), parts)
         batches = [parts.own_tokens(parts.plan.fetch(ids)) for ids in micro_ids]
     parts.weights.drop_gradients()
+    parts.reducer.begin_step(step)
     with phase("forward_backward"):
         if parts.pipeline is None:
             losses = _one_by_one(parts, batches)

@@ -26,6 +26,8 @@ AXES: dict[str, tuple[dict[str, Any], ...]] = {
         {"layout.pipeline": 2, "pipeline.schedule": "zb-v", "model.layers": 5, "batch.micro": 3, "pipeline.check": "after"},
     ),
     "replicate": ({"layout.replicate": 2}, {"layout.replicate": 3}),
+    # two nodes for every rank of the pipeline, with the ranks that the case makes
+    "nodes": ({"layout.replicate": 2, "exchange.topology": "auto"}, {"layout.replicate": 4, "exchange.topology": "auto"}),
     "shard": (
         {"layout.shard": 2, "layout.zero": 3},
         {"layout.shard": 2, "layout.zero": 2},
@@ -74,6 +76,8 @@ def layout_cases(most_ranks: int, experts: bool) -> list[Case]:
         for axes in itertools.combinations(AXES, count):
             if sum(axis in TOPOLOGIES for axis in axes) > 1 or ("expert" in axes and not experts and count > 1):
                 continue
+            if "nodes" in axes and ("replicate" in axes or count > 2):
+                continue
             for case in _combined(axes, most_ranks, next(kinds) if "pipeline" in axes else 0):
                 found.setdefault(case.name, case)
     return [Case(c.name, c.ranks, c.settings | SETUPS[i % len(SETUPS)]) for i, c in enumerate(found.values())]
@@ -98,6 +102,9 @@ def _combined(axes: tuple[str, ...], most_ranks: int, kind: int) -> list[Case]:
             settings["layout.replicate"] = expert // data  # experts need data-parallel ranks to live on
             data = expert
         ranks = data * settings.get("layout.tensor", 1) * settings.get("layout.pipeline", 1)
+        if "exchange.topology" in settings:
+            nodes = 2 * settings.get("layout.pipeline", 1)
+            settings["exchange.topology"] = f"{nodes}x{ranks // nodes}"
         if ranks <= most_ranks and data % expert == 0:
             cases.append(Case(_name(settings), ranks, settings))
     return cases
@@ -110,6 +117,9 @@ def _name(settings: dict[str, Any]) -> str:
         parts[0] += f" {settings['pipeline.schedule']}" + " checked after" * (settings.get("pipeline.check") == "after")
     if "shard" in values:
         parts[parts.index(f"shard {values['shard']}")] += f" zero {values['zero']}"
+    if "exchange.topology" in settings:
+        place = parts.index(f"replicate {values['replicate']}")
+        parts[place] += f" on nodes of {settings['exchange.topology'].partition('x')[2]}"
     if "expert_every" in values:
         parts[-1] += " moving"
     if "tensor" in values:

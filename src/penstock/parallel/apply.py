@@ -43,6 +43,10 @@ class Laid:
     buffer_placements: dict[str, Placement]
     stages: Stages | None = None
 
+    def placement_of(self, parameter: nn.Parameter) -> Placement:
+        """Where the pieces of a parameter that this rank has a piece of lie."""
+        return self.weights.placements[next(name for name, p in self.weights.parameters.items() if p is parameter)]
+
     def routes(self) -> list[tuple[nn.Parameter, Route]]:
         """Every parameter here with the ranks over which its gradient is still to be summed after the backward pass."""
         mesh, weights = self.weights.mesh, self.weights

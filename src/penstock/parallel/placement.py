@@ -89,6 +89,17 @@ class Placement:
         """The placement without the splits over exactly these sets of axes."""
         return replace(self, splits=tuple(split for split in self.splits if split.axes not in axes))
 
+    def of_nodes(self, layout: Layout) -> Placement:
+        """Placement of a stack of such tensors, one of every node, each cut further over the ranks that hold the same piece on its node."""
+        inside = tuple(axis for axis in self.replicas(layout) if axis != "node")
+        splits = tuple(Split(split.dim + 1, split.axes, split.unit) for split in self.splits)
+        return replace(self, shape=(layout.node, *self.shape), splits=(Split(0, ("node",)), *splits)).also(Split(1, inside))
+
+    @property
+    def cuttable(self) -> bool:
+        """Whether `of_nodes` can cut it: it has rows, one pipeline rank at most holds it, and it is not placed by hand."""
+        return len(self.shape) > 0 and len(self.holders) < 2 and not self.slots
+
     def boxes(self, layout: Layout, rank: int) -> list[Box]:
         """What `rank` holds of the full tensor: one box, or one for each of its experts' slots, in local order along dim 0."""
         if not self.held_by(layout, rank):

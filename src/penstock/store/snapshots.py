@@ -30,8 +30,8 @@ from torch import Tensor
 
 from penstock.comm import World
 from penstock.config import SharedError, UserError, disk_errors
-from penstock.parallel import Layout, Placement
-from penstock.store.boxes import box_key, local_boxes, read_boxes, write_boxes
+from penstock.parallel import Box, Layout, Placement
+from penstock.store.boxes import Local, box_key, local_boxes, read_boxes, write_boxes
 from penstock.store.runs import write_text
 
 FORMAT = 2
@@ -98,8 +98,12 @@ def load_snapshot(
     world: World | None = None,
     placements: dict[str, Placement] | None = None,
     layout: Layout | None = None,
+    shared_out: Callable[[str], bool] = lambda name: False,
 ) -> dict[str, Any]:
     """Fill `tensors`, placed as in `save_snapshot`, in place from a snapshot of any layout, and return its plain numbers.
+
+    Of tensors that are `shared_out` only the sum over the leading dim matters: one with other rows in the snapshot is spread evenly, one that is not
+    there is zero, and one that is only there is left out.
 
     All ranks of `world` (default: this process alone) must call it; they share the verifying. Raises `UserError` on every rank: when the
     snapshot is damaged, or, naming the tensor, when a name or full shape differs from what it holds.
@@ -111,11 +115,33 @@ def load_snapshot(
     assert manifest is not None
     state = local_boxes(tensors, placements or {}, layout or Layout(replicate=world.size), world.rank)
     stored = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
-    _check_same(stored, {name: local.shape for name, local in state.items()}, snapshot)
-    missing = read_boxes([snapshot.path / name for name in manifest["files"]], state)
+    other = {
+        name: local
+        for name, local in state.items()
+        if shared_out(name) and stored.get(name) != local.shape and stored.get(name, ())[1:] in ((), local.shape[1:])
+    }
+    ours = {name: local for name, local in state.items() if name not in other}
+    _check_same({n: s for n, s in stored.items() if not shared_out(n) or n in ours}, {name: local.shape for name, local in ours.items()}, snapshot)
+    files = [snapshot.path / name for name in manifest["files"]]
+    missing = read_boxes(files, ours) + _read_sums(files, other, stored)
     if missing:
         raise UserError(f"snapshot {snapshot.path} is damaged: its files hold only a part of {missing[0]}{_older(snapshot)}")
     return manifest["numbers"]
+
+
+def _read_sums(files: list[Path], wanted: dict[str, Local], stored: dict[str, tuple[int, ...]]) -> list[str]:
+    """Fill what is shared out from tensors with other leading dims: each row with its part of their sum. Returns the names the files do not cover."""
+    rows: dict[str, Local] = {}
+    for name, local in wanted.items():
+        if name in stored:
+            count = stored[name][0]
+            boxes = [Box((0, *box.offsets[1:]), (count, *box.sizes[1:])) for box in local.boxes]
+            rows[name] = Local(stored[name], boxes, [view.new_empty(box.sizes) for view, box in zip(local.views, boxes)], local.written)
+    missing = read_boxes(files, rows)
+    for name, local in wanted.items():
+        for index, view in enumerate(local.views):
+            view.copy_(rows[name].views[index].sum(0, keepdim=True).expand_as(view) / local.shape[0]) if name in rows else view.zero_()
+    return missing
 
 
 def read_numbers(snapshot: Snapshot) -> dict[str, Any]:

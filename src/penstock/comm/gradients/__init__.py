@@ -1,6 +1,7 @@
 """Gradient exchange: inside the node on the fast network, then between nodes on the slow one."""
 
 from penstock.comm.gradients.bucket import Route, cut_buckets, local
+from penstock.comm.gradients.kinds import build_between
 from penstock.comm.gradients.reducer import GradientReducer
 
-__all__ = ["GradientReducer", "Route", "cut_buckets", "local"]
+__all__ = ["GradientReducer", "Route", "build_between", "cut_buckets", "local"]

@@ -50,6 +50,8 @@ class GradientReducer:
         cut = cut_buckets([(p, route) for p, route in parameters if route.size > 1], int(bucket_mb * 2**20))
         self.buckets = [Bucket(bucket, route) for bucket, route in cut]
         self.between = between or Dense()
+        #: What the exchange between nodes withholds of each parameter here, with a leading dim of one for the node; part of the training state.
+        self.withheld = self.between.prepare([bucket for bucket in self.buckets if bucket.route.between.size > 1])
         self._meter = meter or ByteMeter()
         self._bucket_of = {p: i for i, bucket in enumerate(self.buckets) for p in bucket.parameters}
         self._courier = Courier(self.buckets[0].flat.device, self._meter) if self.buckets else None
@@ -59,6 +61,10 @@ class GradientReducer:
         self._works: list[_Waitable] = []
         for parameter in self._bucket_of:
             parameter.register_post_accumulate_grad_hook(self._on_gradient)
+
+    def begin_step(self, step: int) -> None:
+        """Step number `step` comes."""
+        self.between.begin(step)
 
     def arm(self) -> None:
         """The next backward is the step's last: start each bucket as soon as it is complete."""

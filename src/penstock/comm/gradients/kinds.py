@@ -1,0 +1,18 @@
+"""Which kind of exchange between nodes `exchange.kind` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from penstock.comm.gradients.between import Between, Dense
+from penstock.comm.gradients.topk import TopK
+from penstock.config import ExchangeSection
+
+
+def build_between(section: ExchangeSection, cuttable: Callable[[nn.Parameter], bool]) -> Between:
+    """The kind of the section; only parameters that are `cuttable` may have state that is cut like them."""
+    if section.kind == "topk":
+        return TopK(section.density, section.values, section.warmup, cuttable)
+    return Dense()

@@ -1,0 +1,115 @@
+"""Gradient exchange between nodes: hierarchical sums equal one plain process, compression keeps its books, and the state goes on anywhere."""
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from lab.models_to_verify import small_question
+from penstock.config import UserError, with_values
+from penstock.engine.build import build_core
+from penstock.engine.control import StopRequest
+from penstock.engine.step import accumulate, take_step
+from penstock.lab import check, layout_cases
+from penstock.lab.equivalence import RandomPlan, drifted
+from penstock.parallel import assemble, own_part
+
+
+def core_of(world, settings, **changes):
+    config = with_values(small_question(False, precision__compute="float32", **changes), settings)
+    return build_core(config, world, RandomPlan(config), StopRequest(supervised=True), print)
+
+
+def verdicts(world, config, cases):
+    plain = {}
+    return [check(world, config, case, plain) for case in cases]
+
+
+@pytest.mark.parametrize(("ranks", "experts"), [(2, False), (4, False), pytest.param(4, True, marks=pytest.mark.slow)])
+def test_sums_by_way_of_nodes_equal_one_plain_process(ranks, experts):
+    cases = [c for c in layout_cases(4, experts) if "nodes" in c.name and c.ranks == ranks]
+    cases = [c for c in cases if "pipeline" not in c.name or "zb-v" in c.name]
+    assert len(cases) > (5 if ranks == 4 else 0)
+    results = run_ranks(verdicts, ranks, small_question(experts, train__steps=3), cases)[0]
+    assert not [f"{r.name}: {r.verdict} {r.why}" for r in results if r.verdict not in ("equal", "refused")]
+
+
+def step_bytes(world, settings):
+    core = core_of(world, settings)
+    take_step(core, 0)
+    world.meter.take()
+    take_step(core, 1)
+    return core.layout.node, world.meter.take()
+
+
+def test_each_node_sends_its_gradient_once_between_the_nodes_and_ranks_share_it():
+    flat, nodes = (run_ranks(step_bytes, 4, {"layout.replicate": 4, "exchange.topology": way})[0][1] for way in ("flat", "2x2"))
+    whole = flat["replicate.gradients_bytes"] / (2 * 3 / 4)  # of a ring of four
+    assert nodes["node.gradients_between_bytes"] == pytest.approx(whole / 2, rel=0.02)  # half the gradient each, there and back over two nodes
+    assert not any("between" in name for name in flat)
+    assert nodes["exchange.busy_s"] > 0
+
+
+def two_kinds(world, layout, precision):
+    """Weights after three steps with the dense exchange, and with top-k that leaves nothing out."""
+    kinds = ({}, {"exchange.kind": "topk", "exchange.density": 1.0, "exchange.values": "float32"})
+    found = []
+    for kind in kinds:
+        core = core_of(world, layout | kind)
+        for step in range(3):
+            take_step(core, step)
+        found.append({name: tensor.clone() for name, tensor in core.weights.locals.items()})
+    return [name for name in found[0] if not torch.equal(found[0][name], found[1][name])]
+
+
+@pytest.mark.parametrize("layout", [{"layout.replicate": 2, "exchange.topology": "2x1"}, {"layout.replicate": 2, "layout.shard": 2, "exchange.topology": "2x2"}])
+def test_top_k_of_everything_equals_dense_bit_for_bit(layout):
+    ranks = 2 * layout.get("layout.shard", 1)
+    assert run_ranks(two_kinds, ranks, layout, "float32") == [[]] * ranks
+
+
+def books(world, layout):
+    """Largest error of (sent + withheld - gradients) over the steps so far, and whether replicas hold the same bits."""
+    core = core_of(world, layout | {"exchange.kind": "topk", "exchange.density": 0.1}, optim__clip=0.0)
+    dense = core_of(world, layout)
+    sent = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in core.weights.locals.items()}
+    true = {name: tensor.clone() for name, tensor in sent.items()}
+    for step in range(4):
+        accumulate(dense, step)  # both have the weights of the start
+        accumulate(core, step)
+        for total, part in ((sent, core), (true, dense)):
+            for name, tensor in part.weights.locals.items():
+                total[name] += tensor.grad.double()
+    worst, withheld, placements = 0.0, 0.0, core.placements()
+    for name, tensor in core.tensors().items():
+        if name.startswith("exchange."):
+            parameter = name.removeprefix("exchange.").removesuffix(".withheld")
+            rest = own_part(assemble(tensor, placements[name], core.mesh, "test").sum(0), core.weights.placements[parameter], core.mesh)
+            worst = max(worst, ((sent[parameter] + rest - true[parameter]).abs().max() / true[parameter].abs().max()).item())
+            withheld = max(withheld, rest.abs().max().item())
+    take_step(core, 4)
+    return worst, withheld, drifted(core)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"layout.replicate": 2, "exchange.topology": "2x1"},
+        {"layout.replicate": 4, "exchange.topology": "2x2"},
+        {"layout.replicate": 2, "layout.shard": 2, "exchange.topology": "2x2"},
+        {"layout.replicate": 2, "layout.tensor": 2, "exchange.topology": "2x2"},
+    ],
+)
+def test_what_was_sent_and_what_is_withheld_add_up_to_the_gradients(layout):
+    ranks = int(layout["exchange.topology"][-1]) * 2
+    for worst, withheld, drift in run_ranks(books, ranks, layout):
+        assert worst < 1e-6 and withheld > 0 and not drift
+
+
+def refusal(world):
+    with pytest.raises(UserError) as found:
+        core_of(world, {"exchange.kind": "topk"})
+    return str(found.value)
+
+
+def test_compression_without_a_second_node_is_refused_saying_what_to_do():
+    assert "exchange.kind = 'topk' compresses gradients between nodes" in run_ranks(refusal, 2)[0]
