@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 from typing import Literal
 
 import torch
@@ -109,11 +110,16 @@ def _to_bf16(values: Tensor) -> Tensor:
 
 def _scales(largest_b: Tensor, most: float) -> Tensor:
     """A bf16 scale a block: its largest magnitude over the format's, such that no product with it is infinite and none needs denormals."""
-    top = torch.tensor(torch.finfo(torch.float32).max / most)
-    top = (top.view(torch.int32) & -65536).view(torch.float32).item()  # towards zero in bf16
     quotients = largest_b / torch.full_like(largest_b, most)  # a device may turn division by a plain number into a product
-    scales = quotients.clamp_(max=top).to(torch.bfloat16)
+    scales = quotients.clamp_(max=_highest_scale(most)).to(torch.bfloat16)
     return torch.where(scales >= TINY, scales, torch.zeros_like(scales))
+
+
+@cache
+def _highest_scale(most: float) -> float:
+    """The largest bf16 number whose product with `most` is finite."""
+    bits = torch.tensor(torch.finfo(torch.float32).max / most).view(torch.int32) & -65536
+    return float(bits.view(torch.float32))
 
 
 def _times_blocks(values: Tensor, scales_b: Tensor) -> Tensor:
