@@ -6,7 +6,7 @@ The header (`HEADER`, little-endian): magic, version, index code, value code, lo
 and zeros of the runs' lengths (u32), their low bits; bytes in all (u64); checksum (u64) of all other words, the header's among them.
 
 `decode` takes bytes from anywhere: it compares the length, the checksum and the sizes that follow from the header with the message before it
-allocates anything, and takes at most some 200 times the message's own memory. Any flipped bit and any cut is noticed (checksum.py); that is a
+allocates anything, and makes no tensor of more than 64 times the message's bytes. Any flipped bit and any cut is noticed (checksum.py); that is a
 protection against damage, not against an enemy, whose messages do no more harm than wrong values.
 
 Cost: for CPU tensors see `python -m benchmarks codec`. On CUDA nothing but the header and a few sizes crosses to the host.
