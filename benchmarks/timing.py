@@ -13,17 +13,19 @@ from collections.abc import Callable
 import torch
 
 
-def take_turns(contestants: dict[str, Callable[[], None]], turns: int, warm_up: int = 2) -> dict[str, list[float]]:
-    """Seconds of each contestant in each turn, after some warm-up turns."""
+def take_turns(
+    contestants: dict[str, Callable[[], object]], turns: int, warm_up: int = 2, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of each contestant in each turn, by the clock, after some warm-up turns."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(warm_up + turns):
         for name, work in contestants.items():
             _wait()
-            start = time.perf_counter()
+            start = clock()
             work()
             _wait()
             if turn >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

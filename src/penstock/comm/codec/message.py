@@ -6,7 +6,7 @@ The header (`HEADER`, little-endian): magic, version, index code, value code, lo
 and zeros of the runs' lengths (u32), their low bits; bytes in all (u64); checksum (u64) of all other words, the header's among them.
 
 `decode` takes bytes from anywhere: it compares the length, the checksum and the sizes that follow from the header with the message before it
-allocates anything, and takes at most some 100 times the message's own memory. Any flipped bit and any cut is noticed (checksum.py); that is a
+allocates anything, and makes no tensor of more than 64 times the message's bytes. Any flipped bit and any cut is noticed (checksum.py); that is a
 protection against damage, not against an enemy, whose messages do no more harm than wrong values.
 
 Cost: for CPU tensors see `python -m benchmarks codec`. On CUDA nothing but the header and a few sizes crosses to the host.
@@ -39,7 +39,10 @@ class MessageError(RuntimeError):
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a message holds: of a tensor of n entries those at `indices` (sorted int64; None: all n), as float32."""
+    """What a message holds: of a tensor of n entries those at `indices` (sorted int64; None: all n), as float32.
+
+    All indices are below n; that n is the length of the tensor at hand is for the reader to check.
+    """
 
     n: int
     indices: Tensor | None
@@ -70,7 +73,8 @@ def encode(flat: Tensor, indices: Tensor | None, values_format: ValuesFormat) ->
         raise ValueError(f"need a flat float32 tensor of less than 2^31 entries, got {tuple(flat.shape)} of {flat.dtype}")
     n = flat.numel()
     if indices is None:
-        form, planes, values = IndexForm(), [], flat
+        form, values = IndexForm(), flat
+        planes: list[Tensor] = []
     else:
         form, planes = encode_indices(indices, n)
         values = flat[indices]

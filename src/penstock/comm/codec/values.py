@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 from typing import Literal
 
 import torch
@@ -26,6 +27,7 @@ from penstock.comm.codec.bits import pack, packed_bytes, unpack
 
 ValuesFormat = Literal["float32", "bf16", "fp8", "int8", "int4", "int2"]
 BLOCK = 64
+STRETCH = 1 << 16  # values that a core's cache holds through all steps; whole blocks
 TINY = torch.finfo(torch.float32).tiny
 FRACTION = 17  # bits of a magnitude relative to its block's largest, in sums: so few that float32 adds a block of them exactly, in any order
 
@@ -67,9 +69,36 @@ def encode_values(values: Tensor, code: ValueCode) -> list[Tensor]:
         return [values.contiguous().view(torch.uint8)]
     if code is ValueCode.bf16:
         return [_to_bf16(values).view(torch.uint8)]
+    parts = [_to_numbers(part, code) for part in values.split(_stretch(values))]
+    scales, numbers = (torch.cat(planes) if len(planes) > 1 else planes[0] for planes in zip(*parts))
+    return [scales.view(torch.uint8), pack(numbers, FORMS[code].width)]
+
+
+def decode_values(planes: list[Tensor], code: ValueCode, count: int) -> Tensor:
+    """The float32 values of `value_sections(code, count)` bytes; a writer's are finite, those of other bytes need not be."""
+    if code is ValueCode.float32:
+        return planes[0].view(torch.float32).clone()
+    if code is ValueCode.bf16:
+        return planes[0].view(torch.bfloat16).float()
+    numbers = unpack(planes[1], count, FORMS[code].width)
+    scales = planes[0].view(torch.bfloat16).float()
+    stretch = _stretch(numbers)
+    values = torch.empty(count, device=numbers.device)
+    for into, part, some in zip(values.split(stretch), numbers.split(stretch), scales.split(stretch // BLOCK * FORMS[code].scales)):
+        into.copy_(_from_numbers(part, some, code))
+    return values
+
+
+def _stretch(flat: Tensor) -> int:
+    """How many values, a multiple of BLOCK, are treated at once."""
+    return STRETCH if flat.device.type == "cpu" else max(-(-flat.numel() // BLOCK), 1) * BLOCK
+
+
+def _to_numbers(values: Tensor, code: ValueCode) -> tuple[Tensor, Tensor]:
+    """The scales (bf16) of a stretch's blocks, and its values' numbers (uint8)."""
     blocks = torch.nn.functional.pad(values, (0, -values.numel() % BLOCK)).view(-1, BLOCK)
     if code is ValueCode.int2:
-        return _encode_int2(blocks, values.numel())
+        return _to_levels(blocks, values.numel())
     form = FORMS[code]
     scales = _scales(blocks.abs().amax(1), form.largest)
     steps = blocks / torch.where(scales > 0, scales.float(), torch.inf).unsqueeze(1)  # zeros where there is no scale
@@ -79,20 +108,12 @@ def encode_values(values: Tensor, code: ValueCode) -> list[Tensor]:
         numbers = steps.round_().clamp_(-form.largest, form.largest).to(torch.int8).view(torch.uint8)  # two's complement
     if form.width < 8:
         numbers &= 2**form.width - 1
-    return [scales.view(torch.uint8), pack(numbers.view(-1)[: values.numel()], form.width)]
+    return scales, numbers.view(-1)[: values.numel()]
 
 
-def decode_values(planes: list[Tensor], code: ValueCode, count: int) -> Tensor:
-    """The float32 values of `value_sections(code, count)` bytes; a writer's are finite, those of other bytes need not be."""
-    if code is ValueCode.float32:
-        return planes[0].view(torch.float32).clone()
-    if code is ValueCode.bf16:
-        return planes[0].view(torch.bfloat16).float()
-    form = FORMS[code]
-    numbers = unpack(planes[1], count, form.width)
-    scales = planes[0].view(torch.bfloat16).float()
+def _from_numbers(numbers: Tensor, scales: Tensor, code: ValueCode) -> Tensor:
     if code is ValueCode.int2:
-        return _decode_int2(numbers, scales)
+        return _from_levels(numbers, scales)
     if code is ValueCode.fp8:
         values = numbers.view(torch.float8_e4m3fn).float()
     elif code is ValueCode.int8:
@@ -109,11 +130,16 @@ def _to_bf16(values: Tensor) -> Tensor:
 
 def _scales(largest_b: Tensor, most: float) -> Tensor:
     """A bf16 scale a block: its largest magnitude over the format's, such that no product with it is infinite and none needs denormals."""
-    top = torch.tensor(torch.finfo(torch.float32).max / most)
-    top = (top.view(torch.int32) & -65536).view(torch.float32).item()  # towards zero in bf16
     quotients = largest_b / torch.full_like(largest_b, most)  # a device may turn division by a plain number into a product
-    scales = quotients.clamp_(max=top).to(torch.bfloat16)
+    scales = quotients.clamp_(max=_highest_scale(most)).to(torch.bfloat16)
     return torch.where(scales >= TINY, scales, torch.zeros_like(scales))
+
+
+@cache
+def _highest_scale(most: float) -> float:
+    """The largest bf16 number whose product with `most` is finite."""
+    bits = torch.tensor(torch.finfo(torch.float32).max / most).view(torch.int32) & -65536
+    return float(bits.view(torch.float32))
 
 
 def _times_blocks(values: Tensor, scales_b: Tensor) -> Tensor:
@@ -123,7 +149,8 @@ def _times_blocks(values: Tensor, scales_b: Tensor) -> Tensor:
     return values
 
 
-def _encode_int2(blocks: Tensor, count: int) -> list[Tensor]:
+def _to_levels(blocks: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The low and the high magnitude of each block of int2, and which one, with the sign, each value is."""
     magnitudes = blocks.abs()
     largest = magnitudes.amax(1)
     parts = magnitudes / torch.where(largest >= TINY, largest, torch.inf).unsqueeze(1)
@@ -140,10 +167,10 @@ def _encode_int2(blocks: Tensor, count: int) -> list[Tensor]:
     levels = _to_bf16((means * largest.double().unsqueeze(1) / 2**FRACTION).float())
     levels = torch.where(levels >= TINY, levels, torch.zeros_like(levels))
     numbers = high.to(torch.uint8) | (blocks < 0).to(torch.uint8) << 1
-    return [levels.view(-1).view(torch.uint8), pack(numbers.view(-1)[:count], 2)]
+    return levels.view(-1), numbers.view(-1)[:count]
 
 
-def _decode_int2(numbers: Tensor, scales: Tensor) -> Tensor:
+def _from_levels(numbers: Tensor, scales: Tensor) -> Tensor:
     levels = scales.view(-1, 2)
     levels = torch.cat([levels, -levels], 1)  # by number: low, high, -low, -high
     count = numbers.numel()
