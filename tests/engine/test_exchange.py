@@ -1,22 +1,34 @@
 """Gradient exchange between nodes: hierarchical sums equal one plain process, compression keeps its books, and the state goes on anywhere."""
 
+import shutil
+
 import pytest
 import torch
 from ranks import run_ranks
+from small_runs import small_config
 
 from lab.models_to_verify import small_question
 from penstock.config import UserError, with_values
 from penstock.engine.build import build_core
 from penstock.engine.control import StopRequest
+from penstock.engine.exchange import consensus
+from penstock.engine.start import make_run
 from penstock.engine.step import accumulate, take_step
+from penstock.engine.worker import run_rank
 from penstock.lab import check, layout_cases
 from penstock.lab.equivalence import RandomPlan, drifted
 from penstock.parallel import assemble, own_part
+from penstock.store import Run, list_snapshots, save_config
 
 
 def core_of(world, settings, **changes):
     config = with_values(small_question(False, precision__compute="float32", **changes), settings)
     return build_core(config, world, RandomPlan(config), StopRequest(supervised=True), print)
+
+
+def go_on(world, folder):
+    done = run_rank(Run(folder), world)
+    return {key: done[key] for key in ("step", "val_loss", "weights_digest")}
 
 
 def verdicts(world, config, cases):
@@ -113,3 +125,59 @@ def refusal(world):
 
 def test_compression_without_a_second_node_is_refused_saying_what_to_do():
     assert "exchange.kind = 'topk' compresses gradients between nodes" in run_ranks(refusal, 2)[0]
+
+
+def apart(world, layout):
+    """What a run of nodes that train apart shows of itself."""
+    core = core_of(world, layout | {"exchange.kind": "periodic", "exchange.every": 3, "exchange.values": "float32"})
+    node = core.mesh.axis("node")
+
+    def spread():
+        largest = [(node.all_reduce(t.clone(), "t", maximum=True) + node.all_reduce(-t, "t", maximum=True)).abs().max() for t in core.weights.locals.values() if t.numel()]
+        return max(map(float, largest))
+
+    found = []
+    for step in range(3):
+        core.world.meter.take()
+        take_step(core, step)
+        found.append((spread(), core.world.meter.take().get("node.gradients_between_bytes", 0)))
+    with consensus(core):
+        agreed = {name: tensor.clone() for name, tensor in core.weights.locals.items()}
+        drift = drifted(core)
+    near = max(((agreed[name] - tensor).abs().max() for name, tensor in core.weights.locals.items() if tensor.numel()), default=0.0)
+    return found, drift, float(near)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"layout.replicate": 2, "exchange.topology": "2x1"},
+        {"layout.replicate": 4, "exchange.topology": "2x2"},
+        {"layout.replicate": 2, "layout.shard": 2, "exchange.topology": "2x2"},
+        {"layout.replicate": 2, "layout.tensor": 2, "exchange.topology": "2x2", "optim.kind": "muon"},
+        {"layout.replicate": 2, "layout.pipeline": 2, "exchange.topology": "4x1", "model.tie_embeddings": True},
+    ],
+    ids=str,
+)
+def test_nodes_train_apart_and_meet(layout):
+    nodes, each = map(int, layout["exchange.topology"].split("x"))
+    for found, drift, near in run_ranks(apart, nodes * each, layout):
+        assert [sent > 0 for _, sent in found] == [False, False, True]
+        assert found[0][0] > 1e-4 and found[1][0] > 1e-4 and found[2][0] < 1e-6  # apart, then together
+        assert not drift and near < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["topk", "periodic"])
+def test_a_compressed_run_goes_on_bit_for_bit_and_on_other_ranks(tmp_path, kind):
+    base = {"layout__replicate": 2, "exchange__topology": "2x1", "exchange__kind": kind, "exchange__every": 3, "exchange__density": 0.3}
+    base |= {"train__steps": 8, "snapshot__every": 4, "snapshot__keep": 0, "eval__every": 0, "metrics__tensorboard": False}
+    whole, again = (make_run(small_config(tmp_path, **base), "test", "test", tmp_path / name, None) for name in ("whole", "again"))
+    first = run_ranks(go_on, 2, whole.path, timeout_s=200)[0]
+    run_ranks(go_on, 2, again.path, timeout_s=200)
+    shutil.rmtree(list_snapshots(again.snapshots)[-1].path)
+    assert run_ranks(go_on, 2, again.path, timeout_s=200)[0] == first
+    for changes, ranks in (({"exchange.topology": "4x1", "layout.replicate": 4}, 4), ({"exchange.topology": "auto", "exchange.kind": "dense", "layout.replicate": 0}, 1)):
+        shutil.rmtree(list_snapshots(again.snapshots)[-1].path)
+        save_config(again, with_values(again.config(), changes))
+        loss = run_ranks(go_on, ranks, again.path, timeout_s=200)[0]["val_loss"]
+        assert loss == pytest.approx(first["val_loss"], rel=0.02)

@@ -241,14 +241,17 @@ class ExchangeSection(Section):
         description="Which ranks share a node. auto: those the launcher started together (GROUP_RANK) or whose hosts have one name; measured: those "
         "with a fast link, by a short measurement; '2x4': two nodes of four ranks each; flat: take no notice of nodes.",
     )
-    kind: Literal["dense", "topk"] = Field(
+    kind: Literal["dense", "topk", "periodic"] = Field(
         "dense",
-        description="What replicas on different nodes send each other every step. dense: all of the gradient; topk: its largest entries, the others "
-        "later (error feedback).",
+        description="What replicas on different nodes send each other. dense: all of the gradient, every step; topk: its largest entries, the others "
+        "later (error feedback); periodic: nothing, and every few steps what their weights have gone apart.",
     )
-    density: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.05, description="Share of the entries of each matrix that topk sends.")
+    every: Positive = Field(8, description="Steps between the meetings of periodic.")
+    density: Annotated[float, Field(gt=0.0, le=1.0)] | Literal["auto"] = Field(
+        "auto", description="Share of the entries of each matrix that topk and periodic send; auto: 0.05 for topk, all for periodic."
+    )
     values: Literal["float32", "bf16", "fp8", "int8", "int4", "int2"] = Field(
-        "int4", description="Number format of what topk sends; what it rounds off is sent later too."
+        "int4", description="Number format of what topk and periodic send; what it rounds off is sent later too."
     )
     warmup: Count = Field(0, description="Steps in which topk's density falls from 1 to its value.")
 
@@ -329,6 +332,15 @@ class Config(Section):
             (self.pipeline.check == "after" and moe.experts > 0,
              f"pipeline.check = 'after' does not go with model.moe.experts = {moe.experts}, whose loads are summed over all ranks in every update; "
              "set pipeline.check to 'before'"),
+            (self.pipeline.check == "after" and self.exchange.kind != "dense",
+             f"pipeline.check = 'after' does not go with exchange.kind = '{self.exchange.kind}', whose messages all ranks must have received before "
+             "the update; set one to 'before', or the other to 'dense'"),
+            (self.exchange.kind == "periodic" and self.optim.ema > 0,
+             f"exchange.kind = 'periodic' does not go with optim.ema = {self.optim.ema}: between their meetings the nodes' weights are not the "
+             "model's; set optim.ema to 0, or choose another kind"),
+            (self.exchange.kind == "periodic" and layout.expert_every > 0,
+             f"exchange.kind = 'periodic' does not go with layout.expert_every = {layout.expert_every}: experts of nodes that train apart cannot "
+             "change places; set layout.expert_every to 0, or choose another kind"),
             (moe.experts > 0 and moe.active > moe.experts,
              f"model.moe.active = {moe.active} is more than model.moe.experts = {moe.experts}"),
             (moe.experts > 0 and moe.experts % moe.groups != 0,

@@ -14,17 +14,18 @@ import torch
 from torch import Tensor
 
 from penstock.comm import GradientReducer, World, build_between, measured_nodes
-from penstock.config import Config, UserError
+from penstock.config import Config
 from penstock.data import Batch, BatchPlan, SamplePlan, TokenCorpus
 from penstock.engine.compile import LossFunction, compile_model, sequence_loss
 from penstock.engine.control import StopRequest
+from penstock.engine.exchange import apart_of, begin_together, check_exchange, placements_apart, state_apart
 from penstock.engine.experts import ExpertPlacer, first_slots
 from penstock.engine.journal import Journal
 from penstock.engine.late import LateCheck
 from penstock.engine.micro import MicroTuner, build_tuner, skip_what_does_not_fit
 from penstock.engine.pipeline import Pipeline
 from penstock.engine.replan import Watch
-from penstock.engine.state import Progress, is_withheld, parameter_of, state_placements, state_tensors, withheld_placements, withheld_tensors
+from penstock.engine.state import Progress, parameter_of, state_placements, state_tensors, when_nodes_change, withheld_placements, withheld_tensors
 from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
 from penstock.models import Decoder, balance_experts
@@ -32,7 +33,7 @@ from penstock.optim import Optimizer, WeightAverage, build_optimizer
 from penstock.parallel import Formats, Laid, Layout, Mesh, Placement, Weights, build_layout, context_positions, lay_out, said_nodes, shared_matrices
 from penstock.parallel.pipeline.plan import PipelinePlan
 from penstock.plan.pipeline import agreed_plan, make_plan
-from penstock.store import Run, list_snapshots, load_snapshot, read_numbers
+from penstock.store import Run, list_snapshots, load_snapshot, read_numbers, stored_names
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -149,12 +150,14 @@ class Core:
 
     def tensors(self) -> dict[str, Tensor]:
         """The live tensors of this rank's training state by logical name."""
-        return state_tensors(self.weights, self.laid.buffers, self.optimizer, self.average) | withheld_tensors(self.weights, self.reducer)
+        tensors, apart = state_tensors(self.weights, self.laid.buffers, self.optimizer, self.average), apart_of(self.reducer)
+        return state_apart(tensors, self.weights, apart) if apart else tensors | withheld_tensors(self.weights, self.reducer)
 
     def placements(self) -> dict[str, Placement]:
         """Where those of `tensors` lie that are not whole on every rank."""
         tensors = self.tensors()
-        return state_placements(tensors, self.weights.placements | self.laid.buffer_placements) | withheld_placements(tensors, self.weights)
+        placements = state_placements(tensors, self.weights.placements | self.laid.buffer_placements)
+        return placements_apart(placements, self.weights) if apart_of(self.reducer) else placements | withheld_placements(tensors, self.weights)
 
 
 @dataclass
@@ -183,15 +186,6 @@ def on_nodes(world: World, config: Config) -> World:
         return world
     nodes = measured_nodes(world) if topology == "measured" else said_nodes(config, world.size)
     return replace(world, nodes=nodes, topology=topology)
-
-
-def check_exchange(config: Config, layout: Layout) -> None:
-    """Refuse to compress what no replica on another node would receive."""
-    if config.exchange.kind != "dense" and layout.node == 1:
-        raise UserError(
-            f"exchange.kind = '{config.exchange.kind}' compresses gradients between nodes, and with {layout} no weight has replicas on several: "
-            "start ranks on more nodes, say which ranks share one with exchange.topology (such as '2x1'), or set exchange.kind to 'dense'"
-        )
 
 
 def build_core(
@@ -251,6 +245,8 @@ def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: Sto
     core = build_core(config, world, plan, stop, journal.warn, Progress(**read_numbers(snapshots[-1])) if snapshots else None)
     parts = Parts(**{f.name: getattr(core, f.name) for f in fields(core)}, run=run, corpus=corpus, journal=journal)
     if snapshots:
-        parts.progress = Progress(**load_snapshot(snapshots[-1], parts.tensors(), world, parts.placements(), parts.layout, is_withheld))
+        parts.progress = Progress(**load_snapshot(snapshots[-1], parts.tensors(), world, parts.placements(), parts.layout, when_nodes_change))
+        if not any(name.endswith(".local") for name in stored_names(snapshots[-1])):
+            begin_together(parts)
         parts.saved_step = parts.progress.step
     return parts

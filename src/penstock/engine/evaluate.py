@@ -8,7 +8,7 @@ batch has one shape and nothing compiles anew.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 
 from penstock.data import Batch, Tokenizer, ValidationPlan, validation_plan
 from penstock.data.batches import IGNORED
+from penstock.engine.exchange import consensus
 from penstock.engine.state import whole_model
 from penstock.engine.step import device_batch
 from penstock.models import Decoder, generate, load_decoder
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 
 def averaged_weights(parts: Parts) -> AbstractContextManager[object]:
-    """Evaluate with the averaged weights where the run keeps them."""
-    return parts.average.swapped_in() if parts.average is not None else nullcontext()
+    """Evaluate with the averaged weights where the run keeps them, and with those that all nodes agree on."""
+    return parts.average.swapped_in() if parts.average is not None else consensus(parts)
 
 
 def validation_loss(parts: Parts) -> float:

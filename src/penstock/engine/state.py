@@ -61,7 +61,7 @@ def withheld_tensors(weights: Weights, reducer: GradientReducer) -> dict[str, Te
     layout, found = weights.mesh.layout, {}
     for name, placement in weights.placements.items() if reducer.between.withholds else ():
         if "node" in placement.replicas(layout) and reducer.between.compresses(placement.shape) and placement.cuttable:
-            shape = placement.of_nodes(layout).local_shape(layout, weights.mesh.world.rank)
+            shape = placement.shared_by_node(layout).local_shape(layout, weights.mesh.world.rank)
             parameter = weights.parameters.get(name)
             here = weights.locals[name].new_empty(shape) if parameter is None else reducer.withheld[parameter].view(shape)
             found[f"exchange.{name}.withheld"] = here
@@ -71,12 +71,17 @@ def withheld_tensors(weights: Weights, reducer: GradientReducer) -> dict[str, Te
 def withheld_placements(names: Iterable[str], weights: Weights) -> dict[str, Placement]:
     """Placements of those of `withheld_tensors`."""
     mine = (name for name in names if is_withheld(name))
-    return {name: weights.placements[name.removeprefix("exchange.").removesuffix(".withheld")].of_nodes(weights.mesh.layout) for name in mine}
+    return {name: weights.placements[name.removeprefix("exchange.").removesuffix(".withheld")].shared_by_node(weights.mesh.layout) for name in mine}
 
 
 def is_withheld(name: str) -> bool:
-    """Whether a tensor of the state is what the nodes withhold of a gradient, one after the other in a leading dim: only their sum matters."""
+    """Whether a tensor of the state is what the nodes withhold of a gradient."""
     return name.startswith("exchange.") and name.endswith(".withheld")
+
+
+def when_nodes_change(name: str) -> str:
+    """What becomes of a tensor that has one row for every node when it is read on other nodes: each gets its part of their 'sum', or their 'mean'."""
+    return "sum" if is_withheld(name) else "mean" if name.startswith(("optim.", "ema.", "exchange.")) else ""
 
 
 def parameter_of(name: str) -> str | None:

@@ -21,15 +21,12 @@ from torch import Tensor
 
 from penstock.config import SharedError
 from penstock.data import Batch
+from penstock.engine.exchange import Arrival, apart_of, meet
 from penstock.optim import clip_grad_norm, lr_factor
 from penstock.parallel import sync_replicas
 
 if TYPE_CHECKING:
     from penstock.engine.build import Core
-
-
-#: Times that a step is made again because gradients arrived damaged.
-RESENDS = 2
 
 
 class NonFinite(SharedError):
@@ -66,37 +63,19 @@ def accumulate(parts: Core, step: int) -> tuple[list[Tensor], Tensor, list[Tenso
     Returns this rank's summed loss of each micro-batch; the summed loss, target tokens and stop requests of all ranks (float64); and this
     rank's gradients.
     """
-    for attempt in range(1 + RESENDS):
+    arrival, between = Arrival(parts), parts.reducer.between
+    while True:
         losses, tokens, grads = gradients(parts, step)
         with parts.timer.phase("exchange"):
             totals = parts.world.sum_(local_totals(losses, tokens, parts), "totals")
-            if _arrived(parts, grads, attempt):
+            if not between.withholds or arrival.agreed(between.faults, between.overflow):
                 break
+    if arrival.overflow:  # a gradient that could not be sent is not finite, which the check of the norm will say on all ranks
+        torch._foreach_mul_(grads, math.nan)
+    else:
+        between.commit()
     _correct_weight(parts, grads, totals)
     return losses, totals, grads
-
-
-def _arrived(parts: Core, grads: list[Tensor], attempt: int) -> bool:
-    """Whether every rank received the gradients as they were sent; only then does the exchange count. Raises `SharedError` on the last try.
-
-    Gradients that could not be sent because they are not finite are made so on all ranks, for the check of their norm to find.
-    """
-    between = parts.reducer.between
-    if not between.withholds:
-        return True
-    damaged, overflow = (torch.tensor(parts.world.gather_numbers(float(flag), "arrived")) for flag in (bool(between.faults), between.overflow))
-    if overflow.any():
-        torch._foreach_mul_(grads, math.nan)
-        return True
-    if not damaged.any():
-        between.commit()
-        return True
-    first = int(damaged.nonzero()[0])
-    text = parts.world.share(f"rank {parts.world.rank} received {between.faults[0]}" if between.faults else "", first)
-    parts.notes["gradients_sent_again"] = float(attempt + 1)
-    if attempt == RESENDS:
-        raise SharedError(f"{text}; sent {1 + RESENDS} times in vain, so the step was not made: look for a faulty network adapter or memory")
-    return False
 
 
 def gradients(parts: Core, step: int) -> tuple[list[Tensor], int, list[Tensor]]:
@@ -139,9 +118,19 @@ def _one_by_one(parts: Core, batches: list[Batch]) -> list[Tensor]:
 
 def gradient_norm(parts: Core, grads: list[Tensor], limit: float) -> Tensor:
     """Norm of the whole gradient, by which this rank's part is then clipped to `limit` (0: not)."""
+    if apart_of(parts.reducer) is not None:
+        return _norm_apart(parts, grads, limit)
     if parts.weights.whole_here:
         return clip_grad_norm(grads, limit)
     return clip_grad_norm(grads, limit, parts.weights.counted(), lambda square: parts.world.sum_(square, "norm"))
+
+
+def _norm_apart(parts: Core, grads: list[Tensor], limit: float) -> Tensor:
+    """Clip each node's gradient by its own norm; returns the root mean square of the nodes' norms, so that one that is not finite shows on all."""
+    axes, node = parts.layout.complement(("node",)), parts.mesh.axis("node")
+    on_node = parts.mesh.axis(*(axis for axis in axes if parts.layout.size(axis) > 1))
+    norm = clip_grad_norm(grads, limit, parts.weights.counted(alone=("node",)), lambda square: on_node.all_reduce(square, "norm"))
+    return (node.all_reduce(norm.double().square(), "norm") / node.size).sqrt().to(norm.dtype)
 
 
 def micro_batches(sample_ids: np.ndarray, parts: Core) -> list[np.ndarray]:
@@ -173,6 +162,7 @@ def update(parts: Core, factor: float, step: int) -> None:
     """Take the step of the optimizer at `factor` times its rates, and all that follows from it."""
     parts.optimizer.set_factor(factor)
     parts.optimizer.step()
+    meet(parts, step + 1)
     parts.balance()
     if parts.average is not None:
         parts.average.update()

@@ -17,6 +17,7 @@ from penstock.config import Config, SharedError, UserError, disk_errors
 from penstock.data import TokenCorpus, prepare
 from penstock.engine.build import DTYPES, Parts, build
 from penstock.engine.control import StopRequest
+from penstock.engine.exchange import consensus
 from penstock.engine.journal import Journal, summary
 from penstock.engine.resolve import check_world, cores
 from penstock.engine.state import weights_digest
@@ -96,7 +97,9 @@ def announce(parts: Parts) -> None:
 
 def finish(parts: Parts, state: str) -> dict[str, Any]:
     """Write the run's summary and report on the lead rank, and return the summary."""
-    result = summary(parts, weights_digest(parts.laid), state)
+    with consensus(parts):
+        digest = weights_digest(parts.laid)
+    result = summary(parts, digest, state)
     try:
         if parts.world.is_lead:
             parts.run.write("summary.json", result)

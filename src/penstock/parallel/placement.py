@@ -89,15 +89,18 @@ class Placement:
         """The placement without the splits over exactly these sets of axes."""
         return replace(self, splits=tuple(split for split in self.splits if split.axes not in axes))
 
-    def of_nodes(self, layout: Layout) -> Placement:
-        """Placement of a stack of such tensors, one of every node, each cut further over the ranks that hold the same piece on its node."""
-        inside = tuple(axis for axis in self.replicas(layout) if axis != "node")
+    def by_node(self, layout: Layout) -> Placement:
+        """Placement of a stack of such tensors, one of every node."""
         splits = tuple(Split(split.dim + 1, split.axes, split.unit) for split in self.splits)
-        return replace(self, shape=(layout.node, *self.shape), splits=(Split(0, ("node",)), *splits)).also(Split(1, inside))
+        return replace(self, shape=(layout.node, *self.shape), splits=(Split(0, ("node",)), *splits))
+
+    def shared_by_node(self, layout: Layout) -> Placement:
+        """Placement of a stack of such tensors, one of every node, each cut further over the ranks that hold the same piece on its node."""
+        return self.by_node(layout).also(Split(1, tuple(axis for axis in self.replicas(layout) if axis != "node")))
 
     @property
     def cuttable(self) -> bool:
-        """Whether `of_nodes` can cut it: it has rows, one pipeline rank at most holds it, and it is not placed by hand."""
+        """Whether `shared_by_node` can cut it: it has rows, one pipeline rank at most holds it, and it is not placed by hand."""
         return len(self.shape) > 0 and len(self.holders) < 2 and not self.slots
 
     def boxes(self, layout: Layout, rank: int) -> list[Box]:
@@ -115,14 +118,15 @@ class Placement:
         boxes = self.boxes(layout, rank)
         return (sum(box.sizes[0] for box in boxes), *boxes[0].sizes[1:]) if self.shape else ()
 
-    def owned(self, layout: Layout, rank: int, turn: int = 0) -> list[bool]:
+    def owned(self, layout: Layout, rank: int, turn: int = 0, alone: tuple[str, ...] = ()) -> list[bool]:
         """For each of the rank's boxes, whether this rank is the one that counts for it in sums over all ranks.
 
-        Of the replicas it is number `turn`, so that a burden can be shared among them.
+        Of the replicas it is number `turn`, so that a burden can be shared among them; those at each place on the axes `alone` have one of their own.
         """
         if not self.held_by(layout, rank):
             return [False]
-        replicas = self.replica_ranks(layout, rank)
+        here = layout.index(rank, alone)
+        replicas = [r for r in self.replica_ranks(layout, rank) if layout.index(r, alone) == here]
         first = replicas.index(rank) == turn % len(replicas)
         if not self.slots:
             return [first]

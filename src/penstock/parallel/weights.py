@@ -49,14 +49,18 @@ class Weights:
                 tensor.grad = None if parameter.grad is None else local(parameter.grad).view(tensor.shape)
         return [tensor.grad for tensor in self.locals.values() if tensor.grad is not None]
 
-    def counted(self) -> list[Tensor]:
-        """Views of the collected gradients that together, over all ranks, hold every element of the whole gradient once."""
+    def counted(self, alone: tuple[str, ...] = ()) -> list[Tensor]:
+        """Views of the collected gradients that together, over all ranks, hold every element of the whole gradient once.
+
+        Ranks at each place on the axes `alone` count for themselves.
+        """
         layout, rank = self.mesh.layout, self.mesh.world.rank
         found: list[Tensor] = []
         for name, tensor in self.locals.items():
             if tensor.grad is not None:
                 placement = self.placements[name]
-                found += [part for part, owned in zip(box_views(tensor.grad, placement.boxes(layout, rank)), placement.owned(layout, rank)) if owned]
+                views, mine = box_views(tensor.grad, placement.boxes(layout, rank)), placement.owned(layout, rank, alone=alone)
+                found += [part for part, owned in zip(views, mine) if owned]
         return found
 
     def drop_gradients(self) -> None:

@@ -98,12 +98,12 @@ def load_snapshot(
     world: World | None = None,
     placements: dict[str, Placement] | None = None,
     layout: Layout | None = None,
-    shared_out: Callable[[str], bool] = lambda name: False,
+    when_nodes_change: Callable[[str], str] = lambda name: "",
 ) -> dict[str, Any]:
     """Fill `tensors`, placed as in `save_snapshot`, in place from a snapshot of any layout, and return its plain numbers.
 
-    Of tensors that are `shared_out` only the sum over the leading dim matters: one with other rows in the snapshot is spread evenly, one that is not
-    there is zero, and one that is only there is left out.
+    `when_nodes_change` says of tensors that may have a row for every node what becomes of other rows than are wanted: each gets its part of their
+    "sum", or their "mean". Of those whose name begins with `exchange.`, one that is not there is zero, and one that is only there is left out.
 
     All ranks of `world` (default: this process alone) must call it; they share the verifying. Raises `UserError` on every rank: when the
     snapshot is damaged, or, naming the tensor, when a name or full shape differs from what it holds.
@@ -115,33 +115,60 @@ def load_snapshot(
     assert manifest is not None
     state = local_boxes(tensors, placements or {}, layout or Layout(replicate=world.size), world.rank)
     stored = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
-    other = {
-        name: local
-        for name, local in state.items()
-        if shared_out(name) and stored.get(name) != local.shape and stored.get(name, ())[1:] in ((), local.shape[1:])
-    }
+    other = {name: local for name, local in state.items() if _other_rows(stored.get(name), local.shape, name, when_nodes_change(name))}
     ours = {name: local for name, local in state.items() if name not in other}
-    _check_same({n: s for n, s in stored.items() if not shared_out(n) or n in ours}, {name: local.shape for name, local in ours.items()}, snapshot)
+    strict = {name: shape for name, shape in stored.items() if name in ours or not (name in other or name.startswith("exchange."))}
+    _check_same(strict, {name: local.shape for name, local in ours.items()}, snapshot)
     files = [snapshot.path / name for name in manifest["files"]]
-    missing = read_boxes(files, ours) + _read_sums(files, other, stored)
+    missing = read_boxes(files, ours) + _read_rows(files, other, stored, when_nodes_change)
     if missing:
         raise UserError(f"snapshot {snapshot.path} is damaged: its files hold only a part of {missing[0]}{_older(snapshot)}")
     return manifest["numbers"]
 
 
-def _read_sums(files: list[Path], wanted: dict[str, Local], stored: dict[str, tuple[int, ...]]) -> list[str]:
-    """Fill what is shared out from tensors with other leading dims: each row with its part of their sum. Returns the names the files do not cover."""
-    rows: dict[str, Local] = {}
+def _other_rows(stored: tuple[int, ...] | None, wanted: tuple[int, ...], name: str, rule: str) -> bool:
+    """Whether a tensor is there with other rows of nodes than are wanted, or with none, and there is a rule for that."""
+    if not rule or stored == wanted:
+        return False
+    if stored is None:
+        return name.startswith("exchange.")
+    return wanted == stored[1:] or stored == wanted[1:] or stored[1:] == wanted[1:]
+
+
+def _read_rows(
+    files: list[Path], wanted: dict[str, Local], stored: dict[str, tuple[int, ...]], when_nodes_change: Callable[[str], str]
+) -> list[str]:
+    """Fill tensors from others with different rows of nodes. Returns the names the files do not cover."""
+    sources: dict[str, Local] = {}
     for name, local in wanted.items():
         if name in stored:
-            count = stored[name][0]
-            boxes = [Box((0, *box.offsets[1:]), (count, *box.sizes[1:])) for box in local.boxes]
-            rows[name] = Local(stored[name], boxes, [view.new_empty(box.sizes) for view, box in zip(local.views, boxes)], local.written)
-    missing = read_boxes(files, rows)
+            lead = len(stored[name]) - len(local.shape)
+            boxes = [_all_rows(box, stored[name], lead) for box in local.boxes]
+            sources[name] = Local(stored[name], boxes, [view.new_empty(box.sizes) for view, box in zip(local.views, boxes)], local.written)
+    missing = read_boxes(files, sources)
     for name, local in wanted.items():
         for index, view in enumerate(local.views):
-            view.copy_(rows[name].views[index].sum(0, keepdim=True).expand_as(view) / local.shape[0]) if name in rows else view.zero_()
+            if name not in sources:
+                view.zero_()
+                continue
+            rows, lead = sources[name].views[index], len(stored[name]) - len(local.shape)
+            one = rows if lead < 0 else rows.sum(0, keepdim=lead == 0)
+            parts = local.shape[0] if when_nodes_change(name) == "sum" else rows.shape[0] if lead >= 0 else 1
+            view.copy_((one / parts).expand_as(view))
     return missing
+
+
+def _all_rows(box: Box, stored: tuple[int, ...], lead: int) -> Box:
+    """The part of a stored tensor from which a wanted box is made; it has `lead` dims more."""
+    if lead < 0:
+        return Box(box.offsets[1:], box.sizes[1:])
+    same = slice(1 - lead, None)
+    return Box((0, *box.offsets[same]), (stored[0], *box.sizes[same]))
+
+
+def stored_names(snapshot: Snapshot) -> list[str]:
+    """Names of the tensors in a snapshot."""
+    return list(json.loads((snapshot.path / "snapshot.json").read_text(encoding="utf-8"))["shapes"])
 
 
 def read_numbers(snapshot: Snapshot) -> dict[str, Any]:

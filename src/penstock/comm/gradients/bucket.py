@@ -63,33 +63,41 @@ class Bucket:
         self.pieces = [Piece(p, view.view(shape)[: _rows_here(local(p), parts, route)]) for p, shape, view in zip(parameters, shapes, views)]
         self._parts = parts
 
-    def fill(self) -> None:
-        """Copy the gradients into the buffer; one that never came counts as zero."""
+    def gradients(self) -> list[Tensor]:
+        """The gradients as this rank holds them; one that never came is zero."""
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        views, grads = self._views()
-        torch._foreach_copy_(views, grads)
+        return [local(parameter.grad) for parameter in self.parameters if parameter.grad is not None]
 
-    def spread(self) -> None:
-        """Copy the sums from the buffer into the gradients."""
-        views, grads = self._views()
-        torch._foreach_copy_(grads, views)
+    def fill(self, tensors: list[Tensor]) -> None:
+        """Copy one tensor of each parameter, in its local shape, into the buffer."""
+        torch._foreach_copy_(*self._views(self.flat, tensors))
 
-    def _views(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Parts of the buffer and the parts of the gradients that belong in them."""
-        views, grads = [], []
-        segments = [segment.split(self._numels) for segment in self.flat.split(sum(self._numels))] if self.flat.numel() else []
-        for index, parameter in enumerate(self.parameters):
-            assert parameter.grad is not None
-            grad = local(parameter.grad)
-            rows = rows_of(grad, self._parts)[0] if grad.ndim else 1
+    def spread(self, tensors: list[Tensor]) -> None:
+        """Copy the buffer into one tensor of each parameter."""
+        views, parts = self._views(self.flat, tensors)
+        torch._foreach_copy_(parts, views)
+
+    def parts_of(self, flat: Tensor) -> list[Tensor]:
+        """A tensor for each parameter from one laid out like the buffer."""
+        tensors = [torch.empty_like(local(parameter)) for parameter in self.parameters]
+        views, parts = self._views(flat, tensors)
+        torch._foreach_copy_(parts, views)
+        return tensors
+
+    def _views(self, flat: Tensor, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Parts of a buffer and the parts of the tensors that belong in them."""
+        views, parts = [], []
+        segments = [segment.split(self._numels) for segment in flat.split(sum(self._numels))] if flat.numel() else []
+        for index, tensor in enumerate(tensors):
+            rows = rows_of(tensor, self._parts)[0]
             for place, segment in enumerate(segments):
-                part = grad[place * rows : (place + 1) * rows] if grad.ndim else grad.view(1)
+                part = tensor[place * rows : (place + 1) * rows] if tensor.ndim else tensor.view(1)
                 if part.numel():
                     views.append(segment[index][: part.numel()].view_as(part))
-                    grads.append(part)
-        return views, grads
+                    parts.append(part)
+        return views, parts
 
 
 def rows_of(tensor: Tensor, parts: int) -> tuple[int, ...]:

@@ -91,7 +91,7 @@ class GradientReducer:
         for bucket, work in zip(self.buckets, self._works):
             with self._meter.waiting("exchange.exposed", False):
                 work.wait()
-            bucket.spread()
+            bucket.spread(bucket.gradients())
 
     def _on_gradient(self, parameter: Tensor) -> None:
         if self._armed:
@@ -115,12 +115,12 @@ class GradientReducer:
             return
         for event in events:
             torch.cuda.current_stream().wait_event(event)
-        bucket.fill()
+        bucket.fill(bucket.gradients())
         self._works.append(bucket.route.inside.start_all_reduce(bucket.flat, "gradients"))
 
     def _exchange(self, bucket: Bucket) -> None:
         """The whole way of a bucket whose replicas are on several nodes."""
-        bucket.fill()
+        bucket.fill(bucket.gradients())
         inside = bucket.route.inside
         if inside.size > 1:
             with inside.counted("gradients", "reduce_scatter", bucket.flat):

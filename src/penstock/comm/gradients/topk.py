@@ -31,7 +31,7 @@ from penstock.comm.gradients.bucket import Bucket
 class _State:
     """A bucket's residual, what it becomes, and where in the bucket whole tensors and chosen entries lie."""
 
-    residual: Tensor
+    residual: Tensor | None
     becomes: Tensor
     sparse: list[slice]
     whole: list[slice]
@@ -46,6 +46,8 @@ class TopK:
     warmup: int
     cuttable: Callable[[nn.Parameter], bool]
     exact: bool = False
+    #: Whether what is left out is added to the next; else whoever calls sees to it (`left`).
+    feedback: bool = True
     faults: list[str] = field(default_factory=list)
     overflow: bool = False
     withholds: bool = True
@@ -56,14 +58,14 @@ class TopK:
         """Make the residuals of the buckets, all zero; each parameter's, with a leading dim of one for the node."""
         residuals = {}
         for bucket in buckets:
-            state = _State(torch.zeros_like(bucket.own), torch.zeros_like(bucket.own), [], [])
+            state = _State(torch.zeros_like(bucket.own) if self.feedback else None, torch.zeros_like(bucket.own), [], [])
             for piece in bucket.pieces:
                 start = piece.view.storage_offset() - bucket.own.storage_offset()
                 place = slice(start, start + piece.view.numel())
                 chosen = self.compresses(tuple(piece.parameter.shape)) and self.cuttable(piece.parameter)
                 if piece.view.numel():
                     (state.sparse if chosen else state.whole).append(place)
-                if chosen:
+                if chosen and state.residual is not None:
                     residuals[piece.parameter] = state.residual[place].view(1, *piece.view.shape)
             self._states[id(bucket)] = state
         return residuals
@@ -80,7 +82,9 @@ class TopK:
     def sum_(self, bucket: Bucket) -> None:
         """Replace `bucket.own` by the sum of what the nodes send."""
         state, between = self._states[id(bucket)], bucket.route.between
-        torch.add(bucket.own, state.residual, out=state.becomes)
+        state.becomes.copy_(bucket.own)
+        if state.residual is not None:
+            state.becomes += state.residual
         whole = _joined(bucket.own, state.whole)
         if whole is not None:
             between.all_reduce(whole, "gradients")
@@ -93,10 +97,15 @@ class TopK:
                 bucket.own[place] = part
                 state.becomes[place] = 0
 
+    def left(self, bucket: Bucket) -> Tensor:
+        """What this node's last message left out of the bucket."""
+        return self._states[id(bucket)].becomes
+
     def commit(self) -> None:
         """The step counts: what was not sent is what is withheld."""
         for state in self._states.values():
-            state.residual.copy_(state.becomes)
+            if state.residual is not None:
+                state.residual.copy_(state.becomes)
 
     def _write(self, state: _State, between: Axis) -> Tensor:
         single = state.becomes if state.becomes.dtype == torch.float32 else state.becomes.float()
