@@ -17,7 +17,7 @@ from penstock.config.schema import (
 )
 
 __all__ = [
-    "BatchSection", "Config", "ConfigError", "DataSection", "EchoedError", "EvalSection", "ModelSection", "MoESection", "OptimSection", "PipelineSection",
-    "RankFailed", "RopeScaling", "SharedError", "UserError", "disk_errors", "explain", "load_config", "nearest", "parse_config", "preset_dir",
-    "preset_names", "to_toml", "walk_settings", "with_values",
+    "BatchSection", "Config", "ConfigError", "DataSection", "EchoedError", "EvalSection", "ModelSection", "MoESection", "OptimSection",
+    "PipelineSection", "RankFailed", "RopeScaling", "SharedError", "UserError", "disk_errors", "explain", "load_config", "nearest", "parse_config",
+    "preset_dir", "preset_names", "to_toml", "walk_settings", "with_values",
 ]

@@ -12,6 +12,6 @@ from penstock.engine.use import export_model, import_model, open_model, score, s
 
 __all__ = [
     "Core", "StopRequest", "accumulate", "build_core", "cause", "check_ranks", "check_world", "cores", "die_with_parent", "export_model",
-    "forget_failures", "forwarded_signals", "gradient_norm", "import_model", "next_result", "open_model", "outline", "resume_run", "run_reporting", "score",
-    "speak", "start_ranks", "start_run",
+    "forget_failures", "forwarded_signals", "gradient_norm", "import_model", "next_result", "open_model", "outline", "resume_run", "run_reporting",
+    "score", "speak", "start_ranks", "start_run",
 ]

@@ -9,6 +9,6 @@ from penstock.lab.node_ranks import ranks_on_nodes
 from penstock.lab.verify import table, verify
 
 __all__ = [
-    "AXES", "Case", "Link", "NetworkResult", "NodeBytes", "Nodes", "Result", "check", "emulated_nodes", "layout_cases", "parse_link", "ranks_on_nodes",
-    "run_in_network", "table", "verify",
+    "AXES", "Case", "Link", "NetworkResult", "NodeBytes", "Nodes", "Result", "check", "emulated_nodes", "layout_cases", "parse_link",
+    "ranks_on_nodes", "run_in_network", "table", "verify",
 ]

@@ -67,10 +67,10 @@ def parse_link(bandwidth: str, latency: str | None = None, loss: str | None = No
     """A link from words in tc's notation ('200mbit', '1ms', '0.1%'); raises `UserError` for what tc would not understand."""
     rate = _number(bandwidth, RATES)
     if rate is None or not SLOWEST <= rate <= FASTEST:
-        raise UserError(f"--bandwidth {bandwidth!r} is no rate that tc understands, from 10kbit to 1tbit; write it like 200mbit, 2.5gbit or 25mbps (bytes)")
+        raise UserError(f"--bandwidth {bandwidth!r} is no rate of tc's from 10kbit to 1tbit; write it like 200mbit, 2.5gbit or 25mbps (bytes)")
     seconds = _number(latency or "0", TIMES)
     if seconds is None or seconds > 10:
-        raise UserError(f"--latency {latency!r} is no time that tc understands, up to 10s; write it like 1ms or 250us")
+        raise UserError(f"--latency {latency!r} is no time of tc's up to 10s; write it like 1ms or 250us")
     share = _number(loss or "0", {"%": 0.01, "": 0.01})
     if share is None or share >= 1:
         raise UserError(f"--loss {loss!r} is no share of packets below 100%; write it like 0.1%")

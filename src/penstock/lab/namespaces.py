@@ -11,8 +11,8 @@ Namespaces are called `penstock-<pid>-<start of that process>-<serial>-…`, so 
 belongs to it or to a process that is gone. Leaving the context ends whatever still runs inside and removes them, whatever happened; after
 a `kill -9` the next lab does.
 
-Cost: some 50 ms a node; a packet takes the kernel about as long as on loopback. Needs root or CAP_NET_ADMIN with CAP_SYS_ADMIN, and iproute2. When not to
-use it: to measure CPUs or GPUs, which the nodes share.
+Cost: some 30 ms a node; a packet takes the kernel about as long as on loopback. Needs root or CAP_NET_ADMIN with CAP_SYS_ADMIN, and iproute2.
+When not to use it: to measure CPUs or GPUs, which the nodes share.
 """
 
 from __future__ import annotations

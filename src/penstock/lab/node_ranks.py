@@ -151,8 +151,8 @@ def rank_environment(nodes: Nodes, rank: int, ranks_per_node: int, port: int) ->
     node, local = divmod(rank, ranks_per_node)
     size = nodes.count * ranks_per_node
     values = {
-        "RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": ranks_per_node, "GROUP_RANK": node, "GROUP_WORLD_SIZE": nodes.count,
-        "MASTER_ADDR": nodes.address(0), "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": INTERFACE,
+        "RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": ranks_per_node,
+        "GROUP_RANK": node, "GROUP_WORLD_SIZE": nodes.count, "MASTER_ADDR": nodes.address(0), "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": INTERFACE,
     }  # fmt: skip
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // size))}
     return threads | bare_environment() | {key: str(value) for key, value in values.items()}
