@@ -223,11 +223,12 @@ def _began(pid: int) -> int | None:
 def _remove(name: str) -> None:
     """Kill what runs in a namespace and delete it; another lab may be doing the same."""
     with suppress(UserError):
-        left = [int(pid) for pid in _run(["ip", "netns", "pids", name]).split()]
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        _, stuck = psutil.wait_procs([psutil.Process(pid) for pid in left if psutil.pid_exists(pid)], timeout=DEADLINE_S / 4)
+        left = []
+        for pid in _run(["ip", "netns", "pids", name]).split():
+            with suppress(psutil.NoSuchProcess):
+                left.append(psutil.Process(int(pid)))
+                left[-1].kill()
+        _, stuck = psutil.wait_procs(left, timeout=DEADLINE_S / 4)
         if stuck:
             print(f"penstock: processes {[p.pid for p in stuck]} of {name} do not end", file=sys.stderr)
         _run(["ip", "netns", "delete", name])
