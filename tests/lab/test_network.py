@@ -116,6 +116,9 @@ def test_traffic_inside_a_node_is_not_limited_nor_counted():
 def test_nodes_have_names_of_their_own_and_reach_only_each_other():
     with emulated_nodes(2, "1gbit") as nodes:
         assert subprocess.run(nodes.inside(1, ["hostname"]), capture_output=True, text=True, timeout=20).stdout == "node1\n"
+        address = "import socket; print(socket.gethostbyname(socket.gethostname()), socket.gethostbyname('node0'))"
+        found = subprocess.run(nodes.inside(1, [sys.executable, "-c", address]), capture_output=True, text=True, timeout=20).stdout
+        assert found.split() == [nodes.address(1), nodes.address(0)]
         interfaces = subprocess.run(nodes.inside(1, ["ls", "/sys/class/net"]), capture_output=True, text=True, timeout=20).stdout.split()
         assert interfaces == ["lab0", "lo"]
         assert len(namespaces(os.getpid())) == 3

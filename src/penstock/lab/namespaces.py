@@ -42,7 +42,7 @@ from penstock.lab.link import Link, parse_link
 INTERFACE = "lab0"
 NAMESPACES = Path("/run/netns")
 #: Programs the lab calls, with Debian's packages.
-PROGRAMS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "setpriv": "util-linux", "hostname": "hostname"}
+PROGRAMS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "setpriv": "util-linux", "mount": "mount", "hostname": "hostname"}
 #: Longest wait for one command of iproute2, seconds.
 DEADLINE_S = 20.0
 #: Linux numbers of the capabilities.
@@ -68,6 +68,8 @@ class Nodes:
     name: str
     count: int
     link: Link
+    #: A folder that is removed with the nodes: their table of hosts, and what ranks say.
+    folder: Path
     #: Ports on which ranks may meet, one a start; all of a node's own are free.
     ports: Iterator[int] = field(default_factory=lambda: itertools.count(29500), compare=False, repr=False)
 
@@ -82,8 +84,9 @@ class Nodes:
     def inside(self, node: int, argv: Sequence[str]) -> list[str]:
         """The command line that runs `argv` on a node, under the node's hostname, to be killed when the thread that starts it ends."""
         enter = [program("setpriv"), "--pdeathsig", "KILL", "--", program("ip"), "netns", "exec", self.namespace(node)]
-        named = [program("unshare"), "--uts", "sh", "-c", f'{program("hostname")} "$0" && exec "$@"', f"node{node}"]
-        return [*enter, *named, *argv]
+        # `ip netns exec` gives mounts of their own, so these hosts are known inside only.
+        script = f'{program("mount")} --bind "$1" /etc/hosts; shift; {program("hostname")} "$0" && exec "$@"'
+        return [*enter, program("unshare"), "--uts", "sh", "-c", script, f"node{node}", str(self.folder / "hosts"), *argv]
 
     def counters(self) -> list[NodeBytes]:
         """What each node has sent and received so far; inside a node it is also in /sys/class/net/lab0/statistics."""
@@ -107,16 +110,22 @@ def emulated_nodes(count: int, bandwidth: str | Link) -> Iterator[Nodes]:
         raise UserError(f"--nodes {count}: an emulated cluster has 1 to 250 nodes")
     check_machine()
     sweep()
-    nodes = Nodes(f"penstock-{os.getpid()}-{_began(os.getpid())}-{next(_serial)}", count, link)
-    with _terminated_as_interrupted():
+    name = f"penstock-{os.getpid()}-{_began(os.getpid())}-{next(_serial)}"
+    with (
+        _terminated_as_interrupted(),
+        tempfile.TemporaryDirectory(prefix=f"{name}-files-", ignore_cleanup_errors=True) as folder,
+    ):
+        nodes = Nodes(name, count, link, Path(folder))
+        hosts = [f"{nodes.address(node)} node{node}" for node in range(count)]
+        (nodes.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
         try:
             _build(nodes)
             yield nodes
         finally:
             with _undisturbed():
-                for name in _names():
-                    if name.startswith(f"{nodes.name}-"):
-                        _remove(name)
+                for made in _names():
+                    if made.startswith(f"{name}-"):
+                        _remove(made)
 
 
 def check_machine() -> None:
@@ -140,11 +149,11 @@ def program(name: str) -> str:
 
 
 def sweep() -> None:
-    """Remove what labs left whose process is gone: namespaces with all that runs in them, and folders of logs."""
+    """Remove what labs left whose process is gone: namespaces with all that runs in them, and their folders."""
     for name in _names():
         if not _alive(name):
             _remove(name)
-    for folder in Path(tempfile.gettempdir()).glob("penstock-*-*-*-logs-*"):
+    for folder in Path(tempfile.gettempdir()).glob("penstock-*-*-*-files-*"):
         if not _alive(folder.name):
             shutil.rmtree(folder, ignore_errors=True)
 

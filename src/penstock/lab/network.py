@@ -10,11 +10,9 @@ When not to use it: to judge a machine's speed. The nodes share its cores; only 
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from penstock.config import UserError, nearest
@@ -84,9 +82,9 @@ def run_in_network(
     check_ranks(nodes * ranks_per_node, "cpu", cores(), "--nodes × --ranks-per-node =")
     alone = command[0] not in RANKED
     words = [*command, "--json"] if as_json and "--json" not in command else list(command)
-    with tempfile.TemporaryDirectory(prefix="penstock-lab-") as name, emulated_nodes(nodes, link) as network:
-        folder = Path(name)
-        argv = ["-m", "penstock", *words] if alone else ["-m", "penstock.cli.rank", name, *words]
+    with emulated_nodes(nodes, link) as network:
+        folder = network.folder
+        argv = ["-m", "penstock", *words] if alone else ["-m", "penstock.cli.rank", str(folder), *words]
         before, began = network.counters(), time.perf_counter()
         with open(folder / "answer", "w+b") as answer:
             with ranks_on_nodes(network, argv, ranks_per_node, folder, answer if as_json else None, alone) as ranks:

@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -121,24 +120,23 @@ def ranks_on_nodes(
     runs on node 0, below no launcher. Call it, and what waits, in a thread that outlives the ranks: they are killed when it ends.
     """
     forget_failures(folder)
-    with tempfile.TemporaryDirectory(prefix=f"{nodes.name}-logs-", ignore_cleanup_errors=True) as logs:
-        started: list[NodeRank] = []
-        ranks = NodeRanks(started, folder, alone)
-        port = next(nodes.ports)
-        try:
-            for rank in range(1 if alone else nodes.count * ranks_per_node):
-                node, log = rank // ranks_per_node, Path(logs) / f"rank-{rank}.log" if rank else None
-                environment = bare_environment() if alone else rank_environment(nodes, rank, ranks_per_node, port)
-                with open(log or os.devnull, "wb") as kept:
-                    out, err = (stdout, None) if log is None else (kept, subprocess.STDOUT)
-                    command = nodes.inside(node, [sys.executable, *argv])
-                    process = subprocess.Popen(
-                        command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
-                    )  # a session of its own: Ctrl-C on the terminal reaches the ranks once, through `wait`
-                started.append(NodeRank(rank, node, process, log))
-            yield ranks
-        finally:
-            ranks.end()
+    port = next(nodes.ports)
+    started: list[NodeRank] = []
+    ranks = NodeRanks(started, folder, alone)
+    try:
+        for rank in range(1 if alone else nodes.count * ranks_per_node):
+            node, log = rank // ranks_per_node, nodes.folder / f"rank-{rank}-{port}.log" if rank else None
+            environment = bare_environment() if alone else rank_environment(nodes, rank, ranks_per_node, port)
+            command = nodes.inside(node, [sys.executable, *argv])
+            with open(log or os.devnull, "wb") as kept:
+                out, err = (stdout, None) if log is None else (kept, subprocess.STDOUT)
+                process = subprocess.Popen(
+                    command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+                )  # a session of its own: Ctrl-C on the terminal reaches the ranks once, through `wait`
+            started.append(NodeRank(rank, node, process, log))
+        yield ranks
+    finally:
+        ranks.end()
 
 
 def bare_environment() -> dict[str, str]:
