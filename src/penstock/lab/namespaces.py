@@ -31,7 +31,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import psutil
 
@@ -102,8 +101,8 @@ class Nodes:
 def emulated_nodes(count: int, bandwidth: str | Link) -> Iterator[Nodes]:
     """`count` nodes on a switch, each with a link of `bandwidth` ('200mbit', or a whole `Link`); they are gone afterwards, and all that runs on them.
 
-    Raises `UserError` where the machine, its kernel or the privilege does not allow it. Within, SIGTERM raises `KeyboardInterrupt`
-    in the main thread, so that it cleans up as well.
+    Raises `UserError` where the machine, its kernel or the privilege does not allow it. Within,
+    SIGTERM and SIGHUP raise `KeyboardInterrupt` in the main thread, so that they clean up as well.
     """
     link = bandwidth if isinstance(bandwidth, Link) else parse_link(bandwidth)
     if not 1 <= count <= 250:
@@ -112,12 +111,13 @@ def emulated_nodes(count: int, bandwidth: str | Link) -> Iterator[Nodes]:
     sweep()
     name = f"penstock-{os.getpid()}-{_began(os.getpid())}-{next(_serial)}"
     with (
-        _terminated_as_interrupted(),
+        _ended_as_interrupted(),
         tempfile.TemporaryDirectory(prefix=f"{name}-files-", ignore_cleanup_errors=True) as folder,
     ):
         nodes = Nodes(name, count, link, Path(folder))
-        hosts = [f"{nodes.address(node)} node{node}" for node in range(count)]
-        (nodes.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
+        addresses = {"localhost": "127.0.0.1"} | {f"node{node}": nodes.address(node) for node in range(count)}
+        hosts = "".join(f"{address} {host}\n::ffff:{address} {host}\n" for host, address in addresses.items())  # the second as seen by IPv6 sockets
+        (nodes.folder / "hosts").write_text(hosts)
         try:
             _build(nodes)
             yield nodes
@@ -244,26 +244,27 @@ def _remove(name: str) -> None:
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Raise `KeyboardInterrupt` on SIGTERM, as on Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _ended_as_interrupted() -> Iterator[None]:
+    """Raise `KeyboardInterrupt` on SIGTERM and SIGHUP, as on Ctrl-C, where they would end this process."""
+    here = threading.current_thread() is threading.main_thread()
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if here and signal.getsignal(number) == signal.SIG_DFL]
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    previous: Any = signal.signal(signal.SIGTERM, interrupt)
+    for number in numbers:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back until the block is done."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    """Hold signals that would interrupt back until the block is done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:
