@@ -159,6 +159,7 @@ def refused_live(*arguments):
 
 
 @lab
+@pytest.mark.slow
 def test_a_mistake_that_every_rank_finds_is_told_once():
     message = refused("lab", "network", "--ranks-per-node", 1, "--", "train", "tiny", "--set", "optim.lrr=1")
     assert message.count("optim.lrr") == 1 and message.startswith("penstock: tiny: unknown") and len(message.splitlines()) == 1
@@ -168,7 +169,7 @@ def test_a_mistake_that_every_rank_finds_is_told_once():
 @pytest.mark.slow
 def test_a_mistake_that_one_rank_finds_is_told_once(tmp_path):
     message = refused("lab", "network", "--ranks-per-node", 1, "--", "train", "tiny", "--set", f"data.path={tmp_path}/nothing", "--run-dir", tmp_path / "run")
-    assert message.count(f"{tmp_path}/nothing") == 1 and "rank" not in message
+    assert message.startswith("penstock: data.path = ") and message.count("does not exist") == 1 and len(message.splitlines()) == 1
     assert "No such option" in refused("lab", "network", "--nodes", 1, "--ranks-per-node", 1, "--", "train", "--nonsense")
 
 
