@@ -163,6 +163,7 @@ def refused_live(*arguments):
 def test_a_mistake_that_every_rank_finds_is_told_once():
     message = refused("lab", "network", "--ranks-per-node", 1, "--", "train", "tiny", "--set", "optim.lrr=1")
     assert message.count("optim.lrr") == 1 and message.startswith("penstock: tiny: unknown") and len(message.splitlines()) == 1
+    assert "No such option" in refused("lab", "network", "--nodes", 1, "--ranks-per-node", 1, "--", "train", "--nonsense")
 
 
 @lab
@@ -170,7 +171,6 @@ def test_a_mistake_that_every_rank_finds_is_told_once():
 def test_a_mistake_that_one_rank_finds_is_told_once(tmp_path):
     message = refused("lab", "network", "--ranks-per-node", 1, "--", "train", "tiny", "--set", f"data.path={tmp_path}/nothing", "--run-dir", tmp_path / "run")
     assert message.startswith("penstock: data.path = ") and message.count("does not exist") == 1 and len(message.splitlines()) == 1
-    assert "No such option" in refused("lab", "network", "--nodes", 1, "--ranks-per-node", 1, "--", "train", "--nonsense")
 
 
 def run_ranks(argv, per_node, folder, deadline_s):
