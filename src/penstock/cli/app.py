@@ -15,6 +15,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from penstock.cli import output
+from penstock.cli.lab import lab
 from penstock.cli.threads import set_waiting
 
 app = typer.Typer(
@@ -25,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(lab)
 
 INTERRUPTED = 130
 

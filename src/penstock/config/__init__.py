@@ -1,7 +1,7 @@
 """Floor 1: every setting, typed and documented, in one place; errors that name the mend."""
 
 from penstock.config.disk import disk_errors
-from penstock.config.errors import ConfigError, RankFailed, SharedError, UserError, nearest
+from penstock.config.errors import ConfigError, EchoedError, RankFailed, SharedError, UserError, nearest
 from penstock.config.explain import explain
 from penstock.config.load import load_config, parse_config, preset_dir, preset_names, to_toml, walk_settings, with_values
 from penstock.config.schema import (
@@ -18,7 +18,7 @@ from penstock.config.schema import (
 )
 
 __all__ = [
-    "BatchSection", "Config", "ConfigError", "DataSection", "EvalSection", "ExchangeSection", "MoESection", "ModelSection", "OptimSection",
-    "PipelineSection", "RankFailed", "RopeScaling", "SharedError", "UserError", "disk_errors", "explain", "load_config", "nearest", "parse_config",
-    "preset_dir", "preset_names", "to_toml", "walk_settings", "with_values",
+    "BatchSection", "Config", "ConfigError", "DataSection", "EchoedError", "EvalSection", "ExchangeSection", "MoESection", "ModelSection",
+    "OptimSection", "PipelineSection", "RankFailed", "RopeScaling", "SharedError", "UserError", "disk_errors", "explain", "load_config", "nearest",
+    "parse_config", "preset_dir", "preset_names", "to_toml", "walk_settings", "with_values",
 ]

@@ -23,8 +23,16 @@ class SharedError(UserError):
     """A `UserError` that every rank raises at the same point, so that they may still do collective work before they end."""
 
 
+class EchoedError(UserError):
+    """A `UserError` of a rank that only ends because another one met a mistake, which that one tells."""
+
+
 class RankFailed(Exception):
     """A rank ended in a way that is not the user's mistake (killed, crashed); the message names it. Exit code 1."""
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

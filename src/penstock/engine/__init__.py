@@ -2,15 +2,16 @@
 
 from penstock.engine.build import Core, build_core
 from penstock.engine.control import StopRequest
-from penstock.engine.failures import die_with_parent, run_reporting
+from penstock.engine.failures import cause, die_with_parent, forget_failures, run_reporting
 from penstock.engine.late import next_result
-from penstock.engine.launch import start_ranks
+from penstock.engine.launch import forwarded_signals, start_ranks
 from penstock.engine.resolve import check_ranks, check_world, cores, outline
 from penstock.engine.start import resume_run, start_run
 from penstock.engine.step import accumulate, gradient_norm
 from penstock.engine.use import export_model, import_model, open_model, score, speak
 
 __all__ = [
-    "Core", "StopRequest", "accumulate", "build_core", "check_ranks", "check_world", "cores", "die_with_parent", "export_model", "gradient_norm",
-    "import_model", "next_result", "open_model", "outline", "resume_run", "run_reporting", "score", "speak", "start_ranks", "start_run",
+    "Core", "StopRequest", "accumulate", "build_core", "cause", "check_ranks", "check_world", "cores", "die_with_parent", "export_model",
+    "forget_failures", "forwarded_signals", "gradient_norm", "import_model", "next_result", "open_model", "outline", "resume_run", "run_reporting",
+    "score", "speak", "start_ranks", "start_run",
 ]

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from penstock.config import RankFailed, UserError
+from penstock.config import EchoedError, RankFailed, UserError
 
 
 def die_with_parent() -> None:
@@ -32,7 +32,8 @@ def run_reporting(folder: Path, work: Callable[[], None]) -> int:
     try:
         work()
     except UserError as error:
-        (folder / f"failure-rank-{rank}.txt").write_text(str(error), encoding="utf-8")
+        told = "" if isinstance(error, EchoedError) else str(error)
+        (folder / f"failure-rank-{rank}.txt").write_text(told, encoding="utf-8")
         return 2
     except Exception as error:
         now = time.time()
@@ -56,15 +57,15 @@ def cause(folder: Path, exit_codes: Mapping[int, int], first: int, mend: str) ->
     """The error to raise for ranks that ended with `exit_codes`, of which the launcher noticed `first` first; the folder is tidied."""
     complaints, faults = _read(folder, "failure"), _read(folder, "fault")
     forget_failures(folder)
-    if complaints:
+    if any(complaints.values()):
         return UserError(_together(complaints))
     killed = [rank for rank, code in exit_codes.items() if code < 0 and code != -signal.SIGTERM]  # SIGTERM is the launcher's own
     if killed:
-        return RankFailed(f"rank {killed[0]} was killed by {signal.Signals(-exit_codes[killed[0]]).name}; {mend}")
+        return RankFailed(f"rank {killed[0]} was killed by {signal.Signals(-exit_codes[killed[0]]).name}; {mend}", killed[0])
     if faults:
         rank = min(faults, key=lambda r: float(faults[r].split(" ", 1)[0]))
-        return RankFailed(f"rank {rank} failed with {faults[rank].split(' ', 1)[1]} (its traceback is above); {mend}")
-    return RankFailed(f"rank {first} failed with exit code {exit_codes[first]} (its traceback is above); {mend}")
+        return RankFailed(f"rank {rank} failed with {faults[rank].split(' ', 1)[1]} (its traceback is above); {mend}", rank)
+    return RankFailed(f"rank {first} failed with exit code {exit_codes[first]} (its traceback is above); {mend}", first)
 
 
 def _read(folder: Path, kind: str) -> dict[int, str]:
@@ -73,9 +74,10 @@ def _read(folder: Path, kind: str) -> dict[int, str]:
 
 
 def _together(complaints: dict[int, str]) -> str:
-    """Complaints of several ranks: what all say is said once, what some say with their names."""
+    """Complaints of several ranks: what all say is said once, what some say with their names; who has nothing to add agrees."""
     messages: dict[str, list[str]] = {}
     for rank, text in complaints.items():
-        messages.setdefault(text, []).append(str(rank))
+        if text:
+            messages.setdefault(text, []).append(str(rank))
     everyone = len(messages) == 1 and len(complaints) > 1
     return "\n".join(text if everyone else f"rank {', '.join(ranks)}: {text}" for text, ranks in messages.items())

@@ -14,12 +14,12 @@ import socket
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
@@ -30,6 +30,13 @@ from penstock.config import UserError
 from penstock.engine.failures import cause, forget_failures
 from penstock.engine.resolve import cores
 from penstock.store import Run
+
+
+class Signalled(Protocol):
+    """A process that takes signals: psutil's or subprocess's."""
+
+    def send_signal(self, sig: int, /) -> None:
+        """Send it one."""
 
 
 def launch(run: Run, nproc: int, port: int) -> None:
@@ -48,7 +55,7 @@ def start_ranks(module: str, folder: Path, nproc: int, port: int, mend: str) -> 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // nproc)))
     forget_failures(folder)
-    with tempfile.TemporaryDirectory(prefix="penstock-logs-") as logs, forwarded_signals(module):
+    with tempfile.TemporaryDirectory(prefix="penstock-logs-") as logs, forwarded_signals(lambda: _children(module), say=True):
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -85,24 +92,29 @@ def check_port(port: int) -> None:
             raise UserError(f"layout.port = {port} cannot be used: {error.strerror}; choose another, or 0 for any free one") from None
 
 
+def _children(module: str) -> list[psutil.Process]:
+    """This process's children that run `module`."""
+    return [child for child in psutil.Process().children() if module in child.cmdline()]
+
+
 @contextmanager
-def forwarded_signals(module: str) -> Iterator[None]:
-    """Send each rank one SIGTERM on SIGINT or SIGTERM here, and keep waiting for them; a second one kills them."""
-    count = 0
+def forwarded_signals(ranks: Callable[[], Iterable[Signalled]], say: bool) -> Iterator[list[int]]:
+    """Send each of the `ranks` one SIGTERM on SIGINT or SIGTERM here, and keep waiting for them; a second one kills them.
+
+    Yields the list of signals that came so far. With `say`, the first is acknowledged on stderr.
+    """
+    came: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        nonlocal count
-        count += 1
-        ranks = [p for p in psutil.Process().children() if module in p.cmdline()]
-        for rank in ranks:
-            rank.send_signal(signal.SIGTERM if count == 1 else signal.SIGKILL)
-        if count == 1:
+        came.append(number)
+        for rank in ranks():
+            rank.send_signal(signal.SIGTERM if len(came) == 1 else signal.SIGKILL)
+        if say and len(came) == 1:
             print("\nstopping after this step, then saving; press Ctrl-C again to stop at once without saving", file=sys.stderr, flush=True)
 
     previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield came
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-

@@ -67,16 +67,16 @@ def check_world(config: Config, ranks: int) -> Layout:
     return layout
 
 
-def check_ranks(nproc: int, device: str, cores: int) -> None:
-    """Refuse `--nproc` above what the host has: one rank a GPU, or four a CPU core (at least eight)."""
+def check_ranks(nproc: int, device: str, cores: int, asked: str = "--nproc") -> None:
+    """Refuse ranks above what the host has: one a GPU, or four a CPU core (at least eight); `asked` is where the number was given."""
     if nproc < 1:
-        raise UserError(f"--nproc {nproc}: start at least one rank")
+        raise UserError(f"{asked} {nproc}: start at least one rank")
     gpus = torch.cuda.device_count()
     if choose_device(device).type == "cuda" and nproc > gpus:
-        raise UserError(f"--nproc {nproc} is above the host's {gpus} GPUs; start at most {gpus}, or use --set run.device=cpu")
+        raise UserError(f"{asked} {nproc} is above the host's {gpus} GPUs; start at most {gpus}, or use --set run.device=cpu")
     limit = max(8, 4 * cores)
     if choose_device(device).type == "cpu" and nproc > limit:
-        raise UserError(f"--nproc {nproc} is above what this host's {cores} CPU cores carry; start at most {limit} ranks")
+        raise UserError(f"{asked} {nproc} is above what this host's {cores} CPU cores carry; start at most {limit} ranks")
 
 
 def _compute_format(config: Config, device: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from penstock.comm import World, join_world, leave_world, under_launcher
-from penstock.config import Config, ConfigError, UserError, walk_settings, with_values
+from penstock.config import Config, ConfigError, EchoedError, UserError, walk_settings, with_values
 from penstock.data import prepare
 from penstock.engine.launch import launch
 from penstock.engine.resolve import check_ranks, check_world, cores, resolve
@@ -111,14 +111,12 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def _as_rank(config: Config, make: Callable[[], Run]) -> dict[str, Any]:
-    """Below torchrun: the lead makes the run, all train it."""
+    """Below torchrun: the lead makes the run, all train it. A rank that fails leaves without farewell, which the others might not answer."""
     world = join_world(config.run.device, config.layout.timeout_s)
-    try:
-        check_world(config, world.size)
-        run = _agree_on_run(world, make)
-        return run_rank(run, world)
-    finally:
-        leave_world(world)
+    check_world(config, world.size)
+    result = run_rank(_agree_on_run(world, make), world)
+    leave_world(world)
+    return result
 
 
 def _agree_on_run(world: World, make: Callable[[], Run]) -> Run:
@@ -129,7 +127,7 @@ def _agree_on_run(world: World, make: Callable[[], Run]) -> Run:
         store.wait(["penstock/run"], PREPARE_DEADLINE)
         answer = store.get("penstock/run").decode()
         if answer.startswith("failed"):
-            raise UserError("rank 0 could not make the run; its message says why")
+            raise EchoedError("rank 0 could not make the run; its message says why")
         return Run(Path(answer.removeprefix("made ")))
     try:
         run = make()
