@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,6 +27,14 @@ def ring_bytes(operation: str, n_bytes: int, ranks: int) -> int:
     return passes * n_bytes * (ranks - 1) // ranks
 
 
+class Wait(NamedTuple):
+    """One collective's wait under `axis.purpose`: its ends are seconds by `time.perf_counter` on a CPU, events of the stream on CUDA."""
+
+    name: str
+    start: Any
+    end: Any
+
+
 class ByteMeter:
     """Bytes, calls and seconds by `axis.purpose`; `take` reads and resets."""
 
@@ -34,6 +43,7 @@ class ByteMeter:
         self._calls: dict[str, int] = defaultdict(int)
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._log: list[Wait] | None = None
         #: Calls by operation since the meter was made, to be held against torch's own count.
         self.operations: dict[str, int] = defaultdict(int)
 
@@ -44,6 +54,16 @@ class ByteMeter:
         self.operations[operation] += 1
 
     @contextmanager
+    def log(self) -> Iterator[list[Wait]]:
+        """The single waits inside the block, in a list that fills as they come; blocks must not nest."""
+        waits: list[Wait] = []
+        self._log = waits
+        try:
+            yield waits
+        finally:
+            self._log = None
+
+    @contextmanager
     def waiting(self, name: str, on_cuda: bool) -> Iterator[None]:
         """Time the block under `name` without stopping the device."""
         if on_cuda:
@@ -52,10 +72,17 @@ class ByteMeter:
             yield
             end.record()
             self._events.append((name, begin, end))
+            self._note(Wait(name, begin, end))
         else:
             start = time.perf_counter()
             yield
-            self._seconds[name] += time.perf_counter() - start
+            done = time.perf_counter()
+            self._seconds[name] += done - start
+            self._note(Wait(name, start, done))
+
+    def _note(self, wait: Wait) -> None:
+        if self._log is not None:
+            self._log.append(wait)
 
     def take(self) -> dict[str, float]:
         """Since the last take: `{name}_bytes`, `{name}_calls` and `{name}_s`."""

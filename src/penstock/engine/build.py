@@ -1,6 +1,6 @@
 """Assembling what a rank trains with, from the run's resolved config, in one fixed and readable order.
 
-layout → weights on it → size of micro-batches → gradient exchange → optimizer → averaged weights → compile → state. Each part is built by its
+layout → weights on it → size of micro-batches → shares → gradient exchange → optimizer → averaged weights → compile → state. Each part is built by its
 own room from its own config section; nothing here decides how a part works.
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from penstock.comm import GradientReducer, World
 from penstock.config import Config
 from penstock.data import Batch, BatchPlan, SamplePlan, TokenCorpus
+from penstock.engine.balance import DataBalancer
 from penstock.engine.compile import LossFunction, compile_model, sequence_loss
 from penstock.engine.control import StopRequest
 from penstock.engine.experts import ExpertPlacer, first_slots
@@ -31,6 +32,7 @@ from penstock.models import Decoder, balance_experts
 from penstock.optim import Optimizer, WeightAverage, build_optimizer
 from penstock.parallel import Formats, Laid, Layout, Mesh, Placement, Weights, build_layout, context_positions, lay_out, shared_matrices
 from penstock.parallel.pipeline.plan import PipelinePlan
+from penstock.parallel.shares import Shares
 from penstock.plan.pipeline import agreed_plan, make_plan
 from penstock.store import Run, list_snapshots, load_snapshot, read_numbers
 
@@ -46,6 +48,7 @@ class Core:
     plan: SamplePlan
     laid: Laid
     tuner: MicroTuner
+    balancer: DataBalancer
     reducer: GradientReducer
     optimizer: Optimizer
     average: WeightAverage | None
@@ -102,8 +105,12 @@ class Core:
 
     def sequences_of(self, sample_ids: np.ndarray, rank: int) -> np.ndarray:
         """The sequences of a global batch that a rank has a part in."""
-        axes = self.layout.sequence_axes
-        return np.split(sample_ids, self.layout.size(*axes))[self.layout.index(rank, axes)]
+        return self.balancer.cut(sample_ids, rank, self.shares)
+
+    @property
+    def shares(self) -> Shares:
+        """Each replica's sequences of a global batch; even ones while sizes of micro-batches are being tried."""
+        return self.balancer.shares if self.tuner.settled else self.balancer.even
 
     @property
     def nominal_weight(self) -> float:
@@ -207,6 +214,7 @@ def build_core(
         plan=plan,
         laid=laid,
         tuner=tuner,
+        balancer=DataBalancer(config, layout, world, saved.shares),
         reducer=reducer,
         optimizer=build_optimizer(laid.weights.locals, config.optim, shared_matrices(laid.weights)),
         average=WeightAverage(laid.weights.locals, config.optim.ema) if config.optim.ema else None,

@@ -79,7 +79,7 @@ def gradients(parts: Core, step: int) -> tuple[list[Tensor], int, list[Tensor]]:
         micro_ids = micro_batches(parts.sequences_of(parts.plan.sample_ids(step), parts.world.rank), parts)
         batches = [parts.own_tokens(parts.plan.fetch(ids)) for ids in micro_ids]
     parts.weights.drop_gradients()
-    with phase("forward_backward"):
+    with phase("forward_backward"), parts.balancer.measure():
         if parts.pipeline is None:
             losses = _one_by_one(parts, batches)
         else:
@@ -115,7 +115,7 @@ def gradient_norm(parts: Core, grads: list[Tensor], limit: float) -> Tensor:
 
 def micro_batches(sample_ids: np.ndarray, parts: Core) -> list[np.ndarray]:
     """A rank's sequences, cut into micro-batches."""
-    return np.split(sample_ids, len(sample_ids) // parts.micro)
+    return parts.balancer.micro_batches(sample_ids, parts.micro, parts.shares)
 
 
 def device_batch(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
