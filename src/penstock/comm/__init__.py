@@ -8,6 +8,6 @@ from penstock.comm.replicate import GradientReducer, local
 from penstock.comm.world import World, choose_device, join_world, leave_world, under_launcher
 
 __all__ = [
-    "Axis", "ByteMeter", "GradientReducer", "LinkError", "Links", "Receiver", "Sender", "Wait", "World", "choose_device", "exchange", "gather", "join_world",
-    "leave_world", "local", "ring_bytes", "scatter_sum", "total", "under_launcher",
+    "Axis", "ByteMeter", "GradientReducer", "LinkError", "Links", "Receiver", "Sender", "Wait", "World", "choose_device", "exchange", "gather",
+    "join_world", "leave_world", "local", "ring_bytes", "scatter_sum", "total", "under_launcher",
 ]

@@ -66,7 +66,7 @@ class Receiver:
         self._here: dict[Hashable, Tensor] = {}
 
     def expect(self, keys: Sequence[Hashable], empty: Callable[[Any], Tensor]) -> None:
-        """What comes next, in the order in which it is sent; `empty` makes room for a key's message. Everything expected before must have been taken."""
+        """What comes next, in the order in which it is sent; `empty` makes room for a message. Everything expected before must have been taken."""
         assert not (self._expected or self._open or self._here), "messages of the pass before are still under way"
         self._expected.extend(keys)
         self._empty = empty

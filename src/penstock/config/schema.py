@@ -237,9 +237,8 @@ class BalanceSection(Section):
 
     data: Literal["off", "measured"] = Field(
         "off",
-        description="Whether the sequences of a global batch are shared out evenly over the data-parallel ranks, or by their measured speed. The update "
-        "is the same up to rounding, whatever the shares. Measured is for ranks that differ for longer than some steps: other hardware, a busy "
-        "neighbour, a hot GPU.",
+        description="How the sequences of a global batch are shared out over the data-parallel ranks: evenly, or by their measured speed. The update "
+        "is the same up to rounding, whatever the shares. For ranks that differ for longer than some steps: other hardware, a busy neighbour.",
     )
 
 
@@ -301,7 +300,7 @@ class Config(Section):
     def _impossible(self) -> list[tuple[bool, str]]:
         m, moe, layout = self.model, self.model.moe, self.layout
         kv, inner = m.kv_heads or m.heads, (layout.tensor, layout.context, layout.expert)
-        measured, together = self.balance.data == "measured", {axis: getattr(layout, axis) for axis in ("pipeline", "shard", "expert")}
+        measured, together = self.balance.data == "measured", [a for a in ("pipeline", "shard", "expert") if getattr(layout, a) > 1]
         return [
             (m.head_dim == 0 and m.dim % m.heads != 0,
              f"model.dim = {m.dim} is not divisible by model.heads = {m.heads}; change one or set model.head_dim"),
@@ -321,14 +320,14 @@ class Config(Section):
              f"pipeline.check = 'after' does not go with model.moe.experts = {moe.experts}, whose loads are summed over all ranks in every update; "
              "set pipeline.check to 'before'"),
             (measured and self.compile.enabled == "on",
-             "balance.data = 'measured' does not go with compile.enabled = 'on', which compiles for one size of micro-batches; set compile.enabled to "
-             "'off' or 'auto'"),
+             "balance.data = 'measured' does not go with compile.enabled = 'on', which compiles for one size of micro-batches; set compile.enabled "
+             "to 'off' or 'auto'"),
             (measured and self.pipeline.check == "after",
              "balance.data = 'measured' does not go with pipeline.check = 'after': ranks tell each other their times after every step, which is the "
              "wait that 'after' takes away; set pipeline.check to 'before'"),
-            (measured and self.batch.micro == 1 and max(together.values()) > 1,
-             f"balance.data = 'measured' has nothing to move with batch.micro = 1 and {', '.join(f'layout.{a} = {n}' for a, n in together.items() if n > 1)}: "
-             "there all ranks have as many micro-batches, and none is smaller than one sequence; raise batch.micro"),
+            (measured and self.batch.micro == 1 and bool(together),
+             f"balance.data = 'measured' can move nothing with batch.micro = 1 and layout.{' and layout.'.join(together)} above 1, where all ranks "
+             "have as many micro-batches, and none is smaller than a sequence; raise batch.micro"),
             (moe.experts > 0 and moe.active > moe.experts,
              f"model.moe.active = {moe.active} is more than model.moe.experts = {moe.experts}"),
             (moe.experts > 0 and moe.experts % moe.groups != 0,

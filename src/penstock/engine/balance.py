@@ -73,8 +73,8 @@ class DataBalancer:
             return
         if layout.sharded and world.device.type == "cuda":
             raise ConfigError(
-                f"balance.data = 'measured' does not go with layout.shard = {layout.shard} on CUDA, where FSDP2's exchange runs beside the computation "
-                "and a rank's own time cannot be told from its waiting; use layout.replicate, or set balance.data to 'off'"
+                f"balance.data = 'measured' does not go with layout.shard = {layout.shard} on CUDA, where FSDP2's exchange runs beside the "
+                "computation and a rank's own time cannot be told from its waiting; use layout.replicate, or set balance.data to 'off'"
             )
         self._hosts = hosts(world)
         kept = tuple(saved.get(str(layout), ()))

@@ -1,7 +1,7 @@
 """Assembling what a rank trains with, from the run's resolved config, in one fixed and readable order.
 
-layout → weights on it → size of micro-batches → shares → gradient exchange → optimizer → averaged weights → compile → state. Each part is built by its
-own room from its own config section; nothing here decides how a part works.
+layout → weights on it → size of micro-batches → shares of the batch → gradient exchange → optimizer → averaged weights → compile → state. Each
+part is built by its own room from its own config section; nothing here decides how a part works.
 """
 
 from __future__ import annotations

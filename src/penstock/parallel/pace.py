@@ -8,8 +8,8 @@ An observation is one step's own seconds over the sequences computed. With the l
 
 The trimmed mean leaves out a single stall however long it was, and a step that was cut short; the small rate averages what noise is left (an
 exponential average of some eight steps). An average alone would need a dozen steps to follow a rank that has become twice as slow, and would
-tell a different speed after each; three steps that agree say it at once. A slowness that comes and goes within three steps (a duty cycle about as long
-as a step) is no change but noise about its mean, which is what the shares should follow.
+tell a different speed after each; three steps that agree say it at once. A slowness that comes and goes within three steps (a duty cycle about as
+long as a step) is no change but noise about its mean, which is what shares should follow.
 
 Cost: some comparisons a step and replica. When not to use it: for quantities that may be negative or zero.
 """

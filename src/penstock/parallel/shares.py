@@ -1,9 +1,10 @@
 """How many sequences of a global batch each replica gets, from the seconds it takes for one: the arithmetic of work balancing.
 
-A step lasts as long as its slowest replica. With n sequences over replicas that take s[r] seconds each, the shares that end soonest in whole sequences
-are found exactly: those of a time T, floor(T / s[r]) within bounds, for the largest T at which they do not exceed n (by bisection), and what is
-left goes one by one to the replica that would have it done first. (Largest remainders of n · (1/s[r]) / Σ 1/s may end one sequence later.) For one
-replica of R that is k times slower, a step takes R / (R - 1 + 1/k) of a slow one's share of time instead of k: 4/3.5 instead of 2 for four and twice.
+A step lasts as long as its slowest replica. With n sequences over replicas that take s[r] seconds each, the shares that end soonest, in whole
+sequences, are found exactly: those of a time T, floor(T / s[r]) within bounds, for the largest T at which they do not exceed n (by bisection), and
+what is left goes one by one to the replica that would have it done first. (Largest remainders of n · (1/s[r]) / Σ 1/s may end one sequence later.)
+With one replica of R that is k times slower than the others, a step takes k R / (k (R - 1) + 1) times as long as without it, instead of k times: for
+four and twice 1.14 instead of 2.
 
 Bounds. A replica computes its share in micro-batches, nearly equal, of at most `limit` sequences. Where ranks of different replicas meet inside a
 micro-batch (`coupled`: sharded weights, spread experts, a pipeline's schedule) all replicas have as many micro-batches; none may be empty, so no
