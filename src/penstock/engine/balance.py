@@ -68,7 +68,7 @@ class DataBalancer:
         self.shares: Shares = self.even
         self.measured = config.balance.data == "measured" and self.replicas > 1
         self._own = OwnTime(world.meter, world.device)
-        self._forget()
+        self.pace, self._skip = Pace(self.replicas), WARM_UP
         if not self.measured:
             return
         if layout.sharded and world.device.type == "cuda":
@@ -138,15 +138,16 @@ class DataBalancer:
         notes |= {"share_min": min(before) * self._parts, "share_max": max(before) * self._parts, "imbalance": imbalance(seconds)}
         if self.pace.known:
             notes["imbalance_predicted"] = imbalance([s * n for s, n in zip(self.pace.seconds, before)])
-        self._skip = max(0, self._skip - 1)
-        if not self._skip:
+        if self._skip:
+            self._skip -= 1
+        else:
             self.pace.observe(each)
         if self.pace.known:
             self.shares = next_shares(self.pace.seconds, before, self.rules(micro))
         return before
 
     def _forget(self) -> None:
-        self.pace, self._skip = Pace(self.replicas), WARM_UP + 1
+        self.pace, self._skip = Pace(self.replicas), WARM_UP
 
     def _seconds(self, times: list[Own]) -> list[float]:
         """What the step took each replica."""

@@ -1,0 +1,275 @@
+"""Work balancing: whatever the shares the update is the same, a slow rank is found in every layout, and a run names it, moves its work and goes on so."""
+
+import itertools
+import random
+import shutil
+import time
+
+import pytest
+import torch
+from ranks import run_ranks
+from small_runs import small_config
+
+from lab.models_to_verify import small_question
+from penstock.config import ConfigError, load_config, with_values
+from penstock.engine import StopRequest, accumulate, build_core, gradient_norm, next_result, resume_run, start_run
+from penstock.engine.balance import DataBalancer
+from penstock.engine.build import Core
+from penstock.engine.own_time import Own
+from penstock.engine.start import make_run
+from penstock.engine.step import NonFinite, take_step
+from penstock.engine.worker import run_rank
+from penstock.lab.equivalence import RandomPlan, drifted
+from penstock.models import balance_experts
+from penstock.monitor import MetricStore, write_report
+from penstock.store import Run, list_snapshots, read_numbers, save_config
+
+STEPS = 5
+
+
+def built(world, config):
+    return build_core(config, world, RandomPlan(config), StopRequest(supervised=True), print)
+
+
+def drawn(core, draw):
+    """Random shares that can be computed, mostly uneven."""
+    rules = core.balancer.rules(core.micro)
+    while True:
+        cuts = sorted(draw.sample(range(1, rules.sequences), rules.replicas - 1)) if rules.replicas > 1 else []
+        shares = tuple(b - a for a, b in zip([0, *cuts], [*cuts, rules.sequences]))
+        if rules.allow(shares):
+            return shares
+
+
+def traced(core, seed):
+    """Loss, norm and gradients of the first step, then the losses of some steps, each under other shares; and the shares."""
+    draw, used = random.Random(seed), []
+
+    def share():
+        if core.balancer.measured:
+            core.balancer.shares = drawn(core, draw)
+            used.append(core.balancer.shares)
+
+    share()
+    _, totals, grads = accumulate(core, 0)
+    first = [(totals[0] / totals[1]).item(), gradient_norm(core, grads, 0.0).item()]
+    whole = {}
+    for name, tensor in core.weights.locals.items():
+        grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        whole[name] = core.weights.whole(name, grad, "test")
+    if core.config.model.moe.experts:
+        balance_experts(core.decoder, 0.0, None)
+    for step in range(STEPS):
+        share()
+        first.append(next_result(core, step, step == STEPS - 1).loss)
+    weights = {name: core.weights.whole(name, tensor.detach(), "test") for name, tensor in core.weights.locals.items()}
+    return first, whole, weights, used
+
+
+def with_random_shares(world, config, cases, seed):
+    """For each case: what differs from even shares on as many ranks, which replicas drifted apart, and which shares there were."""
+    answers = []
+    for case in cases:
+        even = traced(built(world, with_values(config, case)), seed)
+        core = built(world, with_values(config, case | {"balance.data": "measured"}))
+        numbers, grads, weights, used = traced(core, seed)
+        wrong = [(a, b) for a, b in zip(numbers, even[0]) if abs(a - b) > 1e-9 * abs(b)]
+        for values, others in ((grads, even[1]), (weights, even[2])):
+            wrong += [name for name in values if (values[name] - others[name]).norm() > 1e-9 * others[name].norm().clamp_min(1e-9)]
+        answers.append((wrong, drifted(core), used))
+    return answers
+
+
+PIPED = {"layout.pipeline": 2, "model.layers": 5, "batch.micro": 3}
+CASES = {
+    (2, False): [
+        {"layout.replicate": 2, "batch.micro": 3},
+        {"layout.replicate": 2, "batch.micro": 24, "data.document_mask": True},
+        *({"layout.shard": 2, "layout.zero": zero, "batch.micro": 4, "optim.clip": 0.1} for zero in (1, 2, 3)),
+    ],
+    (2, True): [{"layout.expert": 2, "batch.micro": 5}, {"layout.shard": 2, "layout.expert": 2, "batch.micro": 4, "data.document_mask": True}],
+    (3, False): [{"layout.replicate": 3, "batch.micro": 4, "model.tie_embeddings": True}],
+    (4, False): [
+        {"layout.replicate": 4, "batch.micro": 2, "optim.kind": "muon"},
+        {"layout.replicate": 2, "layout.shard": 2, "batch.micro": 3},
+        {"layout.replicate": 2, "layout.tensor": 2, "batch.micro": 5, "data.document_mask": True},
+        {"layout.shard": 2, "layout.tensor": 2, "batch.micro": 5},
+        {"layout.replicate": 2, "layout.context": 2, "batch.micro": 4, "data.document_mask": True},
+        *(PIPED | {"pipeline.schedule": kind} for kind in ("auto", "zb-v", "1f1b", "dualpipe-v")),
+        PIPED | {"layout.shard": 2, "pipeline.schedule": "zb-h1", "optim.ema": 0.9},
+        PIPED | {"layout.tensor": 2, "layout.pipeline": 1},
+    ],
+    (4, True): [
+        {"layout.shard": 2, "layout.expert": 4, "batch.micro": 4},
+        {"layout.expert": 2, "layout.expert_spare": 1, "layout.expert_every": 2, "layout.tensor": 2, "batch.micro": 3},
+        PIPED | {"layout.expert": 2, "pipeline.schedule": "1f1b"},
+    ],
+    (8, False): [
+        {"layout.tensor": 4, "layout.tensor_topology": "2.5d", "layout.tensor_grid": "2x2x1", "batch.micro": 2},
+        PIPED | {"layout.tensor": 2, "pipeline.schedule": "zb-v"},
+    ],
+}  # fmt: skip
+
+
+def check_shares(ranks, experts, cases):
+    seed = random.randrange(1 << 30)
+    answers = run_ranks(with_random_shares, ranks, small_question(experts, train__steps=STEPS), cases, seed, timeout_s=300)[0]
+    for case, (wrong, drift, used) in zip(cases, answers):
+        assert not wrong and not drift, (case, seed, wrong, drift, used)
+        assert any(len(set(shares)) > 1 for shares in used), (case, seed, used)
+
+
+@pytest.mark.parametrize(("ranks", "cases"), [(2, CASES[2, False][:3]), (4, [CASES[4, False][i] for i in (2, 6)])])
+def test_uneven_shares_give_the_update_of_even_ones(ranks, cases):
+    check_shares(ranks, False, cases)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "experts"), CASES)
+def test_uneven_shares_give_the_update_of_even_ones_in_every_layout(ranks, experts):
+    check_shares(ranks, experts, CASES[ranks, experts])
+
+
+def own_times(world, config, slow):
+    """Every rank's own seconds in the last step, where each sequence of rank `slow` takes 20 ms longer, and what the whole passes took each."""
+    core = built(world, config)
+    real = type(core.decoder.blocks[next(iter(core.decoder.blocks))]).forward
+
+    def forward(self, x_btd, *args):
+        time.sleep(0.02 * x_btd.shape[0] / len(core.decoder.blocks) * (world.rank == slow))
+        return real(self, x_btd, *args)
+
+    type(core.decoder.blocks[next(iter(core.decoder.blocks))]).forward = forward
+    try:
+        for step in range(3):
+            core.timer.take()
+            take_step(core, step)
+    finally:
+        type(core.decoder.blocks[next(iter(core.decoder.blocks))]).forward = real
+    marks = core.pipeline.marks if core.pipeline else []
+    times = core.balancer._exchange(core.balancer._own.read([(start, end) for _, start, end in marks]))
+    return core.balancer._seconds(times), core.timer.take()["forward_backward"], core.balancer.replica_of[slow]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "experts", "layout"),
+    [
+        (2, False, {"layout.replicate": 2}),
+        (2, False, {"layout.shard": 2, "layout.zero": 3}),
+        (2, True, {"layout.expert": 2}),
+        (4, False, {"layout.shard": 2, "layout.tensor": 2}),
+        (4, False, {"layout.replicate": 2, "layout.context": 2}),
+        (4, False, PIPED | {"layout.shard": 2, "pipeline.schedule": "1f1b"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_slow_rank_is_told_from_those_that_wait_for_it(ranks, experts, layout):
+    """The slow rank sleeps a quarter of a second; those that wait for it inside the passes seem as slow, but for their own times."""
+    config = small_question(experts, batch__micro=4, balance__data="measured")
+    slow = ranks - 1
+    for seconds, wall, where in run_ranks(own_times, ranks, with_values(config, layout), slow):
+        others = [took for replica, took in enumerate(seconds) if replica != where]
+        assert seconds[where] > 0.12 and max(others) < 0.6 * seconds[where], (seconds, wall)
+
+
+def rows(folder, kind="train"):
+    return MetricStore(folder / "metrics").read(kind)
+
+
+def on_a_clock_of_its_own(world, folder, slow_rank, since, until):
+    """Train with a clock by which a sequence takes 10 ms, give or take 1 %, and on one rank twice as long in some steps; sometimes a rank stalls for 3 s."""
+    real, step, draw = DataBalancer._exchange, itertools.count(1), random.Random(world.rank)
+
+    def exchange(self, own):
+        now, share = next(step), self.shares[self.replica_of[world.rank]]
+        took = share * 0.01 * draw.uniform(0.99, 1.01) * (2.0 if world.rank == slow_rank and since <= now < until else 1.0)
+        return real(self, Own(took + 3.0 * (now % 12 == world.rank), 0.0))
+
+    DataBalancer._exchange = exchange
+    return run_rank(Run(folder), world)
+
+
+RUN = {
+    "precision__compute": "float64", "batch__global": 28, "batch__micro": 4, "train__steps": 50, "eval__every": 0, "snapshot__every": 25, "snapshot__keep": 0,
+    "balance__data": "measured", "model__layers": 1, "optim__schedule": "constant",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", [{}, {"layout__shard": 2}])
+def test_a_slowed_rank_is_named_gets_less_to_do_and_its_old_share_when_it_recovers(tmp_path, layout):
+    even, run = (make_run(small_config(tmp_path, **RUN | layout | {"balance__data": way}), "test", "test", tmp_path / way, None).path for way in ("off", "measured"))
+    run_ranks(go_on, 4, even, timeout_s=200)
+    results = run_ranks(on_a_clock_of_its_own, 4, run, 2, 11, 31, timeout_s=200)
+    assert len({result["weights_digest"] for result in results}) == 1
+    assert [row["loss"] for row in rows(run)] == pytest.approx([row["loss"] for row in rows(even)], rel=1e-9)
+    told = [(row["step"], row["text"]) for row in rows(run, "event") if row["what"] == "balance"]
+    step, text = told[0]
+    assert 11 <= step <= 15 and "rank 2 on host " in text and "2.0 times slower than the median; its share of 28 sequences goes from 7 to 4" in text
+    train = {row["step"]: row for row in rows(run)}
+    assert train[10]["share_min"] == train[10]["share_max"] == 7 and train[50]["share_min"] == train[50]["share_max"] == 7
+    assert (train[25]["share_min"], train[25]["share_max"]) == (4, 8) and train[25]["imbalance_predicted"] < 1.05
+    assert train[11]["imbalance"] > 1.5
+    back, text = told[-1]
+    assert 31 < back <= 36 and "rank 2" in text and "every share is 7 of 28 sequences again" in text and len(told) == 2
+    assert read_numbers(list_snapshots(run / "snapshots")[0])["shares"] == {"replicate 2 · shard 2 (zero 3)" if layout else "replicate 4": [8, 8, 4, 8]}
+    page = write_report(run).read_text()
+    assert "rank 2 on host" in page and "Shares of the batch" in page
+
+
+def go_on(world, folder):
+    return run_rank(Run(folder), world)
+
+
+def test_a_resumed_run_begins_with_its_shares_and_another_layout_with_even_ones(tmp_path):
+    run = make_run(small_config(tmp_path, **RUN | {"train__steps": 25}), "test", "test", tmp_path / "run", None)
+    run_ranks(on_a_clock_of_its_own, 4, run.path, 2, 5, 99, timeout_s=200)
+    copy = Run(tmp_path / "copy")
+    shutil.copytree(run.path, copy.path)
+    for folder, layout, shares in ((run, {}, (4, 8)), (copy, {"layout.shard": 2}, (7, 7))):
+        save_config(folder, with_values(folder.config(), {"train.steps": 26} | layout))
+        run_ranks(go_on, 4, folder.path, timeout_s=200)
+        last = rows(folder.path)[-1]
+        assert (last["step"], last["share_min"], last["share_max"]) == (26, *shares)
+    alone = resume_run(run, {"train.steps": 27}, 1, None)
+    assert alone["step"] == 27 and "share_min" not in rows(run.path)[-1]
+
+
+def blamed(world, config, sample):
+    """What a step says of a sequence without a finite loss, under uneven shares."""
+    core = built(world, config)
+    core.balancer.shares = (15, 9)
+    real, micros = Core.loss, core.balancer.micro_batches(core.sequences_of(core.plan.sample_ids(0), world.rank), core.micro, core.shares)
+    marked = [core.plan.fetch(ids).tokens_bt.tobytes() for ids in micros if sample in ids]
+    Core.loss = lambda self, batch: real(self, batch) * (float("nan") if batch.tokens_bt.tobytes() in marked else 1.0)
+    try:
+        take_step(core, 0)
+    except NonFinite as error:
+        return str(error)
+    finally:
+        Core.loss = real
+    return "no error"
+
+
+def test_the_sequences_of_a_loss_that_is_not_finite_are_named_under_uneven_shares():
+    config = small_question(False, batch__micro=4, layout__replicate=2, balance__data="measured")
+    for said in run_ranks(blamed, 2, config, 19):  # rank 1 has 15 to 23 in micro-batches of 3
+        assert "first in micro-batch 1 of rank 1: random sample 18; random sample 19; random sample 20" in said
+
+
+@pytest.mark.parametrize(
+    ("sets", "sentence"),
+    [
+        (["compile.enabled=on"], r"balance\.data = 'measured' does not go with compile\.enabled = 'on'"),
+        (["layout.pipeline=2", "pipeline.check=after"], r"balance\.data = 'measured' does not go with pipeline\.check = 'after'"),
+        (["layout.shard=2", "batch.micro=1"], r"balance\.data = 'measured' can move nothing with batch\.micro = 1 and layout\.shard above 1"),
+        (["balance.data=maybe"], r"balance\.data = 'maybe'"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused_naming_both(sets, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(None, ["balance.data=measured", *sets])
+
+
+def test_one_replica_has_nothing_to_balance_and_trains_as_ever(tmp_path):
+    results = [start_run(small_config(tmp_path, balance__data=way), "test", "test", 1, tmp_path / way, None) for way in ("off", "measured")]
+    assert results[0]["weights_digest"] == results[1]["weights_digest"]
