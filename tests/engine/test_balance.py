@@ -6,77 +6,41 @@ import shutil
 import time
 
 import pytest
-import torch
 from ranks import run_ranks
 from small_runs import small_config
 
 from lab.models_to_verify import small_question
+from lab.test_equivalence import SWITCHES
 from penstock.config import ConfigError, load_config, with_values
-from penstock.engine import StopRequest, accumulate, build_core, gradient_norm, next_result, resume_run, start_run
+from penstock.engine import StopRequest, build_core, resume_run, start_run
 from penstock.engine.balance import DataBalancer
 from penstock.engine.build import Core
 from penstock.engine.own_time import Own
 from penstock.engine.start import make_run
 from penstock.engine.step import NonFinite, take_step
 from penstock.engine.worker import run_rank
-from penstock.lab.equivalence import RandomPlan, drifted
-from penstock.models import balance_experts
+from penstock.lab import Case, check
+from penstock.lab.equivalence import RandomPlan
 from penstock.monitor import MetricStore, write_report
 from penstock.store import Run, list_snapshots, read_numbers, save_config
 
-STEPS = 5
+STEPS = 3
 
 
 def built(world, config):
     return build_core(config, world, RandomPlan(config), StopRequest(supervised=True), print)
 
 
-def drawn(core, draw):
-    """Random shares that can be computed, mostly uneven."""
-    rules = core.balancer.rules(core.micro)
-    while True:
-        cuts = sorted(draw.sample(range(1, rules.sequences), rules.replicas - 1)) if rules.replicas > 1 else []
-        shares = tuple(b - a for a, b in zip([0, *cuts], [*cuts, rules.sequences]))
-        if rules.allow(shares):
-            return shares
-
-
-def traced(core, seed):
-    """Loss, norm and gradients of the first step, then the losses of some steps, each under other shares; and the shares."""
-    draw, used = random.Random(seed), []
-
-    def share():
-        if core.balancer.measured:
-            core.balancer.shares = drawn(core, draw)
-            used.append(core.balancer.shares)
-
-    share()
-    _, totals, grads = accumulate(core, 0)
-    first = [(totals[0] / totals[1]).item(), gradient_norm(core, grads, 0.0).item()]
-    whole = {}
-    for name, tensor in core.weights.locals.items():
-        grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-        whole[name] = core.weights.whole(name, grad, "test")
-    if core.config.model.moe.experts:
-        balance_experts(core.decoder, 0.0, None)
-    for step in range(STEPS):
-        share()
-        first.append(next_result(core, step, step == STEPS - 1).loss)
-    weights = {name: core.weights.whole(name, tensor.detach(), "test") for name, tensor in core.weights.locals.items()}
-    return first, whole, weights, used
-
-
-def with_random_shares(world, config, cases, seed):
-    """For each case: what differs from even shares on as many ranks, which replicas drifted apart, and which shares there were."""
-    answers = []
+def with_random_shares(world, config, cases):
+    """How each case compares with one plain process, under shares that are drawn for every step, and which those were."""
+    plain, answers = {}, []
     for case in cases:
-        even = traced(built(world, with_values(config, case)), seed)
-        core = built(world, with_values(config, case | {"balance.data": "measured"}))
-        numbers, grads, weights, used = traced(core, seed)
-        wrong = [(a, b) for a, b in zip(numbers, even[0]) if abs(a - b) > 1e-9 * abs(b)]
-        for values, others in ((grads, even[1]), (weights, even[2])):
-            wrong += [name for name in values if (values[name] - others[name]).norm() > 1e-9 * others[name].norm().clamp_min(1e-9)]
-        answers.append((wrong, drifted(core), used))
+        used, real = [], DataBalancer.cut
+        DataBalancer.cut = lambda self, ids, rank, shares, real=real, used=used: (used.append(shares), real(self, ids, rank, shares))[1]
+        try:
+            answers.append((check(world, config, Case(str(case), world.size, case | {"balance.data": "measured"}), plain), used))
+        finally:
+            DataBalancer.cut = real
     return answers
 
 
@@ -97,7 +61,6 @@ CASES = {
         {"layout.replicate": 2, "layout.context": 2, "batch.micro": 4, "data.document_mask": True},
         *(PIPED | {"pipeline.schedule": kind} for kind in ("auto", "zb-v", "1f1b", "dualpipe-v")),
         PIPED | {"layout.shard": 2, "pipeline.schedule": "zb-h1", "optim.ema": 0.9},
-        PIPED | {"layout.tensor": 2, "layout.pipeline": 1},
     ],
     (4, True): [
         {"layout.shard": 2, "layout.expert": 4, "batch.micro": 4},
@@ -111,23 +74,27 @@ CASES = {
 }  # fmt: skip
 
 
-def check_shares(ranks, experts, cases):
-    seed = random.randrange(1 << 30)
-    answers = run_ranks(with_random_shares, ranks, small_question(experts, train__steps=STEPS), cases, seed, timeout_s=300)[0]
-    for case, (wrong, drift, used) in zip(cases, answers):
-        assert not wrong and not drift, (case, seed, wrong, drift, used)
-        assert any(len(set(shares)) > 1 for shares in used), (case, seed, used)
+def check_shares(ranks, experts, cases, **changes):
+    config = small_question(experts, train__steps=STEPS, run__seed=random.randrange(1 << 30), **changes)
+    for result, used in run_ranks(with_random_shares, ranks, config, cases, timeout_s=300)[0]:
+        assert result.verdict == "equal", (result, config.run.seed, used)
+        assert any(len(set(shares)) > 1 for shares in used), (result.name, used)
 
 
-@pytest.mark.parametrize(("ranks", "cases"), [(2, CASES[2, False][:3]), (4, [CASES[4, False][i] for i in (2, 6)])])
-def test_uneven_shares_give_the_update_of_even_ones(ranks, cases):
-    check_shares(ranks, False, cases)
+def test_uneven_shares_give_the_update_of_one_process():
+    check_shares(2, False, CASES[2, False][:3])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "experts"), CASES)
-def test_uneven_shares_give_the_update_of_even_ones_in_every_layout(ranks, experts):
+def test_uneven_shares_give_the_update_of_one_process_in_every_layout(ranks, experts):
     check_shares(ranks, experts, CASES[ranks, experts])
+
+
+@pytest.mark.slow
+def test_uneven_shares_go_with_every_switch():
+    layouts = [{"layout.replicate": 2, "batch.micro": 4}, {"layout.shard": 2, "batch.micro": 5}]
+    check_shares(2, True, [layouts[i % 2] | switch for i, switch in enumerate(SWITCHES.values())])
 
 
 def own_times(world, config, slow):
