@@ -4,6 +4,7 @@ import itertools
 import random
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 from ranks import run_ranks
@@ -172,11 +173,11 @@ RUN = {
 )  # fmt: skip
 def test_a_slowed_rank_is_named_gets_less_to_do_and_its_old_share_when_it_recovers(tmp_path, layout, name, shares):
     alone = {key: value for key, value in layout.items() if not key.startswith("layout")}
-    even = Run(start_run(small_config(tmp_path, **RUN | alone | {"balance__data": "off"}), "test", "test", 1, tmp_path / "even", None)["run"]).path
+    even = start_run(small_config(tmp_path, **RUN | alone | {"balance__data": "off"}), "test", "test", 1, tmp_path / "even", None)["run"]
     run = make_run(small_config(tmp_path, **RUN | layout), "test", "test", tmp_path / "run", None).path
     results = run_ranks(on_a_clock_of_its_own, 4, run, 2, 11, 26, timeout_s=200)
     assert len({result["weights_digest"] for result in results}) == 1
-    assert [row["loss"] for row in rows(run)] == pytest.approx([row["loss"] for row in rows(even)], rel=1e-9)
+    assert [row["loss"] for row in rows(run)] == pytest.approx([row["loss"] for row in rows(Path(even))], rel=1e-9)
     told = [(row["step"], row["text"]) for row in rows(run, "event") if row["what"] == "balance"]
     (step, text), each, least = told[0], 28 // len(shares), min(shares)
     assert 11 <= step <= 15 and "rank 2 on host " in text

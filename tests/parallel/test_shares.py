@@ -113,9 +113,15 @@ def test_noise_of_some_percent_hardly_moves_shares():
 
 
 @pytest.mark.parametrize("factor", [3.0, 1000.0])
-def test_a_stall_of_one_step_moves_nothing(factor):
-    found = settle(Pace(4), 60, lambda step, r: factor if step % 20 == 10 and r == 1 else 1.0, RULES.even, RULES)
+@pytest.mark.parametrize("steps", [(10,), (10, 11), (10, 12)])
+def test_stalls_of_single_steps_move_nothing(factor, steps):
+    found = settle(Pace(4), 60, lambda step, r: factor if step % 20 in steps and r == 1 else 1.0, RULES.even, RULES)
     assert set(found) == {RULES.even}
+
+
+def test_stalls_beside_a_change_do_not_hide_it_nor_count():
+    found = settle(Pace(4), 40, lambda step, r: 1000.0 if step in (21, 23) and r == 2 else 1.0 + (step >= 20 and r == 2), RULES.even, RULES)
+    assert found[19] == RULES.even and set(found[22:]) == {(16, 16, 8, 16)}
 
 
 def test_a_slowed_rank_is_followed_within_few_steps_in_one_change_and_recovers():

@@ -4,7 +4,7 @@ A *replica* is the ranks that read the same sequences; it is as fast as its slow
 seconds (`own_time.py`, one small all-reduce), and each works out the same shares from them:
 
     seconds of a replica     its busiest rank's computation, plus the exchange inside the replica that even the last rank to arrive sees
-    seconds a sequence       `parallel/pace.py`: steady under noise, quick after a change, deaf to one stall
+    seconds a sequence       `parallel/pace.py`: steady under noise, quick after a change, deaf to stalls
     shares                   `parallel/shares.py`: the fastest in whole sequences, within bounds, kept unless a step gains 3 %
 
 Where a step has parts that do not shrink with the share (launches, experts' rows that come from others), the next steps show it in the seconds
@@ -19,6 +19,7 @@ ranks, where it costs a small all-reduce a step for nothing.
 from __future__ import annotations
 
 import socket
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -33,7 +34,7 @@ from penstock.config import Config, ConfigError
 from penstock.engine.own_time import Own, OwnTime
 from penstock.parallel import Layout
 from penstock.parallel.layout import TENSOR
-from penstock.parallel.pace import Pace
+from penstock.parallel.pace import WINDOW, Pace
 from penstock.parallel.shares import Rules, Shares, imbalance, next_shares, step_seconds
 from penstock.plan.pipeline import takes_count
 
@@ -68,7 +69,7 @@ class DataBalancer:
         self.shares: Shares = self.even
         self.measured = config.balance.data == "measured" and self.replicas > 1
         self._own = OwnTime(world.meter, world.device)
-        self.pace, self._skip = Pace(self.replicas), WARM_UP
+        self._forget()
         if not self.measured:
             return
         if layout.sharded and world.device.type == "cuda":
@@ -127,13 +128,14 @@ class DataBalancer:
         times = self._exchange(self._own.read([(start, end) for _, start, end in marks]))
         before, step = self.observe(times, parts.micro, parts.notes), parts.progress.step
         if self.shares != before:
-            text = self._words(before, times)
+            text = self._words(before)
             parts.journal.event(step, "balance", text)
             parts.journal.say(f"step {step}: {text}")
 
     def observe(self, times: list[Own], micro: int, notes: dict[str, float]) -> Shares:
         """Take in what every rank's last step took, and set the shares of the next; returns the last ones, and tells of them in `notes`."""
         before, seconds = self.shares, self._seconds(times)
+        self._busy.append([own.busy for own in times])
         each = [took / share for took, share in zip(seconds, before)]
         notes |= {"share_min": min(before) * self._parts, "share_max": max(before) * self._parts, "imbalance": imbalance(seconds)}
         if self.pace.known:
@@ -148,6 +150,7 @@ class DataBalancer:
 
     def _forget(self) -> None:
         self.pace, self._skip = Pace(self.replicas), WARM_UP
+        self._busy: deque[list[float]] = deque(maxlen=WINDOW)  # of every rank, in the last steps
 
     def _seconds(self, times: list[Own]) -> list[float]:
         """What the step took each replica."""
@@ -160,25 +163,26 @@ class DataBalancer:
         table[self._world.rank] = torch.tensor(own, dtype=torch.float64)
         return [Own(*row) for row in self._world.sum_(table, "balance").tolist()]
 
-    def _words(self, before: Shares, times: list[Own]) -> str:
+    def _words(self, before: Shares) -> str:
         """What has changed, and because of whom."""
         seconds, total = self.pace.seconds, self._sequences * self._parts
         usual = median_low(seconds)
         if self.shares == self.even:
             back, each = min(range(self.replicas), key=before.__getitem__), self.even[0] * self._parts
-            return f"{self._name(back, times)} has caught up; every share is {each} of {total} sequences again, instead of {self._of(before)}"
+            return f"{self._name(back)} has caught up; every share is {each} of {total} sequences again, instead of {self._of(before)}"
         odd = max(range(self.replicas), key=lambda r: max(seconds[r] / usual, usual / seconds[r]))
         factor = seconds[odd] / usual
         how = f"{factor:.1f} times slower" if factor >= 1 else f"{1 / factor:.1f} times faster"
         gain = 1 - step_seconds(seconds, self.shares) / step_seconds(seconds, before)
         return (
-            f"{self._name(odd, times)} is {how} than the median; its share of {total} sequences goes from {before[odd] * self._parts} to "
+            f"{self._name(odd)} is {how} than the median; its share of {total} sequences goes from {before[odd] * self._parts} to "
             f"{self.shares[odd] * self._parts}, all shares to {self._of(self.shares)}, by prediction {gain:.0%} less time a step"
         )
 
-    def _name(self, replica: int, times: list[Own]) -> str:
-        """The rank by which a replica is as slow as it is."""
-        rank = max((rank for rank, where in enumerate(self.replica_of) if where == replica), key=lambda rank: times[rank].busy)
+    def _name(self, replica: int) -> str:
+        """The rank by which a replica is as slow as it is: lately its busiest."""
+        usual = [median_low(busy) for busy in zip(*self._busy)]
+        rank = max((rank for rank, where in enumerate(self.replica_of) if where == replica), key=usual.__getitem__)
         return f"rank {rank} on host {self._hosts[rank]}"
 
     def _of(self, shares: Shares) -> str:

@@ -1,15 +1,15 @@
-"""Seconds a replica takes for a sequence, from what its last steps took: steady under noise, quick after a real change, deaf to one stall.
+"""Seconds a replica takes for a sequence, from what its last steps took: steady under noise, quick after a real change, deaf to stalls.
 
 An observation is one step's own seconds over the sequences computed. With the last `WINDOW` of them x,
 
-    usual     level += RATE · (mean of x without its largest and its smallest - level)
+    usual     level += RATE · (median of x - level)
     change    if the last `AGREE` observations all lie beyond level · (1 ± JUMP), on one side:
               level = their median, and what was before them is forgotten
 
-The trimmed mean leaves out a single stall however long it was, and a step that was cut short; the small rate averages what noise is left (an
-exponential average of some eight steps). An average alone would need a dozen steps to follow a rank that has become twice as slow, and would
-tell a different speed after each; three steps that agree say it at once. A slowness that comes and goes within three steps (a duty cycle about as
-long as a step) is no change but noise about its mean, which is what shares should follow.
+The median leaves out two stalls of five steps, however long they were; the small rate averages what noise is left (an exponential average of some
+eight steps). An average alone would need a dozen steps to follow a rank that has become twice as slow, and would tell a different speed after each;
+three steps that agree say it at once. A slowness that comes and goes within three steps (a duty cycle about as long as a step) is no change but
+noise about its middle, which is what shares should follow.
 
 Cost: some comparisons a step and replica. When not to use it: for quantities that may be negative or zero.
 """
@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from statistics import fmean, median
+from statistics import median_low
 
-#: Observations whose trimmed mean counts, and of how many the level takes over which part.
+#: Observations whose median counts, and how much of the difference to it the level takes over.
 WINDOW, RATE = 5, 0.25
 #: So many observations in a row that are off the level by more than this share, all on one side, are a change.
 AGREE, JUMP = 3, 0.2
@@ -58,5 +58,5 @@ def _followed(seen: deque[float], level: float) -> float:
     if level == 0 or min(last) > level * (1 + JUMP) or max(last) < level * (1 - JUMP):
         seen.clear()
         seen.extend(last)
-        return median(last)
-    return level + RATE * (fmean(sorted(seen)[1:-1]) - level)
+        return median_low(last)
+    return level + RATE * (median_low(seen) - level)
