@@ -89,7 +89,7 @@ def hidden_of(tokens: Tensor) -> Callable[[Decoder], Tensor]:
 
 def laid_step(laid: Laid, loss: Callable[[Decoder], Tensor]) -> Callable[[], None]:
     """Forward, backward and gradient sums as Penstock does them."""
-    reducer = GradientReducer(laid.replica_axes(), 25.0)
+    reducer = GradientReducer(laid.routes(), 25.0)
 
     def step() -> None:
         laid.sharder.begin_micro_batch(True)

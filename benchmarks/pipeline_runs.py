@@ -28,7 +28,7 @@ from penstock.parallel.pipeline.simulate import simulate
 from penstock.parallel.pipeline.synthesise import best_schedule
 from penstock.parallel.pipeline.torch_ir import to_csv
 
-RANKS, UNIT = 8, 0.02
+RANKS, UNIT = 8, 0.06
 ROWS = ((16, (1.0, 1.0, 1.0, 0.0)), (16, (1.0, 1.2, 0.8, 0.05)), (32, (1.0, 1.2, 0.8, 0.05)))
 
 

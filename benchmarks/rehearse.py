@@ -61,7 +61,7 @@ def run_block(laid: Laid, work: Workload) -> None:
     decoder, layout = laid.decoder, work.layout
     block = decoder.blocks[str(work.model.layers - 1)]
     own = {id(parameter) for parameter in block.parameters()}
-    reducer = GradientReducer([(p, axis) for p, axis in laid.replica_axes() if id(p) in own], work.bucket_mb)
+    reducer = GradientReducer([(p, axis) for p, axis in laid.routes() if id(p) in own], work.bucket_mb)
     laid.sharder.begin_micro_batch(True)
     tokens = work.tokens // work.micro
     here = tokens if layout.topology == "2.5d" else tokens // layout.row
@@ -74,7 +74,7 @@ def run_block(laid: Laid, work: Workload) -> None:
 
 def run_step(laid: Laid, work: Workload, tokens_bt: torch.Tensor) -> None:
     """Forward, backward and the sums of gradients of a step of `work`, every micro-batch being `tokens_bt`; without an optimizer."""
-    reducer = GradientReducer(laid.replica_axes(), work.bucket_mb)
+    reducer = GradientReducer(laid.routes(), work.bucket_mb)
     documents = torch.zeros_like(tokens_bt, dtype=torch.int32) if work.documents else None
     for batch in range(work.micro_batches):
         last = batch == work.micro_batches - 1

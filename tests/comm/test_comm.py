@@ -7,7 +7,7 @@ import torch
 from ranks import free_port, run_ranks
 from torch import nn
 
-from penstock.comm import ByteMeter, GradientReducer, World, choose_device, exchange, gather, scatter_sum, total
+from penstock.comm import ByteMeter, GradientReducer, Route, World, choose_device, exchange, gather, scatter_sum, total
 from penstock.config import UserError
 
 
@@ -19,7 +19,7 @@ def small_model():
 def gradients_of_rank(world, bucket_mb, micro_batches, unused):
     model = small_model()
     extra = nn.Parameter(torch.zeros(3))
-    reducer = GradientReducer([(p, world.axis) for p in [*model.parameters(), *([extra] if unused else [])]], bucket_mb)
+    reducer = GradientReducer([(p, Route(world.axis)) for p in [*model.parameters(), *([extra] if unused else [])]], bucket_mb)
     for micro in range(micro_batches):
         if micro == micro_batches - 1:
             reducer.arm()
@@ -49,7 +49,7 @@ def test_reduced_gradients_are_the_sum_over_ranks_and_micro_batches(ranks, bucke
 
 def test_one_rank_reduces_nothing_and_holds_no_buffer():
     model = small_model()
-    reducer = GradientReducer([(p, World().axis) for p in model.parameters()], 25.0)
+    reducer = GradientReducer([(p, Route(World().axis)) for p in model.parameters()], 25.0)
     reducer.arm()
     model(torch.ones(1, 7)).sum().backward()
     before = [p.grad.clone() for p in model.parameters()]

@@ -38,6 +38,7 @@ def workload(sets, world_size, rank, dtype, batches):
 
 def counted(world, sets, dtype, batches):
     """Bytes a step on real ranks sends by the meter, and by the estimate."""
+    world.meter.take()  # what joining sent
     work = workload(sets, world.size, world.rank, dtype, batches)
     laid = lay_out(work.model, 1, Mesh(work.layout, world), Formats(FORMATS[work.master], FORMATS[work.compute]))
     run_step(laid, work, torch.randint(0, VOCAB, (MICRO, work.model.context // work.layout.context), generator=torch.Generator().manual_seed(3)))
@@ -57,6 +58,8 @@ REAL = {
         ("tensor=4 tensor_topology=2d", ONE_KEY, torch.bfloat16, 2),
         ("shard=2 context=2", ODD, torch.bfloat16, 2),
         ("shard=2 tensor=2", GROUPED, torch.float32, 2),
+        ("replicate=4", [*ODD, "exchange.topology=2x2"], torch.float32, 2),
+        ("shard=2", [*GROUPED, "exchange.topology=2x2"], torch.bfloat16, 2),
         ("tensor=4 tensor_topology=2.5d", ODD, torch.bfloat16, 2),
     ],
     8: [

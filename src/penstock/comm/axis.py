@@ -10,6 +10,7 @@ sends nothing, and every operation on it is the identity.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,13 @@ class Axis:
     index: int = 0
     group: dist.ProcessGroup | None = None
     meter: ByteMeter = field(default_factory=ByteMeter)
+    #: The node of each rank along the axis; empty: all are on one.
+    nodes: tuple[int, ...] = ()
+
+    @property
+    def crosses(self) -> bool:
+        """Whether the next rank along the axis, to which a ring sends, is on another node."""
+        return bool(self.nodes) and self.nodes[(self.index + 1) % self.size] != self.nodes[self.index]
 
     @property
     def size(self) -> int:
@@ -42,7 +50,7 @@ class Axis:
     def all_reduce(self, tensor: Tensor, purpose: str, maximum: bool = False) -> Tensor:
         """Sum (or take the maximum of) a contiguous `tensor` over the axis in place, and return it."""
         if self.size > 1:
-            with self._counted(purpose, "all_reduce", _bytes(tensor), tensor):
+            with self.counted(purpose, "all_reduce", tensor):
                 dist.all_reduce(tensor, op=dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=self.group)
         return tensor
 
@@ -59,7 +67,7 @@ class Axis:
             return tensor
         part = tensor.movedim(dim, 0).contiguous()
         whole = part.new_empty((self.size * part.shape[0], *part.shape[1:]))
-        with self._counted(purpose, "all_gather", _bytes(whole), tensor):
+        with self.counted(purpose, "all_gather", whole):
             all_gather_into(whole, part, group=self.group)
         return whole.movedim(0, dim).contiguous()  # or every product that reads it would copy and keep it
 
@@ -69,21 +77,21 @@ class Axis:
             return tensor
         whole = tensor.movedim(dim, 0).contiguous()
         part = whole.new_empty((whole.shape[0] // self.size, *whole.shape[1:]))
-        with self._counted(purpose, "reduce_scatter", _bytes(whole), tensor):
+        with self.counted(purpose, "reduce_scatter", whole):
             reduce_scatter_into(part, whole, group=self.group)
         return part.movedim(0, dim).contiguous()  # fused attention kernels want it so
 
     def broadcast(self, tensor: Tensor, source: int, purpose: str) -> Tensor:
         """Give every rank the contiguous `tensor` of the rank at place `source`, in place, and return it."""
         if self.size > 1:
-            with self._counted(purpose, "broadcast", _bytes(tensor), tensor):
+            with self.counted(purpose, "broadcast", tensor):
                 dist.broadcast(tensor, self.ranks[source], group=self.group)
         return tensor
 
     def reduce(self, tensor: Tensor, target: int, purpose: str) -> Tensor:
         """Sum the contiguous `tensor` onto the rank at place `target`; on the others it is left undefined."""
         if self.size > 1:
-            with self._counted(purpose, "reduce", _bytes(tensor), tensor):
+            with self.counted(purpose, "reduce", tensor):
                 dist.reduce(tensor, self.ranks[target], group=self.group)
         return tensor
 
@@ -93,18 +101,22 @@ class Axis:
             return rows
         rows = rows.contiguous()
         got = rows.new_empty((sum(receive), *rows.shape[1:]))
-        with self._counted(purpose, "all_to_all", _row_bytes(rows) * (sum(send) - send[self.index]), rows):
+        away = [n if place != self.index else 0 for place, n in enumerate(send)]
+        far = sum(n for place, n in enumerate(away) if self.nodes and self.nodes[place] != self.nodes[self.index])
+        self.meter.count(f"{self.name}.{purpose}", _row_bytes(rows) * sum(away), "all_to_all", _row_bytes(rows) * far)
+        with self.meter.waiting(f"{self.name}.{purpose}", rows.is_cuda):
             dist.all_to_all_single(got, rows, list(receive), list(send), group=self.group)
         return got
 
     def count(self, purpose: str, operation: str, n_bytes: int) -> None:
-        """Count one call on a whole tensor of `n_bytes` (of an all-to-all: bytes that leave) that somebody else makes."""
-        sent = n_bytes if operation == "all_to_all" else ring_bytes(operation, n_bytes, self.size)
-        self.meter.count(f"{self.name}.{purpose}", sent, operation)
+        """Count one call on a whole tensor of `n_bytes` that somebody else makes."""
+        sent = ring_bytes(operation, n_bytes, self.size)
+        self.meter.count(f"{self.name}.{purpose}", sent, operation, sent if self.crosses else 0)
 
-    def _counted(self, purpose: str, operation: str, n_bytes: int, tensor: Tensor) -> Any:
-        self.count(purpose, operation, n_bytes)
-        return self.meter.waiting(f"{self.name}.{purpose}", tensor.is_cuda)
+    def counted(self, purpose: str, operation: str, whole: Tensor) -> AbstractContextManager[None]:
+        """Count and time one call on `whole`, which the block makes."""
+        self.count(purpose, operation, _bytes(whole))
+        return self.meter.waiting(f"{self.name}.{purpose}", whole.is_cuda)
 
 
 def _bytes(tensor: Tensor) -> int:

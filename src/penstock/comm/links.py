@@ -31,15 +31,16 @@ class LinkError(RuntimeError):
 
 
 class Sender:
-    """This rank's end of a link that leads to global rank `to`."""
+    """This rank's end of a link that leads to global rank `to`, which may be `far`, on another node."""
 
-    def __init__(self, to: int, group: dist.ProcessGroup, meter: ByteMeter, name: str) -> None:
-        self._to, self._group, self._meter, self._name = to, group, meter, name
+    def __init__(self, to: int, group: dist.ProcessGroup, meter: ByteMeter, name: str, far: bool = False) -> None:
+        self._to, self._group, self._meter, self._name, self._far = to, group, meter, name, far
         self._going: deque[tuple[Any, Tensor]] = deque()
 
     def send(self, tensor: Tensor, what: Hashable) -> None:
         """Begin to send a contiguous tensor."""
-        self._meter.count(self._name, tensor.numel() * tensor.element_size(), "send")
+        n_bytes = tensor.numel() * tensor.element_size()
+        self._meter.count(self._name, n_bytes, "send", n_bytes if self._far else 0)
         try:
             self._going.append((dist.isend(tensor, self._to, self._group), tensor))
         except RuntimeError as error:

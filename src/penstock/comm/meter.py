@@ -7,11 +7,13 @@ whole tensor over p ranks:
     all-to-all: what leaves for other ranks
 
 so that figures of different collectives add up, and a formula can be held against them to the byte. Libraries may choose
-other algorithms; then the count is the lower bound they approach. Seconds are the host's on a CPU and the stream's on CUDA.
+other algorithms; then the count is the lower bound they approach. Of those bytes, the ones that leave the node are counted beside: in a ring all of
+those that a rank sends to a neighbour on another node. Seconds are the host's on a CPU and the stream's on CUDA.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -36,22 +38,33 @@ class Wait(NamedTuple):
 
 
 class ByteMeter:
-    """Bytes, calls and seconds by `axis.purpose`; `take` reads and resets."""
+    """Bytes, calls and seconds by `axis.purpose`; `take` reads and resets. The courier's thread counts here too (`gradients/courier.py`)."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._bytes: dict[str, int] = defaultdict(int)
+        self._between: dict[str, int] = defaultdict(int)
         self._calls: dict[str, int] = defaultdict(int)
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._log: list[Wait] | None = None
+        self._aside: set[int] = set()
         #: Calls by operation since the meter was made, to be held against torch's own count.
         self.operations: dict[str, int] = defaultdict(int)
 
-    def count(self, name: str, n_bytes: int, operation: str) -> None:
-        """Add one call that sends `n_bytes` under `name`."""
-        self._bytes[name] += n_bytes
-        self._calls[name] += 1
-        self.operations[operation] += 1
+    def count(self, name: str, n_bytes: int, operation: str, between: int = 0) -> None:
+        """Add one call that sends `n_bytes` under `name`, `between` of them to other nodes."""
+        with self._lock:
+            self._bytes[name] += n_bytes
+            self._calls[name] += 1
+            self.operations[operation] += 1
+            if between:
+                self._between[name] += between
+
+    def add_seconds(self, name: str, seconds: float) -> None:
+        """Add seconds that were timed elsewhere."""
+        with self._lock:
+            self._seconds[name] += seconds
 
     @contextmanager
     def log(self) -> Iterator[list[Wait]]:
@@ -71,21 +84,26 @@ class ByteMeter:
             begin.record()
             yield
             end.record()
-            self._events.append((name, begin, end))
+            with self._lock:
+                self._events.append((name, begin, end))
             self._note(Wait(name, begin, end))
         else:
             start = time.perf_counter()
             yield
             done = time.perf_counter()
-            self._seconds[name] += done - start
+            self.add_seconds(name, done - start)
             self._note(Wait(name, start, done))
 
+    def run_aside(self) -> None:
+        """This thread works beside the others: what it waits for holds up none of them, and is not logged."""
+        self._aside.add(threading.get_ident())
+
     def _note(self, wait: Wait) -> None:
-        if self._log is not None:
+        if self._log is not None and threading.get_ident() not in self._aside:
             self._log.append(wait)
 
     def take(self) -> dict[str, float]:
-        """Since the last take: `{name}_bytes`, `{name}_calls` and `{name}_s`."""
+        """Since the last take: `{name}_bytes`, `{name}_calls` and `{name}_s`; `{name}_between_bytes` where there are any."""
         if self._events:
             torch.cuda.synchronize()
             for name, begin, end in self._events:
@@ -93,6 +111,7 @@ class ByteMeter:
             self._events.clear()
         row: dict[str, float] = {f"{name}_bytes": n for name, n in self._bytes.items()}
         row |= {f"{name}_calls": n for name, n in self._calls.items()} | {f"{name}_s": s for name, s in self._seconds.items()}
-        for table in (self._bytes, self._calls, self._seconds):
+        row |= {f"{name}_between_bytes": n for name, n in self._between.items()}
+        for table in (self._bytes, self._between, self._calls, self._seconds):
             table.clear()
         return row

@@ -10,7 +10,7 @@ A world of one rank has no process group and every agreement is the identity, so
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
 
@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from penstock.comm.axis import Axis
 from penstock.comm.meter import ByteMeter
+from penstock.comm.nodes import told_nodes
 from penstock.config import UserError
 
 
@@ -33,6 +34,9 @@ class World:
     meter: ByteMeter = field(default_factory=ByteMeter)
     #: Process groups that exist, by their ranks (of a link: "link", from, to); all ranks make them together.
     groups: dict[tuple[int | str, ...], dist.ProcessGroup] = field(default_factory=dict)
+    #: The node of every rank; empty: all are on one. And which `exchange.topology` says so.
+    nodes: tuple[int, ...] = ()
+    topology: str = "auto"
 
     @property
     def is_lead(self) -> bool:
@@ -100,7 +104,8 @@ def join_world(device_name: str, timeout_s: float) -> World:
         torch.cuda.set_device(device)
     if size > 1:
         _init_group(device, timeout_s)
-    return World(rank=rank, size=size, local_rank=local_rank, device=device)
+    world = World(rank=rank, size=size, local_rank=local_rank, device=device)
+    return replace(world, nodes=told_nodes(world))
 
 
 def leave_world(world: World) -> None:

@@ -242,6 +242,17 @@ class BalanceSection(Section):
     )
 
 
+class ExchangeSection(Section):
+    """How gradients travel between nodes, whose network is slower than that inside a node."""
+
+    topology: str = Field(
+        "auto",
+        pattern=r"^(auto|flat|measured|[1-9]\d*x[1-9]\d*)$",
+        description="Which ranks share a node. auto: those the launcher started together (GROUP_RANK) or whose hosts have one name; measured: those "
+        "with a fast link, by a short measurement; '2x4': two nodes of four ranks each; flat: take no notice of nodes.",
+    )
+
+
 class EvalSection(Section):
     """Validation loss and samples while training."""
 
@@ -284,6 +295,7 @@ class Config(Section):
     compile: CompileSection = Field(default_factory=CompileSection)
     layout: LayoutSection = Field(default_factory=LayoutSection)
     pipeline: PipelineSection = Field(default_factory=PipelineSection)
+    exchange: ExchangeSection = Field(default_factory=ExchangeSection)
     balance: BalanceSection = Field(default_factory=BalanceSection)
     eval: EvalSection = Field(default_factory=EvalSection)
     snapshot: SnapshotSection = Field(default_factory=SnapshotSection)

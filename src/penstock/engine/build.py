@@ -7,13 +7,13 @@ part is built by its own room from its own config section; nothing here decides 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.comm import GradientReducer, World
+from penstock.comm import GradientReducer, World, measured_nodes
 from penstock.config import Config
 from penstock.data import Batch, BatchPlan, SamplePlan, TokenCorpus
 from penstock.engine.balance import DataBalancer
@@ -30,7 +30,7 @@ from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
 from penstock.models import Decoder, balance_experts
 from penstock.optim import Optimizer, WeightAverage, build_optimizer
-from penstock.parallel import Formats, Laid, Layout, Mesh, Placement, Weights, build_layout, context_positions, lay_out, shared_matrices
+from penstock.parallel import Formats, Laid, Layout, Mesh, Placement, Weights, build_layout, context_positions, lay_out, said_nodes, shared_matrices
 from penstock.parallel.pipeline.plan import PipelinePlan
 from penstock.parallel.shares import Shares
 from penstock.plan.pipeline import agreed_plan, make_plan
@@ -182,6 +182,15 @@ def batch_loss(
     return loss_of(decoder, *device_batch(batch, device), dtype, chunk)
 
 
+def on_nodes(world: World, config: Config) -> World:
+    """The world with the nodes that `exchange.topology` says; all ranks must call it."""
+    topology = config.exchange.topology
+    if topology == world.topology:
+        return world
+    nodes = measured_nodes(world) if topology == "measured" else said_nodes(config, world.size)
+    return replace(world, nodes=nodes, topology=topology)
+
+
 def build_core(
     config: Config,
     world: World,
@@ -197,7 +206,8 @@ def build_core(
     the model is not compiled.
     """
     saved = saved or Progress()
-    layout = build_layout(config, world.size)
+    world = on_nodes(world, config)
+    layout = build_layout(config, world.size, world.nodes)
     mesh = Mesh(layout, world, config.layout.timeout_s)
     dtype = DTYPES[config.precision.compute]
     placed = first_slots(config, layout, saved.slots)
@@ -207,7 +217,7 @@ def build_core(
     if piped is None and layout.pipeline > 1:
         piped = agreed_plan(world, lambda: make_plan(config, layout, tuner.size))
     laid = lay_out(config.model, seed, mesh, formats, placed, piped.stages if piped else None)
-    reducer = GradientReducer(laid.replica_axes(), config.layout.bucket_mb)
+    reducer = GradientReducer(laid.routes(), config.layout.bucket_mb, world.meter)
     core = Core(
         config=config,
         world=world,

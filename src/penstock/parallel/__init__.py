@@ -5,7 +5,7 @@ from penstock.parallel.balance import Slots, balanced_slots
 from penstock.parallel.check import check_layout
 from penstock.parallel.context import context_positions
 from penstock.parallel.expert import spread_experts
-from penstock.parallel.layout import Layout, build_layout
+from penstock.parallel.layout import Layout, build_layout, said_nodes
 from penstock.parallel.matrices import Matrices, shared_matrices
 from penstock.parallel.mesh import Mesh
 from penstock.parallel.placement import Box, Placement, Split
@@ -16,6 +16,6 @@ from penstock.parallel.weights import Weights, assemble, own_part
 
 __all__ = [
     "Box", "Formats", "Laid", "Layout", "Matrices", "Mesh", "Placement", "Slots", "Split", "Weights", "assemble", "balanced_slots", "build_layout",
-    "check_layout", "context_positions", "laid_whole", "lay_out", "move_experts", "own_part", "plan_weights", "saved_buffers",
+    "check_layout", "context_positions", "laid_whole", "lay_out", "move_experts", "own_part", "plan_weights", "said_nodes", "saved_buffers",
     "shared_matrices", "spread_experts", "sync_replicas",
 ]

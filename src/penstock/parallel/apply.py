@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from penstock.comm import Axis, World
+from penstock.comm import Route, World
 from penstock.config import ModelSection
 from penstock.models import Decoder, initial_value
 from penstock.parallel.balance import Slots
@@ -43,11 +43,11 @@ class Laid:
     buffer_placements: dict[str, Placement]
     stages: Stages | None = None
 
-    def replica_axes(self) -> list[tuple[nn.Parameter, Axis]]:
-        """Every parameter here with the axis over which its gradient is still to be summed after the backward pass."""
+    def routes(self) -> list[tuple[nn.Parameter, Route]]:
+        """Every parameter here with the ranks over which its gradient is still to be summed after the backward pass."""
         mesh, weights = self.weights.mesh, self.weights
-        axes = {name: mesh.replicas(placement) for name, placement in weights.placements.items()}  # on all ranks: it makes the groups
-        return [(p, axes[name]) for name, p in weights.parameters.items()]
+        routes = {name: mesh.route(placement) for name, placement in weights.placements.items()}  # on all ranks: it makes the groups
+        return [(p, routes[name]) for name, p in weights.parameters.items()]
 
 
 def lay_out(

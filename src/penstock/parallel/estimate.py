@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from penstock.comm import Axis
-from penstock.comm.replicate import cut_buckets
+from penstock.comm.gradients.bucket import Route, cut_buckets, rows_of
 from penstock.config import ModelSection
 from penstock.models import Decoder
 from penstock.models.decoder import has_experts
@@ -87,17 +87,36 @@ def gradient_traffic(work: Workload, prefix: str = "") -> list[Collective]:
     """The sums of gradients over replicas at the end of a step, in the reducer's own buckets; of parameters whose names begin with `prefix`."""
     layout, dtype = work.layout, torch.float64 if work.master == 8 else torch.float32
     pairs, axes_of = [], {}
+    nodes = layout.group(work.rank, ("node",))
     for placement in (placement for name, placement in placements(work).items() if name.startswith(prefix) and placement.held_by(layout, work.rank)):
         axes, tied = placement.replicas(layout), max(1, len(placement.holders))
-        axis = Axis(axis_name(axes, layout, tied), placement.replica_ranks(layout, work.rank))
-        axes_of[axis.name] = (axes, tied)
-        pairs.append((nn.Parameter(torch.empty(placement.local_shape(layout, work.rank), device="meta", dtype=dtype)), axis))
-    buckets = cut_buckets([(p, axis) for p, axis in pairs if axis.size > 1], int(work.bucket_mb * 2**20))
+        ranks = placement.replica_ranks(layout, work.rank)
+        route = Route(Axis(axis_name(axes, layout, tied), ranks))
+        if "node" in axes:
+            axes = tuple(axis for axis in axes if axis != "node")
+            here = layout.coordinate(work.rank, "node")
+            inside = tuple(r for r in ranks if layout.coordinate(r, "node") == here)
+            route = Route(Axis(axis_name(axes, layout, tied), inside), Axis("node", nodes))
+        axes_of[route.inside.name] = (axes, tied)
+        pairs.append((nn.Parameter(torch.empty(placement.local_shape(layout, work.rank), device="meta", dtype=dtype)), route))
     lines = []
-    for bucket, axis in buckets:
-        axes, tied = axes_of[axis.name]
-        lines.append(Collective(axes, "gradients", "all_reduce", sum(p.numel() for p in bucket) * work.master, tied=tied))
+    for bucket, route in cut_buckets([(p, route) for p, route in pairs if route.size > 1], int(work.bucket_mb * 2**20)):
+        lines += _sum_of(bucket, route, *axes_of[route.inside.name], work.master)
     return lines
+
+
+def _sum_of(bucket: list[nn.Parameter], route: Route, axes: tuple[str, ...], tied: int, width: int) -> list[Collective]:
+    """The collectives of a bucket's sum: one, or inside the node, between nodes, inside again."""
+    if route.between.size == 1:
+        return [Collective(axes, "gradients", "all_reduce", sum(p.numel() for p in bucket) * width, tied=tied)]
+    own = sum(math.prod(rows_of(p, route.inside.size)) for p in bucket) * width
+    between = Collective(("node",), "gradients", "all_reduce", own)
+    if route.inside.size == 1:
+        return [between]
+    scatter, gather = (
+        Collective(axes, "gradients", operation, own * route.inside.size, tied=tied) for operation in ("reduce_scatter", "all_gather")
+    )
+    return [scatter, between, gather]
 
 
 def muon_traffic(work: Workload, matrices: Iterable[str]) -> list[Collective]:

@@ -2,14 +2,15 @@
 
 A rank has a coordinate on every axis, outermost first:
 
-    pipeline · replicate · shard · context · depth · row · column
+    pipeline · node · replicate · shard · context · depth · row · column
 
-`pipeline` ranks hold different layers. `replicate`, `shard` and `context` are the *data* axes: their ranks read different tokens (context:
-different parts of the same sequences).
+`pipeline` ranks hold different layers. `node`, `replicate`, `shard` and `context` are the *data* axes: their ranks read different tokens (context:
+different parts of the same sequences). `node` and `replicate` together are the replicas of `layout.replicate`: where those lie on several nodes,
+`node` runs over the nodes and `replicate` over the replicas within one, so that gradients cross the slow network once (`comm/gradients`).
 `depth · row · column` is the tensor grid, whose ranks share the matrices (`tensor` is their product): 1 × p × 1 for the 1-D topology,
 1 × y × x for 2-D, d × q × q for 2.5-D. Experts are spread over consecutive data ranks, so the same ranks have a second description,
 
-    pipeline · expert_replicate · expert_shard · expert · depth · row · column
+    pipeline · node · expert_replicate · expert_shard · expert · depth · row · column
 
 with replicate·shard·context = expert_replicate·expert_shard·expert. A parameter is described in one of the two families.
 
@@ -29,8 +30,8 @@ from typing import Any
 
 from penstock.config import Config, ConfigError
 
-DATA = ("pipeline", "replicate", "shard", "context")
-EXPERT = ("pipeline", "expert_replicate", "expert_shard", "expert")
+DATA = ("pipeline", "node", "replicate", "shard", "context")
+EXPERT = ("pipeline", "node", "expert_replicate", "expert_shard", "expert")
 TENSOR = ("depth", "row", "column")
 
 
@@ -48,6 +49,12 @@ class Layout:
     topology: str = "1d"
     zero: int = 3
     pipeline: int = 1
+    node: int = 1
+
+    @property
+    def replicas(self) -> int:
+        """Replicas of everything below them, on all nodes: `layout.replicate`."""
+        return self.node * self.replicate
 
     @property
     def tensor(self) -> int:
@@ -57,7 +64,7 @@ class Layout:
     @property
     def data(self) -> int:
         """Ranks of one stage that see different data."""
-        return self.replicate * self.shard * self.context
+        return self.replicas * self.shard * self.context
 
     @property
     def ranks(self) -> int:
@@ -77,8 +84,8 @@ class Layout:
 
     @property
     def expert_replicate(self) -> int:
-        """Ranks that hold the same experts, or the same shard of them."""
-        return self.data // (self.expert * self.expert_shard)
+        """Ranks of a node that hold the same experts, or the same shard of them."""
+        return self.data // self.node // (self.expert * self.expert_shard)
 
     @property
     def shard_axes(self) -> tuple[str, ...]:
@@ -93,7 +100,8 @@ class Layout:
     @property
     def sequence_axes(self) -> tuple[str, ...]:
         """Axes whose ranks read different sequences; in 2.5-D the rows and the depth of the grid too."""
-        return ("replicate", "shard", "depth", "row") if self.topology == "2.5d" else ("replicate", "shard")
+        replicas = ("node", "replicate", "shard")
+        return (*replicas, "depth", "row") if self.topology == "2.5d" else replicas
 
     @property
     def token_axes(self) -> tuple[str, ...]:
@@ -138,18 +146,23 @@ class Layout:
         return asdict(self) | {name: getattr(self, name) for name in derived}
 
     def __str__(self) -> str:
-        names = {"pipeline": self.pipeline, "replicate": self.replicate, "shard": self.shard, "context": self.context, "expert": self.expert}
+        names = {"pipeline": self.pipeline, "replicate": self.replicas, "shard": self.shard, "context": self.context, "expert": self.expert}
         parts = [f"{name} {size}" for name, size in names.items() if size > 1]
         if self.sharded:
             parts[parts.index(f"shard {self.shard}")] += f" (zero {self.zero})"
+        if self.node > 1:
+            parts[parts.index(f"replicate {self.replicas}")] += f" (on {self.node} nodes)"
         if self.tensor > 1:
             shape = {"1d": "", "2d": f", {self.column}x{self.row}", "2.5d": f", {self.row}x{self.column}x{self.depth}"}[self.topology]
             parts.append(f"tensor {self.tensor} ({self.topology}{shape})")
         return " · ".join(parts) or "one rank"
 
 
-def build_layout(config: Config, ranks: int) -> Layout:
-    """The layout that `config.layout` describes on so many ranks; raises `ConfigError` naming what does not multiply."""
+def build_layout(config: Config, ranks: int, nodes: Sequence[int] = ()) -> Layout:
+    """The layout that `config.layout` describes on so many ranks; raises `ConfigError` naming what does not multiply.
+
+    `nodes` are the ranks' nodes where they are known; `exchange.topology` may say otherwise.
+    """
     section = config.layout
     fixed = section.pipeline * section.shard * section.context * section.tensor
     sizes = {axis: getattr(section, axis) for axis in ("pipeline", "shard", "context", "tensor")}
@@ -163,16 +176,47 @@ def build_layout(config: Config, ranks: int) -> Layout:
             f"start {replicate * fixed}, or set layout.replicate to 0 or {ranks // fixed}"
         )
     depth, row, column = tensor_grid(section.tensor, section.tensor_topology, section.tensor_grid)
-    layout = Layout(
-        replicate, section.shard, section.context, section.expert, depth, row, column, section.tensor_topology, section.zero, section.pipeline
-    )  # fmt: skip
+    node = nodes_of_replicas(said_nodes(config, ranks) or nodes, section.pipeline, replicate)
     inner = section.shard * section.context
+    if replicate // node * inner % section.expert:
+        node = 1  # experts are spread over more than a node's ranks
+    layout = Layout(
+        replicate // node, section.shard, section.context, section.expert, depth, row, column, section.tensor_topology, section.zero,
+        section.pipeline, node,
+    )  # fmt: skip
     if inner % section.expert and not (section.expert % inner == 0 and replicate % (section.expert // inner) == 0):
         raise ConfigError(
             f"layout.expert = {section.expert} does not fit into layout.shard × layout.context = {inner} (× layout.replicate = {replicate}): "
             "experts are spread over whole groups of those ranks; let one divide the other"
         )
     return layout
+
+
+def said_nodes(config: Config, ranks: int) -> tuple[int, ...]:
+    """The ranks' nodes that `exchange.topology` gives by hand; empty: it does not. Raises `ConfigError` for another number of ranks."""
+    topology = config.exchange.topology
+    if topology in ("auto", "measured"):
+        return ()
+    nodes, on_each = (1, ranks) if topology == "flat" else map(int, topology.split("x"))
+    if nodes * on_each != ranks:
+        raise ConfigError(
+            f"exchange.topology = '{topology}' has {nodes * on_each} ranks, and {ranks} are started; start {nodes * on_each}, or let it be 'auto'"
+        )
+    return tuple(rank // on_each for rank in range(ranks))
+
+
+def nodes_of_replicas(nodes: Sequence[int], pipeline: int, replicate: int) -> int:
+    """Over how many nodes the replicas of a weight are spread, each node having equally many, one after the other; 1 where that is not so."""
+    if len(set(nodes)) < 2:
+        return 1
+    of_stage, found = len(nodes) // pipeline, set()
+    stride = of_stage // replicate
+    for start in range(0, len(nodes), of_stage):
+        for first in range(start, start + stride):
+            runs = [len(list(run)) for _, run in itertools.groupby(nodes[first + place * stride] for place in range(replicate))]
+            distinct = len({nodes[first + place * stride] for place in range(replicate)})
+            found.add(distinct if runs == [replicate // distinct] * distinct else 1)
+    return found.pop() if len(found) == 1 else 1
 
 
 def micro_batch(config: Config, layout: Layout) -> int:

@@ -15,7 +15,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from penstock.comm import Axis, Links, Receiver, Sender, World
+from penstock.comm import Axis, Links, Receiver, Route, Sender, World
 from penstock.parallel.layout import Layout
 from penstock.parallel.placement import Placement
 
@@ -34,7 +34,25 @@ class Mesh:
         ranks = self.layout.group(self.world.rank, wanted)
         assert list(ranks) == sorted(ranks), f"name axes outermost first, not {axes}: process groups are in order of rank"
         group = self._group(lambda rank: self.layout.group(rank, wanted))
-        return Axis("_".join(wanted) or "none", ranks, ranks.index(self.world.rank), group, self.world.meter)
+        return self._axis(_name(wanted), ranks, group)
+
+    def route(self, placement: Placement) -> Route:
+        """The way of the sum over the ranks that hold the same piece of a tensor as this one: inside the node, then between nodes.
+
+        Sums between nodes go beside other collectives, so both halves have process groups of their own.
+        """
+        layout, rank = self.layout, self.world.rank
+        if "node" not in placement.replicas(layout):
+            return Route(self.replicas(placement))
+
+        def on_node(rank: int) -> tuple[int, ...]:
+            node = layout.coordinate(rank, "node")
+            return tuple(r for r in placement.replica_ranks(layout, rank) if layout.coordinate(r, "node") == node)
+
+        axes = tuple(axis for axis in placement.replicas(layout) if axis != "node")
+        inside = self._axis(_name(axes, placement), on_node(rank), self._group(on_node, "exchange"))
+        ranks = layout.group(rank, ("node",))
+        return Route(inside, self._axis("node", ranks, self._group(lambda r: layout.group(r, ("node",)), "exchange")))
 
     def replicas(self, placement: Placement) -> Axis:
         """The axis of the ranks that hold the same piece of a tensor as this one."""
@@ -42,8 +60,7 @@ class Mesh:
         if len(placement.holders) < 2:
             return self.axis(*placement.replicas(layout))
         ranks = placement.replica_ranks(layout, rank)
-        name = "_".join(("tied", *placement.replicas(layout)))
-        return Axis(name, ranks, ranks.index(rank), self._group(lambda r: placement.replica_ranks(layout, r)), self.world.meter)
+        return self._axis(_name(placement.replicas(layout), placement), ranks, self._group(lambda r: placement.replica_ranks(layout, r)))
 
     def device_mesh(self, *axes: str) -> DeviceMesh:
         """The axis as torch's one-dimensional DeviceMesh, for FSDP2."""
@@ -63,16 +80,32 @@ class Mesh:
                 if key not in world.groups:
                     world.groups[key] = dist.new_group(list(ends), timeout=self._timeout)
                 if world.rank == ends[0]:
-                    senders[target] = Sender(ends[1], world.groups[key], world.meter, "pipeline.activations")
+                    senders[target] = Sender(ends[1], world.groups[key], world.meter, "pipeline.activations", self._far(*ends))
                 if world.rank == ends[1]:
                     receivers[source] = Receiver(ends[0], world.groups[key])
         assert here not in senders and here not in receivers, "a rank needs no link to itself"
         return Links(senders, receivers)
 
-    def _group(self, ranks_of: Callable[[int], tuple[int, ...]]) -> dist.ProcessGroup | None:
-        """This rank's process group, of the ranks that `ranks_of` gives each rank; every rank makes all groups it does not know of."""
+    def _axis(self, name: str, ranks: tuple[int, ...], group: dist.ProcessGroup | None) -> Axis:
+        world = self.world
+        return Axis(name, ranks, ranks.index(world.rank), group, world.meter, tuple(world.nodes[r] for r in ranks) if world.nodes else ())
+
+    def _far(self, source: int, target: int) -> bool:
+        return bool(self.world.nodes) and self.world.nodes[source] != self.world.nodes[target]
+
+    def _group(self, ranks_of: Callable[[int], tuple[int, ...]], use: str = "") -> dist.ProcessGroup | None:
+        """This rank's process group, of the ranks that `ranks_of` gives each rank; every rank makes all groups it does not know of.
+
+        One with a `use` serves that alone; the others, whatever the collectives of the main thread.
+        """
         groups, mine = self.world.groups, ranks_of(self.world.rank)
         for ranks in dict.fromkeys(ranks_of(rank) for rank in range(self.world.size)):
-            if 1 < len(ranks) < self.world.size and ranks not in groups:
-                groups[ranks] = dist.new_group(list(ranks), timeout=self._timeout)
-        return None if len(mine) == 1 else groups.get(mine, dist.group.WORLD)
+            key: tuple[int | str, ...] = (use, *ranks) if use else ranks
+            if len(ranks) > 1 and (use or len(ranks) < self.world.size) and key not in groups:
+                groups[key] = dist.new_group(list(ranks), timeout=self._timeout)
+        return None if len(mine) == 1 else groups.get((use, *mine) if use else mine, dist.group.WORLD)
+
+
+def _name(axes: tuple[str, ...], placement: Placement | None = None) -> str:
+    tied = placement is not None and len(placement.holders) > 1
+    return "_".join((("tied",) if tied else ()) + axes) or "none"
