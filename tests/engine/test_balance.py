@@ -3,26 +3,30 @@
 import itertools
 import random
 import shutil
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from ranks import run_ranks
 from small_runs import small_config
 
 from lab.models_to_verify import small_question
 from lab.test_equivalence import SWITCHES
+from penstock.comm import ByteMeter, World
 from penstock.config import ConfigError, load_config, with_values
 from penstock.engine import StopRequest, build_core, resume_run, start_run
 from penstock.engine.balance import DataBalancer
 from penstock.engine.build import Core
-from penstock.engine.own_time import Own
+from penstock.engine.own_time import Own, OwnTime
 from penstock.engine.start import make_run
 from penstock.engine.step import NonFinite, take_step
 from penstock.engine.worker import run_rank
 from penstock.lab import Case, check
 from penstock.lab.equivalence import RandomPlan
 from penstock.monitor import MetricStore, write_report
+from penstock.parallel import Layout
 from penstock.store import Run, list_snapshots, read_numbers, save_config
 
 STEPS = 3
@@ -56,6 +60,7 @@ CASES = {
     (3, False): [{"layout.replicate": 3, "batch.micro": 4, "model.tie_embeddings": True}],
     (4, False): [
         {"layout.replicate": 4, "batch.micro": 2, "optim.kind": "muon"},
+        {"layout.replicate": 4, "batch.micro": 3, "exchange.topology": "2x2"},
         {"layout.replicate": 2, "layout.shard": 2, "batch.micro": 3},
         {"layout.replicate": 2, "layout.tensor": 2, "batch.micro": 5, "data.document_mask": True},
         {"layout.shard": 2, "layout.tensor": 2, "batch.micro": 5},
@@ -251,3 +256,33 @@ def test_what_does_not_go_together_is_refused_naming_both(sets, sentence):
 def test_one_replica_has_nothing_to_balance_and_trains_as_ever(tmp_path):
     results = [start_run(small_config(tmp_path, balance__data=way), "test", "test", 1, tmp_path / way, None) for way in ("off", "measured")]
     assert results[0]["weights_digest"] == results[1]["weights_digest"]
+
+
+def test_sharded_weights_on_a_gpu_are_refused_where_waiting_cannot_be_seen():
+    world = World(size=2, device=torch.device("cuda"))
+    with pytest.raises(ConfigError, match=r"balance\.data = 'measured' does not go with layout\.shard = 2 on CUDA"):
+        DataBalancer(small_question(False, balance__data="measured", layout__shard=2), Layout(shard=2), world, {})
+
+
+def test_waits_of_a_thread_beside_are_not_taken_off():
+    """What the exchange's own thread waits for while a step computes holds nobody up."""
+    meter, done = ByteMeter(), threading.Event()
+
+    def aside():
+        meter.run_aside()
+        with meter.waiting("node.gradients", False):
+            done.wait(5)
+
+    own = OwnTime(meter, torch.device("cpu"))
+    with own.measure():
+        thread = threading.Thread(target=aside)
+        thread.start()
+        with meter.waiting("row.activations", False):
+            time.sleep(0.02)
+        with meter.waiting("shard.weights", False):
+            time.sleep(0.03)
+        time.sleep(0.04)
+        done.set()
+        thread.join()
+    busy, inner = own.read()
+    assert 0.04 <= busy < 0.2 and 0.02 <= inner < 0.2
