@@ -258,6 +258,24 @@ def test_one_replica_has_nothing_to_balance_and_trains_as_ever(tmp_path):
     assert results[0]["weights_digest"] == results[1]["weights_digest"]
 
 
+def shares_while_sizes_are_tried(world, config):
+    """Shares before, during and after another search for the size of micro-batches, and the losses of steps under each."""
+    core, found = built(world, config), []
+    core.balancer.shares = (15, 9) if core.balancer.measured else core.balancer.even
+    for step, sizes in enumerate(([4], [2, 4], [4])):
+        core.tuner.restart(sizes)
+        found.append((core.shares, take_step(core, step).loss))
+    return found
+
+
+def test_shares_are_even_while_sizes_of_micro_batches_are_tried():
+    config = small_question(False, batch__micro="auto", layout__replicate=2, balance__data="measured")
+    even = run_ranks(shares_while_sizes_are_tried, 2, with_values(config, {"balance.data": "off"}))[0]
+    tried = run_ranks(shares_while_sizes_are_tried, 2, config)[0]
+    assert [shares for shares, _ in tried] == [(15, 9), (12, 12), (15, 9)]
+    assert [loss for _, loss in tried] == pytest.approx([loss for _, loss in even], rel=1e-12)
+
+
 def test_sharded_weights_on_a_gpu_are_refused_where_waiting_cannot_be_seen():
     world = World(size=2, device=torch.device("cuda"))
     with pytest.raises(ConfigError, match=r"balance\.data = 'measured' does not go with layout\.shard = 2 on CUDA"):
