@@ -161,7 +161,7 @@ def _whole_gradient(core: Core, name: str) -> Tensor:
 def _plain_trace(config: Config, known: dict[str, Trace]) -> Trace:
     axes = ("pipeline", "replicate", "shard", "context", "tensor", "expert")
     alone = with_values(config, {f"layout.{axis}": 1 for axis in axes} | {"pipeline.check": "before", "balance.data": "off"})
-    alone = with_values(alone, {"layout.tensor_topology": "1d", "layout.tensor_grid": "", "layout.zero": 3})
+    alone = with_values(alone, {"exchange.topology": "auto", "layout.tensor_topology": "1d", "layout.tensor_grid": "", "layout.zero": 3})
     key = alone.model_dump_json()
     if key not in known:
         world = World()
