@@ -1,14 +1,15 @@
 """Gradient exchange over a slow network, on emulated nodes with links of 200 Mbit/s (needs root, `ip` and `tc`).
 
-Ten matrices of 512 × 512 float32 gradients (10.5 MB) are summed over all ranks; kinds take turns in one start of the ranks; the median of five. `NxR` is
-nodes × ranks on each.
+Ten matrices of 512 × 512 float32 gradients (10.5 MB) are summed over all ranks; kinds take turns in one start of the ranks; the median of five.
+`NxR` is nodes × ranks on each.
 
     NxR_flat_s, NxR_hierarchical_s, NxR_topk_5pct_s, NxR_topk_1pct_s   seconds of the whole sum, coding included; with _low_s and _high_s
     sync_speedup_hierarchical    flat over hierarchical, the least of all NxR (aim 1.4); each as NxR_speedup_hierarchical
     sync_speedup_compressed      flat over topk_5pct, the least of all NxR (aim 8); each as NxR_speedup_compressed
     bytes_saved_5pct, _1pct      of the bytes that a node sends in the dense exchange between nodes, the share that top-k with 4-bit values saves
                                  (aims 0.97, 0.992)
-    meter_over_counter           what the meter says nodes send over what their interfaces counted, the farthest from 1 of all kinds and NxR (aim 0.95 to 1.05)
+    meter_over_counter           what the meter says nodes send over what their interfaces counted, the farthest from 1 of all kinds and NxR
+                                 (aim 0.95 to 1.05)
     exposed_share                seconds the step waits for the exchange after a backward pass 1.5 times as long, with overlap over without: the worst
                                  (aim 0.3)
 
@@ -82,8 +83,8 @@ def model_seconds(n_bytes: float, nodes: int, gpus: int) -> dict[str, float]:
     """Seconds of an all-reduce by alpha and beta (Hockney, 1994), legs one after the other, no trees.
 
     A ring of p ranks takes 2 (p - 1) messages of n / p bytes. `one_ring` runs through all GPUs over one card of each node; `eight_rings` through
-    all GPUs over every card at once, each with its part of the bytes. `hierarchical`: reduce-scatter inside, a ring over the nodes of each GPU's part,
-    all-gather inside. `compressed`: that with top-k messages gathered between nodes; coding is left out.
+    all GPUs over every card at once, each with its part of the bytes. `hierarchical`: reduce-scatter inside, a ring over the nodes of each GPU's
+    part, all-gather inside. `compressed`: that with top-k messages gathered between nodes; coding is left out.
     """
 
     def ring(size: float, ranks: int, link: tuple[float, float], passes: int = 2) -> float:

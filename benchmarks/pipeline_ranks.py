@@ -98,7 +98,7 @@ def sleeping(world: World, case: dict[str, Any]) -> dict[str, float]:
     schedule, costs = from_csv(case["csv"]), Costs(**{name: tuple(values) for name, values in case["costs"].items()})
     mesh = Mesh(Layout(pipeline=world.size), world)
     stages = {s: Sleeper(s, schedule, costs, case["unit"]) for s, rank in enumerate(schedule.rank_of) if rank == world.rank}
-    runtime = Runtime(schedule, world.rank, mesh.links(link_pairs(schedule)), stages, lambda: torch.empty(1, dtype=torch.float64))
+    runtime = Runtime(schedule, world.rank, mesh.links(link_pairs(schedule)), stages, lambda message: torch.empty(1, dtype=torch.float64))
     work = schedule.micro_batches * costs.work_of(list(range(schedule.stages))) / world.size * case["unit"]
     steps, ends = [], []
     for _ in range(STEPS):
@@ -119,7 +119,7 @@ def against_torch(world: World, case: dict[str, Any]) -> dict[str, float]:
     schedule, costs = from_csv(case["csv"]), Costs(**{name: tuple(values) for name, values in case["costs"].items()})
     mesh = Mesh(Layout(pipeline=world.size), world)
     sleepers = {s: Sleeper(s, schedule, costs, case["unit"]) for s, rank in enumerate(schedule.rank_of) if rank == world.rank}
-    ours = Runtime(schedule, world.rank, mesh.links(link_pairs(schedule)), sleepers, lambda: torch.empty(1, dtype=torch.float64))
+    ours = Runtime(schedule, world.rank, mesh.links(link_pairs(schedule)), sleepers, lambda message: torch.empty(1, dtype=torch.float64))
     halves = Costs.even(world.size, 2, *case["share"])
     mine = sorted({world.rank, 2 * world.size - 1 - world.rank})
     stages = [PipelineStage(SleepingModule(halves, s, case["unit"]), s, 2 * world.size, torch.device("cpu")) for s in mine]
@@ -146,7 +146,7 @@ def per_action(world: World) -> dict[str, float]:
     mine = [s for s, rank in enumerate(schedule.rank_of) if rank == world.rank]
     mesh = Mesh(Layout(pipeline=world.size), world)
     stages: dict[int, Any] = {s: Tiny(s, schedule.stages - 1) for s in mine}
-    ours = Runtime(schedule, world.rank, mesh.links(link_pairs(schedule)), stages, lambda: torch.empty(ROWS, WIDTH))
+    ours = Runtime(schedule, world.rank, mesh.links(link_pairs(schedule)), stages, lambda message: torch.empty(ROWS, WIDTH))
     their_stages = [PipelineStage(stack(), s, schedule.stages, torch.device("cpu")) for s in mine]
     theirs = torch_runtime(schedule, their_stages, lambda y, t: y.square().sum())
     x = torch.ones(16 * ROWS, WIDTH)

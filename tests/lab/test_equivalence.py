@@ -91,6 +91,7 @@ SHOWN_BY = {
     "a missing reduction": "tensor 2x2 2d",
     "the gradient of a gather not summed": "shard 2 zero 3, tensor 2 1d",
     "a wrong divisor": "replicate 2, tensor 2 1d",
+    "a mean of means over uneven shares": "replicate 2 measured shares, tensor 2 1d",
     "replicas of one axis forgotten": "replicate 2, tensor 2 1d",
     "a norm counted twice": "tensor 2x2 2d",
     "a replicated weight updated on some ranks only": "context 2, expert 2, tensor 2 1d",
@@ -109,7 +110,7 @@ SHOWN_BY = {
 def layout_of(case):
     """The settings of a case that make its layout, with the layers and micro-batches that its pipeline needs."""
     piped = ("pipeline.", "model.layers", "batch.micro") if "pipeline" in case.name else ()
-    return {key: value for key, value in case.settings.items() if key.startswith(("layout.", *piped))}
+    return {key: value for key, value in case.settings.items() if key.startswith(("layout.", "balance.", *piped))}
 
 
 def with_and_without(world, config, cases):

@@ -66,8 +66,8 @@ class Receiver:
         self._open: deque[tuple[Hashable, Any, Tensor]] = deque()
         self._here: dict[Hashable, Tensor] = {}
 
-    def expect(self, keys: Sequence[Hashable], empty: Callable[[], Tensor]) -> None:
-        """What comes next, in the order in which it is sent; `empty` makes room for one message. Everything expected before must have been taken."""
+    def expect(self, keys: Sequence[Hashable], empty: Callable[[Any], Tensor]) -> None:
+        """What comes next, in the order in which it is sent; `empty` makes room for a message. Everything expected before must have been taken."""
         assert not (self._expected or self._open or self._here), "messages of the pass before are still under way"
         self._expected.extend(keys)
         self._empty = empty
@@ -88,8 +88,9 @@ class Receiver:
 
     def _refill(self) -> None:
         while self._expected and len(self._open) < AHEAD:
-            tensor = self._empty()
-            self._open.append((self._expected.popleft(), dist.irecv(tensor, self._source, self._group), tensor))
+            key = self._expected.popleft()
+            tensor = self._empty(key)
+            self._open.append((key, dist.irecv(tensor, self._source, self._group), tensor))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,6 +27,14 @@ def ring_bytes(operation: str, n_bytes: int, ranks: int) -> int:
     """Bytes one rank sends for a collective on a whole tensor of `n_bytes`: all_reduce, all_gather, reduce_scatter, broadcast, reduce."""
     passes = 2 if operation == "all_reduce" else 1
     return passes * n_bytes * (ranks - 1) // ranks
+
+
+class Wait(NamedTuple):
+    """One collective's wait under `axis.purpose`: its ends are seconds by `time.perf_counter` on a CPU, events of the stream on CUDA."""
+
+    name: str
+    start: Any
+    end: Any
 
 
 class ByteMeter:
@@ -38,6 +47,8 @@ class ByteMeter:
         self._calls: dict[str, int] = defaultdict(int)
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._log: list[Wait] | None = None
+        self._aside: set[int] = set()
         #: Calls by operation since the meter was made, to be held against torch's own count.
         self.operations: dict[str, int] = defaultdict(int)
 
@@ -56,6 +67,16 @@ class ByteMeter:
             self._seconds[name] += seconds
 
     @contextmanager
+    def log(self) -> Iterator[list[Wait]]:
+        """The single waits inside the block, in a list that fills as they come; blocks must not nest."""
+        waits: list[Wait] = []
+        self._log = waits
+        try:
+            yield waits
+        finally:
+            self._log = None
+
+    @contextmanager
     def waiting(self, name: str, on_cuda: bool) -> Iterator[None]:
         """Time the block under `name` without stopping the device."""
         if on_cuda:
@@ -65,10 +86,21 @@ class ByteMeter:
             end.record()
             with self._lock:
                 self._events.append((name, begin, end))
+            self._note(Wait(name, begin, end))
         else:
             start = time.perf_counter()
             yield
-            self.add_seconds(name, time.perf_counter() - start)
+            done = time.perf_counter()
+            self.add_seconds(name, done - start)
+            self._note(Wait(name, start, done))
+
+    def run_aside(self) -> None:
+        """This thread works beside the others: what it waits for holds up none of them, and is not logged."""
+        self._aside.add(threading.get_ident())
+
+    def _note(self, wait: Wait) -> None:
+        if self._log is not None and threading.get_ident() not in self._aside:
+            self._log.append(wait)
 
     def take(self) -> dict[str, float]:
         """Since the last take: `{name}_bytes`, `{name}_calls` and `{name}_s`; `{name}_between_bytes` where there are any."""

@@ -232,6 +232,16 @@ class PipelineSection(Section):
     )
 
 
+class BalanceSection(Section):
+    """Work balancing between fast and slow ranks."""
+
+    data: Literal["off", "measured"] = Field(
+        "off",
+        description="How the sequences of a global batch are shared out over the data-parallel ranks: evenly, or by their measured speed. The update "
+        "is the same up to rounding, whatever the shares. For ranks that differ for longer than some steps: other hardware, a busy neighbour.",
+    )
+
+
 class ExchangeSection(Section):
     """How gradients travel between nodes, whose network is slower than that inside a node."""
 
@@ -299,6 +309,7 @@ class Config(Section):
     layout: LayoutSection = Field(default_factory=LayoutSection)
     pipeline: PipelineSection = Field(default_factory=PipelineSection)
     exchange: ExchangeSection = Field(default_factory=ExchangeSection)
+    balance: BalanceSection = Field(default_factory=BalanceSection)
     eval: EvalSection = Field(default_factory=EvalSection)
     snapshot: SnapshotSection = Field(default_factory=SnapshotSection)
     metrics: MetricsSection = Field(default_factory=MetricsSection)
@@ -314,6 +325,7 @@ class Config(Section):
     def _impossible(self) -> list[tuple[bool, str]]:
         m, moe, layout = self.model, self.model.moe, self.layout
         kv, inner = m.kv_heads or m.heads, (layout.tensor, layout.context, layout.expert)
+        measured, together = self.balance.data == "measured", [a for a in ("pipeline", "shard", "expert") if getattr(layout, a) > 1]
         return [
             (m.head_dim == 0 and m.dim % m.heads != 0,
              f"model.dim = {m.dim} is not divisible by model.heads = {m.heads}; change one or set model.head_dim"),
@@ -341,6 +353,18 @@ class Config(Section):
             (self.exchange.kind == "periodic" and layout.expert_every > 0,
              f"exchange.kind = 'periodic' does not go with layout.expert_every = {layout.expert_every}: experts of nodes that train apart cannot "
              "change places; set layout.expert_every to 0, or choose another kind"),
+            (measured and self.exchange.kind == "periodic",
+             "balance.data = 'measured' does not go with exchange.kind = 'periodic', whose nodes train apart on equal shares of the batch; set one "
+             "to 'off', or the other to another kind"),
+            (measured and self.compile.enabled == "on",
+             "balance.data = 'measured' does not go with compile.enabled = 'on', which compiles for one size of micro-batches; set compile.enabled "
+             "to 'off' or 'auto'"),
+            (measured and self.pipeline.check == "after",
+             "balance.data = 'measured' does not go with pipeline.check = 'after': ranks tell each other their times after every step, which is the "
+             "wait that 'after' takes away; set pipeline.check to 'before'"),
+            (measured and self.batch.micro == 1 and bool(together),
+             f"balance.data = 'measured' can move nothing with batch.micro = 1 and layout.{' and layout.'.join(together)} above 1, where all ranks "
+             "have as many micro-batches, and none is smaller than a sequence; raise batch.micro"),
             (moe.experts > 0 and moe.active > moe.experts,
              f"model.moe.active = {moe.active} is more than model.moe.experts = {moe.experts}"),
             (moe.experts > 0 and moe.experts % moe.groups != 0,

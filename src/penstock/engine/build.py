@@ -1,7 +1,7 @@
 """Assembling what a rank trains with, from the run's resolved config, in one fixed and readable order.
 
-layout → weights on it → size of micro-batches → gradient exchange → optimizer → averaged weights → compile → state. Each part is built by its
-own room from its own config section; nothing here decides how a part works.
+layout → weights on it → size of micro-batches → shares of the batch → gradient exchange → optimizer → averaged weights → compile → state. Each
+part is built by its own room from its own config section; nothing here decides how a part works.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from penstock.comm import GradientReducer, World, build_between, measured_nodes
 from penstock.config import Config
 from penstock.data import Batch, BatchPlan, SamplePlan, TokenCorpus
+from penstock.engine.balance import DataBalancer
 from penstock.engine.compile import LossFunction, compile_model, sequence_loss
 from penstock.engine.control import StopRequest
 from penstock.engine.exchange import apart_of, begin_together, check_exchange, placements_apart, state_apart
@@ -32,6 +33,7 @@ from penstock.models import Decoder, balance_experts
 from penstock.optim import Optimizer, WeightAverage, build_optimizer
 from penstock.parallel import Formats, Laid, Layout, Mesh, Placement, Weights, build_layout, context_positions, lay_out, said_nodes, shared_matrices
 from penstock.parallel.pipeline.plan import PipelinePlan
+from penstock.parallel.shares import Shares
 from penstock.plan.pipeline import agreed_plan, make_plan
 from penstock.store import Run, list_snapshots, load_snapshot, read_numbers, stored_names
 
@@ -47,6 +49,7 @@ class Core:
     plan: SamplePlan
     laid: Laid
     tuner: MicroTuner
+    balancer: DataBalancer
     reducer: GradientReducer
     optimizer: Optimizer
     average: WeightAverage | None
@@ -103,8 +106,12 @@ class Core:
 
     def sequences_of(self, sample_ids: np.ndarray, rank: int) -> np.ndarray:
         """The sequences of a global batch that a rank has a part in."""
-        axes = self.layout.sequence_axes
-        return np.split(sample_ids, self.layout.size(*axes))[self.layout.index(rank, axes)]
+        return self.balancer.cut(sample_ids, rank, self.shares)
+
+    @property
+    def shares(self) -> Shares:
+        """Each replica's sequences of a global batch; even ones while sizes of micro-batches are being tried."""
+        return self.balancer.shares if self.tuner.settled else self.balancer.even
 
     @property
     def nominal_weight(self) -> float:
@@ -223,6 +230,7 @@ def build_core(
         plan=plan,
         laid=laid,
         tuner=tuner,
+        balancer=DataBalancer(config, layout, world, saved.shares),
         reducer=reducer,
         optimizer=build_optimizer(laid.weights.locals, config.optim, shared_matrices(laid.weights)),
         average=WeightAverage(laid.weights.locals, config.optim.ema) if config.optim.ema else None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from penstock.config import Config, ModelSection
 from penstock.engine.compile import compile_blocks, run_compiled, run_eagerly
 from penstock.parallel import Laid, Layout
 from penstock.parallel.pipeline.plan import PipelinePlan
-from penstock.parallel.pipeline.runtime import Mark, Runtime, link_pairs
+from penstock.parallel.pipeline.runtime import Mark, Message, Runtime, link_pairs
 from penstock.parallel.pipeline.schedule import Action, Schedule
 from penstock.parallel.pipeline.stage import DecoderStage, MicroBatch, Pass
 from penstock.parallel.pipeline.stages import Stages
@@ -87,9 +88,9 @@ class Pipeline:
 
     def train(self, batches: list[MicroBatch], weight: float) -> list[Tensor]:
         """Gradients of `weight` times the losses' sum; returns each micro-batch's loss, on the ranks that have it."""
-        if len(batches) != self.plan.schedule.micro_batches:  # the size of micro-batches is being tried
+        if len(batches) != self.plan.schedule.micro_batches:  # their size is being tried, or the shares of the batch have changed
             mesh, micro = self._laid.weights.mesh, len(batches[0][0])
-            self.take_up(agreed_plan(mesh.world, lambda: make_plan(self._config, mesh.layout, micro, self.plan.stages)))
+            self.take_up(agreed_plan(mesh.world, lambda: make_plan(self._config, mesh.layout, micro, self.plan.stages, len(batches))))
         self._begin(batches, weight)
         self._laid.sharder.begin_overlapping()
         self._reducer.begin()
@@ -130,7 +131,7 @@ class Pipeline:
             world.barrier()
             began = time.perf_counter()
             for source, target in ((self.rank - 1, self.rank + 1), (self.rank + 1, self.rank - 1)):
-                message = self._room()
+                message = self._room(None)
                 if 0 <= source <= last:
                     self._links.receivers[source].expect(["a timing message"], self._room)
                     message = self._links.receivers[source].take("a timing message")
@@ -162,9 +163,11 @@ class Pipeline:
     def _losses(self) -> list[Tensor]:
         return [loss for _, loss in sorted(self._shared.losses.items())]
 
-    def _room(self) -> Tensor:
+    def _room(self, message: Any) -> Tensor:
+        """Room for a micro-batch's activations; for what is no `Message` of the runtime's, as large as the first's."""
         layout, model = self._laid.weights.mesh.layout, self._laid.decoder.model
-        return torch.empty(stream_shape(model, layout, self._micro), dtype=self._dtype, device=self._laid.weights.mesh.world.device)
+        micro = len(self._shared.batches[message.micro][0]) if isinstance(message, Message) else self._micro
+        return torch.empty(stream_shape(model, layout, micro), dtype=self._dtype, device=self._laid.weights.mesh.world.device)
 
     def _complete(self, stage: int) -> None:
         """The last gradient of a stage is there: exchange those of the parameters that no other stage of this rank has yet to add to."""

@@ -89,7 +89,7 @@ def _compile(config: Config, device: str, cores: int) -> str:
     layout = config.layout
     if config.compile.enabled != "auto":
         return config.compile.enabled
-    if max(layout.tensor, layout.context, layout.expert) > 1:
+    if max(layout.tensor, layout.context, layout.expert) > 1 or config.balance.data == "measured":
         return "off"
     tokens = config.train.steps * config.batch.global_ * config.model.context
     seconds = tokens * flops_per_token(config.model) / (CPU_FLOPS_PER_CORE * cores)

@@ -35,6 +35,8 @@ class Progress:
     recoveries: list[dict[str, Any]] = field(default_factory=list)
     #: Where experts are placed by hand: by block, for each place on the expert axis the experts it holds.
     slots: dict[str, list[list[int]]] = field(default_factory=dict)
+    #: Sequences that each replica reads of a global batch where they are not even, by the layout in which that was measured.
+    shares: dict[str, list[int]] = field(default_factory=dict)
     #: What batch.micro = "auto" chose, where a resumed run begins to try; 0: nothing yet.
     micro: int = 0
 

@@ -89,7 +89,7 @@ def gradients(parts: Core, step: int) -> tuple[list[Tensor], int, list[Tensor]]:
         batches = [parts.own_tokens(parts.plan.fetch(ids)) for ids in micro_ids]
     parts.weights.drop_gradients()
     parts.reducer.begin_step(step)
-    with phase("forward_backward"):
+    with phase("forward_backward"), parts.balancer.measure():
         if parts.pipeline is None:
             losses = _one_by_one(parts, batches)
         else:
@@ -135,7 +135,7 @@ def _norm_apart(parts: Core, grads: list[Tensor], limit: float) -> Tensor:
 
 def micro_batches(sample_ids: np.ndarray, parts: Core) -> list[np.ndarray]:
     """A rank's sequences, cut into micro-batches."""
-    return np.split(sample_ids, len(sample_ids) // parts.micro)
+    return parts.balancer.micro_batches(sample_ids, parts.micro, parts.shares)
 
 
 def device_batch(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -2,6 +2,7 @@
 
     while step < train.steps:
         next_result      data → forward, backward → exchange → clip → update      (step.py, late.py)
+        balancer         each replica's share of the next batch, where that is measured (balance.py)
         journal          metrics store, TensorBoard, live line                     (journal.py)
         tune_micro       how many sequences at a time, while that is being tried   (micro.py)
         watch            a pipeline's schedule and split of layers, when stages drift (replan.py)
@@ -37,6 +38,7 @@ def train(parts: Parts) -> bool:
         progress.step += 1
         progress.tokens += result.tokens
         seconds = time.perf_counter() - began
+        parts.balancer.after_step(parts)
         parts.journal.step(parts, result, seconds)
         tune_micro(parts, seconds)
         parts.watch.after_step(parts, seconds)
@@ -78,7 +80,7 @@ def save(parts: Parts) -> None:
     if parts.saved_step == step:
         return
     began = time.perf_counter()
-    parts.progress.slots = parts.placer.numbers()
+    parts.progress.slots, parts.progress.shares = parts.placer.numbers(), parts.balancer.numbers()
     save_snapshot(
         parts.run.snapshots, step, parts.tensors(), parts.progress.numbers(), parts.world, parts.config.snapshot.keep, parts.placements(),
         parts.weights.mesh.layout,

@@ -25,7 +25,7 @@ AXES: dict[str, tuple[dict[str, Any], ...]] = {
         {"layout.pipeline": 8, "pipeline.schedule": "zb-h1", "model.layers": 8, "batch.micro": 3},
         {"layout.pipeline": 2, "pipeline.schedule": "zb-v", "model.layers": 5, "batch.micro": 3, "pipeline.check": "after"},
     ),
-    "replicate": ({"layout.replicate": 2}, {"layout.replicate": 3}),
+    "replicate": ({"layout.replicate": 2}, {"layout.replicate": 3}, {"layout.replicate": 2, "balance.data": "measured"}),
     # two nodes for every rank of the pipeline, with the ranks that the case makes
     "nodes": ({"layout.replicate": 2, "exchange.topology": "auto"}, {"layout.replicate": 4, "exchange.topology": "auto"}),
     "shard": (
@@ -115,6 +115,8 @@ def _name(settings: dict[str, Any]) -> str:
     parts = [f"{axis} {values[axis]}" for axis in ("pipeline", "replicate", "shard", "context", "expert") if values.get(axis, 1) > 1]
     if "pipeline" in values:
         parts[0] += f" {settings['pipeline.schedule']}" + " checked after" * (settings.get("pipeline.check") == "after")
+    if "balance.data" in settings:
+        parts[parts.index(f"replicate {values['replicate']}")] += " measured shares"
     if "shard" in values:
         parts[parts.index(f"shard {values['shard']}")] += f" zero {values['zero']}"
     if "exchange.topology" in settings:

@@ -4,6 +4,8 @@ Both sides start from the same initial weights (a pure function of seed and name
 only by the order of additions: 1e-10 relative for one step, 1e-8 for the losses of twenty, where differences have grown. In float32 and
 bfloat16 the plain process is itself off its float64 self by rounding; a layout may be off by a few times that (`ROUNDING`).
 
+Where a case balances work, every step's shares of the batch are drawn at random instead of measured, so that uneven ones are met.
+
 Also checked: that all replicas of a weight hold the same bits after those steps. A replica that drifts is wrong long before the loss
 shows it.
 
@@ -12,6 +14,8 @@ Every rank of the world calls `check`; the lead alone computes the plain side, t
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -109,13 +113,30 @@ def check(world: World, config: Config, case: Case, plain: dict[str, Trace]) -> 
 
 def trace_steps(core: Core) -> Trace:
     """Gradients of the first step, without taking it, then all steps."""
+    draw_shares(core, 0)
     _, totals, grads = accumulate(core, 0)
     norm = gradient_norm(core, grads, 0.0).item()
     gradients = {name: _whole_gradient(core, name) for name in core.weights.locals}
     if core.config.model.moe.experts:
         balance_experts(core.decoder, 0.0, None)  # the first step's tokens come again
-    losses = [next_result(core, step, step == core.config.train.steps - 1).loss for step in range(core.config.train.steps)]
+    losses = []
+    for step in range(core.config.train.steps):
+        draw_shares(core, step + 1)
+        losses.append(next_result(core, step, step == core.config.train.steps - 1).loss)
     return Trace((totals[0] / totals[1]).item(), gradients, norm, losses)
+
+
+def draw_shares(core: Core, step: int) -> None:
+    """Where work is balanced, give the replicas random shares of the step's batch, the same on all ranks; even ones if few others can be computed."""
+    if not core.balancer.measured:
+        return
+    rules, draw = core.balancer.rules(core.micro), random.Random(f"{core.config.run.seed} {step}")
+    for _ in range(100):
+        cuts = sorted(draw.sample(range(1, rules.sequences), rules.replicas - 1))
+        shares = tuple(end - start for start, end in itertools.pairwise([0, *cuts, rules.sequences]))
+        if rules.allow(shares) and shares != rules.even:
+            break
+    core.balancer.shares = shares if rules.allow(shares) else rules.even
 
 
 def drifted(core: Core) -> list[str]:
@@ -139,8 +160,8 @@ def _whole_gradient(core: Core, name: str) -> Tensor:
 
 def _plain_trace(config: Config, known: dict[str, Trace]) -> Trace:
     axes = ("pipeline", "replicate", "shard", "context", "tensor", "expert")
-    alone = with_values(config, {f"layout.{axis}": 1 for axis in axes} | {"pipeline.check": "before"})
-    alone = with_values(alone, {"layout.tensor_topology": "1d", "layout.tensor_grid": "", "layout.zero": 3, "exchange.topology": "auto"})
+    alone = with_values(config, {f"layout.{axis}": 1 for axis in axes} | {"pipeline.check": "before", "balance.data": "off"})
+    alone = with_values(alone, {"exchange.topology": "auto", "layout.tensor_topology": "1d", "layout.tensor_grid": "", "layout.zero": 3})
     key = alone.model_dump_json()
     if key not in known:
         world = World()

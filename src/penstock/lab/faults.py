@@ -58,6 +58,17 @@ def _wrong_divisor(world: World) -> Any:
     return _replaced(Core, "nominal_weight", property(lambda core: kept.fget(core) * core.layout.size(*core.layout.token_axes)))
 
 
+def _mean_of_means(world: World) -> Any:
+    """Each rank takes the mean over its own share of the batch, as if all shares were even."""
+    kept: Any = Core.__dict__["nominal_weight"]
+
+    def weight(core: Core) -> float:
+        balancer = core.balancer
+        return kept.fget(core) * balancer.even[0] / core.shares[balancer.replica_of[world.rank]]
+
+    return _replaced(Core, "nominal_weight", property(weight))
+
+
 def _replicas_of_one_axis_forgotten(world: World) -> Any:
     """Gradients of replicated weights are summed over the data axes only."""
     kept = Placement.replicas
@@ -168,6 +179,7 @@ FAULTS: dict[str, Fault] = {
     "a missing reduction": _missing_reduction,
     "the gradient of a gather not summed": _gradient_of_a_gather_not_summed,
     "a wrong divisor": _wrong_divisor,
+    "a mean of means over uneven shares": _mean_of_means,
     "replicas of one axis forgotten": _replicas_of_one_axis_forgotten,
     "a norm counted twice": _norm_counted_twice,
     "a replicated weight updated on some ranks only": _replica_not_updated,

@@ -98,7 +98,8 @@ def _charts(rows: dict[str, list[Row]]) -> str:
     unit, name = (2**30, "GiB") if max((y for _, y in memory), default=0.0) >= 4 * 2**30 else (2**20, "MiB")
     validation = Line("validation", _series(rows["eval"], "val_loss"), "dots")
     phases = [Line(phase, _series(train, key), style) for phase, key, style in PHASES]
-    balance = _noisy(train, "expert_load_max_over_mean")
+    balance, uneven = _noisy(train, "expert_load_max_over_mean"), _noisy(train, "imbalance")
+    shares = [Line(name, _series(train, f"share_{key}"), style) for name, key, style in (("largest", "max", "main"), ("smallest", "min", "second"))]
     pictures = [
         chart("Loss", [*_noisy(train, "loss"), validation], "nats per token", show=lambda v: f"{v:.4f}"),
         chart("Throughput", _noisy(train, "tokens_per_s"), "tokens per second", from_zero=True),
@@ -107,6 +108,8 @@ def _charts(rows: dict[str, list[Row]]) -> str:
         chart("Time of a step by phase", phases, "seconds", log_y=True, show=_seconds),
         chart("Memory", [Line("last", [(x, y / unit) for x, y in memory])], name, from_zero=True, show=lambda v: size(v * unit)),
         chart("Expert load", balance, "fullest over mean", show=lambda v: f"{v:.2f}") if balance[0].points else "",
+        chart("Slowest rank's own time", uneven, "over the mean", show=lambda v: f"{v:.2f}") if uneven[0].points else "",
+        chart("Shares of the batch", shares, "sequences", from_zero=True, show=lambda v: f"{v:.0f}") if uneven[0].points else "",
     ]
     return "".join(pictures)
 

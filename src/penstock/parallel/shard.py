@@ -22,6 +22,7 @@ plain replication sends less than degree 3 and is simpler to overlap.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -160,7 +161,12 @@ class _CountedAllGather:
 
     def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: dist.ProcessGroup, async_op: bool = False) -> Any:
         self._axis.count("weights", "all_gather", output_tensor.numel() * output_tensor.element_size())
-        return all_gather_into(output_tensor, input_tensor, group=group, async_op=async_op)
+        with self._waiting("weights", input_tensor):
+            return all_gather_into(output_tensor, input_tensor, group=group, async_op=async_op)
+
+    def _waiting(self, purpose: str, tensor: torch.Tensor) -> AbstractContextManager[None]:
+        """Time a call that the host waits for; on CUDA it runs beside the computation, on a stream of FSDP2's."""
+        return nullcontext() if tensor.is_cuda else self._axis.meter.waiting(f"{self._axis.name}.{purpose}", False)
 
 
 class _CountedReduceScatter(_CountedAllGather):
@@ -170,4 +176,5 @@ class _CountedReduceScatter(_CountedAllGather):
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
     ) -> Any:
         self._axis.count("gradients", "reduce_scatter", input_tensor.numel() * input_tensor.element_size())
-        return reduce_scatter_into(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+        with self._waiting("gradients", input_tensor):
+            return reduce_scatter_into(output_tensor, input_tensor, op=op, group=group, async_op=async_op)

@@ -22,9 +22,12 @@ from penstock.parallel.traffic import Workload
 FORMATS = {"float32": (4, 4), "bfloat16": (2, 4), "float64": (8, 8)}  # bytes of an activation, of a weight
 
 
-def make_plan(config: Config, layout: Layout, micro: int, stages: Stages | None = None) -> PipelinePlan:
-    """The plan of a pipeline of micro-batches of so many sequences from estimated costs, the same on all ranks; `stages`, if they are to stay."""
-    count, costs = micro_batches(config, layout, micro), layer_costs(config, layout, micro)
+def make_plan(config: Config, layout: Layout, micro: int, stages: Stages | None = None, count: int = 0) -> PipelinePlan:
+    """The plan of a pipeline of micro-batches of so many sequences from estimated costs, the same on all ranks.
+
+    `stages`, if they are to stay; `count` micro-batches, if not as many as a rank's even share makes.
+    """
+    count, costs = count or micro_batches(config, layout, micro), layer_costs(config, layout, micro)
     return plan_pipeline(config.model, config.pipeline, layout.pipeline, count, costs, stages)
 
 
@@ -57,9 +60,14 @@ def micro_batches(config: Config, layout: Layout, micro: int) -> int:
 
 def takes(config: Config, layout: Layout, micro: int) -> bool:
     """Whether the pipeline's schedule, if there is one, takes as many micro-batches as such a size gives."""
+    return takes_count(config, layout, micro_batches(config, layout, micro))
+
+
+def takes_count(config: Config, layout: Layout, count: int) -> bool:
+    """Whether the pipeline's schedule, if there is one, takes so many micro-batches."""
     try:
         if layout.pipeline > 1:
-            check_pipeline(config.model, config.pipeline, layout.pipeline, micro_batches(config, layout, micro))
+            check_pipeline(config.model, config.pipeline, layout.pipeline, count)
     except ConfigError:
         return False
     return True

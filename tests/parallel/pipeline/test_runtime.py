@@ -68,7 +68,7 @@ def run_kinds(world, steps):
         schedule = named_schedule(kind, RANKS, 9)
         of_rank = {"now": 0, "most": 0}
         stages = {s: Counting(s, schedule.stages - 1, of_rank) for s, rank in enumerate(schedule.rank_of) if rank == world.rank}
-        runtime = Runtime(schedule, world.rank, mesh.links(link_pairs(schedule)), stages, lambda: torch.empty(2))
+        runtime = Runtime(schedule, world.rank, mesh.links(link_pairs(schedule)), stages, lambda message: torch.empty(2))
         world.meter.take()
         for _ in range(steps):
             marks = runtime.run()
@@ -96,7 +96,7 @@ def end_in_the_middle(world, kind):
     schedule = named_schedule(kind, RANKS, 8)
     mesh = Mesh(Layout(pipeline=RANKS), world, timeout_s=20)
     stages = {s: Counting(s, schedule.stages - 1) for s, rank in enumerate(schedule.rank_of) if rank == world.rank}
-    runtime = Runtime(schedule, world.rank, mesh.links(link_pairs(schedule)), stages, lambda: torch.empty(2))
+    runtime = Runtime(schedule, world.rank, mesh.links(link_pairs(schedule)), stages, lambda message: torch.empty(2))
     runtime.run()
     if world.rank == 2:
         next(iter(stages.values())).weights = lambda micro: 1 / 0

@@ -55,6 +55,7 @@ class Courier:
     def _work(self) -> None:
         on_cuda = self._device.type == "cuda"
         stream = torch.cuda.Stream(self._device) if on_cuda else None
+        self._meter.run_aside()
         while True:
             parcel = self._parcels.get()
             began = time.perf_counter()

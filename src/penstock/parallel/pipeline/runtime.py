@@ -27,7 +27,7 @@ from penstock.parallel.pipeline.schedule import Action, Schedule
 
 
 class Stage(Protocol):
-    """What the runtime asks of a stage of the model; tensors are detached, activations of one shape."""
+    """What the runtime asks of a stage of the model; tensors are detached, activations of a micro-batch of one shape in all stages."""
 
     def forward(self, micro: int, x: Tensor | None) -> Tensor | None:
         """Map a micro-batch's activations (None: the stage begins with tokens) to the next stage's (None: it ends with the loss)."""
@@ -76,8 +76,8 @@ class _Line(NamedTuple):
 class Runtime:
     """One rank's part of a schedule, to be run step after step."""
 
-    def __init__(self, schedule: Schedule, rank: int, links: Links, stages: Mapping[int, Stage], empty: Callable[[], Tensor]) -> None:
-        """`schedule` must have passed the checker; `stages` are those of this rank, `empty` makes room for one message."""
+    def __init__(self, schedule: Schedule, rank: int, links: Links, stages: Mapping[int, Stage], empty: Callable[[Message], Tensor]) -> None:
+        """`schedule` must have passed the checker; `stages` are those of this rank, `empty` makes room for a message."""
         self.schedule, self.rank, self.links, self.stages, self._empty = schedule, rank, links, stages, empty
         self._program = lower(schedule, rank)
         self._coming = {source: coming(schedule, source, rank) for source in links.receivers}
