@@ -1,6 +1,6 @@
 """Gradient exchange over a slow network, on emulated nodes with links of 200 Mbit/s (needs root, `ip` and `tc`).
 
-Ten matrices of 512 × 512 float32 gradients (10.5 MB) are summed over all ranks; kinds take turns in one start of the ranks; the median of five.
+Ten matrices of 1024 × 1024 float32 gradients (42 MB) are summed over all ranks; kinds take turns in one start of the ranks; the median of five.
 `NxR` is nodes × ranks on each.
 
     NxR_flat_s, NxR_hierarchical_s, NxR_topk_5pct_s, NxR_topk_1pct_s   seconds of the whole sum, coding included; with _low_s and _high_s

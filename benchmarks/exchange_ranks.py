@@ -22,7 +22,7 @@ from penstock.engine import die_with_parent, run_reporting
 from penstock.parallel import Layout, Mesh, Placement
 from penstock.parallel.layout import nodes_of_replicas
 
-SIDE, MATRICES, TURNS, BUCKET_MB = 512, 10, 5, 2.0
+SIDE, MATRICES, TURNS, BUCKET_MB = 1024, 10, 5, 4.0
 COUNTER = Path("/sys/class/net/lab0/statistics/tx_bytes")
 KINDS: dict[str, tuple[bool, dict[str, Any]]] = {
     "flat": (False, {}),

@@ -58,7 +58,7 @@ def test_each_node_sends_its_gradient_once_between_the_nodes_and_ranks_share_it(
     whole = flat["replicate.gradients_bytes"] / (2 * 3 / 4)  # of a ring of four
     assert nodes["node.gradients_between_bytes"] == pytest.approx(whole / 2, rel=0.02)  # half the gradient each, there and back over two nodes
     assert not any("between" in name for name in flat)
-    assert nodes["exchange.busy_s"] > 0
+    assert nodes["exchange.span_s"] > 0
 
 
 def two_kinds(world, layout, precision):

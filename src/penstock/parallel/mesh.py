@@ -39,7 +39,7 @@ class Mesh:
     def route(self, placement: Placement) -> Route:
         """The way of the sum over the ranks that hold the same piece of a tensor as this one: inside the node, then between nodes.
 
-        Sums between nodes go beside other collectives, so both halves have process groups of their own.
+        Sums between nodes go beside other collectives, so every leg has process groups of its own.
         """
         layout, rank = self.layout, self.world.rank
         if "node" not in placement.replicas(layout):
@@ -50,9 +50,9 @@ class Mesh:
             return tuple(r for r in placement.replica_ranks(layout, rank) if layout.coordinate(r, "node") == node)
 
         axes = tuple(axis for axis in placement.replicas(layout) if axis != "node")
-        inside = self._axis(_name(axes, placement), on_node(rank), self._group(on_node, "exchange"))
+        inside, back = (self._axis(_name(axes, placement), on_node(rank), self._group(on_node, leg)) for leg in ("scatter", "gather"))
         ranks = layout.group(rank, ("node",))
-        return Route(inside, self._axis("node", ranks, self._group(lambda r: layout.group(r, ("node",)), "exchange")))
+        return Route(inside, self._axis("node", ranks, self._group(lambda r: layout.group(r, ("node",)), "between")), back)
 
     def replicas(self, placement: Placement) -> Axis:
         """The axis of the ranks that hold the same piece of a tensor as this one."""

@@ -23,10 +23,12 @@ from penstock.comm.axis import Axis
 
 @dataclass(frozen=True)
 class Route:
-    """The way of a gradient's sum: over the ranks `inside` the node, then `between` the nodes over the ranks that hold the same segment."""
+    """The way of a gradient's sum: over the ranks `inside` the node, `between` the nodes over those that hold the same segment, and `back` inside."""
 
     inside: Axis
     between: Axis = field(default_factory=lambda: Axis("none"))
+    #: The ranks inside again, with another process group.
+    back: Axis = field(default_factory=lambda: Axis("none"))
 
     @property
     def size(self) -> int:

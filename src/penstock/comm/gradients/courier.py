@@ -1,7 +1,8 @@
-"""The courier: a thread that takes the exchanges of a step's buckets, one after the other, while the backward pass goes on.
+"""A courier: a thread that takes one leg of the exchanges of a step's buckets, one bucket after the other, while the backward pass goes on.
 
 An exchange between nodes is several collectives with work between them (gather what was scattered, code, decode), so it cannot be one asynchronous
-call. All its groups are its own: the main thread's collectives never share one with it, so the order within each group is the same on all ranks.
+call. Each leg has a courier, so that the slow network is busy with one bucket while the next is summed inside the node and the last gathered there.
+All groups of a leg are its own: no other thread's collectives share one with it, so the order within each group is the same on all ranks.
 On CUDA it works on a stream of its own, which first waits for the gradients.
 
 An error of an exchange is raised where the bucket is waited for. Cost: a thread; on a CPU with no core to spare, what it computes takes time from the
@@ -11,7 +12,6 @@ backward pass, and only its waiting is hidden. The thread is a daemon: it never 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -24,8 +24,8 @@ from penstock.comm.meter import ByteMeter
 class Parcel:
     """One exchange under way."""
 
-    def __init__(self, action: Callable[[], None], after: list[torch.cuda.Event]) -> None:
-        self.action, self.after = action, after
+    def __init__(self, action: Callable[[], None], after: list[torch.cuda.Event], before: Parcel | None) -> None:
+        self.action, self.after, self.before = action, after, before
         self.done: Future[torch.cuda.Event | None] = Future()
 
     def wait(self) -> None:
@@ -38,17 +38,17 @@ class Parcel:
 class Courier:
     """The thread; made at its first parcel."""
 
-    def __init__(self, device: torch.device, meter: ByteMeter) -> None:
-        self._device, self._meter = device, meter
+    def __init__(self, device: torch.device, meter: ByteMeter, leg: str) -> None:
+        self._device, self._meter, self._leg = device, meter, leg
         self._parcels: SimpleQueue[Parcel] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def take(self, action: Callable[[], None], after: list[torch.cuda.Event]) -> Parcel:
-        """Do `action` when what was taken before is done and the device has come past the events."""
+    def take(self, action: Callable[[], None], after: list[torch.cuda.Event] | None = None, before: Parcel | None = None) -> Parcel:
+        """Do `action` when what was taken earlier is done, another courier's parcel `before` it, and the device has come past the events."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="penstock-exchange", daemon=True)
+            self._thread = threading.Thread(target=self._work, name=f"penstock-{self._leg}", daemon=True)
             self._thread.start()
-        parcel = Parcel(action, after)
+        parcel = Parcel(action, after or [], before)
         self._parcels.put(parcel)
         return parcel
 
@@ -58,9 +58,10 @@ class Courier:
         self._meter.run_aside()
         while True:
             parcel = self._parcels.get()
-            began = time.perf_counter()
             try:
                 with torch.no_grad(), torch.cuda.stream(stream):
+                    if parcel.before is not None:
+                        parcel.before.wait()
                     for event in parcel.after:
                         torch.cuda.current_stream().wait_event(event)
                     parcel.action()
@@ -68,5 +69,4 @@ class Courier:
             except BaseException as error:  # the main thread raises it
                 parcel.done.set_exception(error)
                 continue
-            self._meter.add_seconds("exchange.busy", time.perf_counter() - began)
             parcel.done.set_result(done)

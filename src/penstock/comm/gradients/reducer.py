@@ -3,7 +3,7 @@
 Each parameter comes with its route (`bucket.py`). When the last gradient of a bucket is there during the *last* micro-batch, its sum starts:
 
     all replicas on one node      an asynchronous all-reduce
-    on several                    reduce-scatter inside the node → the exchange between nodes (`between.py`) → all-gather inside, by the courier
+    on several                    reduce-scatter inside the node → the exchange between nodes (`between.py`) → all-gather inside, by couriers
 
 so the slow network carries each number once from every node, and ranks share the burden. `finish` waits, and puts the sums into `.grad`. They
 are left as sums: the engine weights the loss by the global token count, so no rank average is ever taken. Of a parameter that FSDP2 shards,
@@ -19,6 +19,7 @@ and moments does not fit; that is what a sharded layout is for.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from functools import partial
 from typing import Protocol
@@ -54,7 +55,9 @@ class GradientReducer:
         self.withheld = self.between.prepare([bucket for bucket in self.buckets if bucket.route.between.size > 1])
         self._meter = meter or ByteMeter()
         self._bucket_of = {p: i for i, bucket in enumerate(self.buckets) for p in bucket.parameters}
-        self._courier = Courier(self.buckets[0].flat.device, self._meter) if self.buckets else None
+        self._began = 0.0
+        device = self.buckets[0].flat.device if self.buckets else torch.device("cpu")
+        self._scatter, self._between, self._gather = (Courier(device, self._meter, leg) for leg in ("scatter", "between", "gather"))
         self._armed = False
         self._missing: list[int] = []
         self._events: list[list[torch.cuda.Event]] = []
@@ -92,6 +95,8 @@ class GradientReducer:
             with self._meter.waiting("exchange.exposed", False):
                 work.wait()
             bucket.spread(bucket.gradients())
+        if self.buckets:
+            self._meter.add_seconds("exchange.span", time.perf_counter() - self._began)
 
     def _on_gradient(self, parameter: Tensor) -> None:
         if self._armed:
@@ -107,25 +112,33 @@ class GradientReducer:
 
     def _start(self, index: int) -> None:
         bucket, events = self.buckets[index], self._events[index]
+        if index == 0:
+            self._began = time.perf_counter()
         if bucket.route.between.size > 1:
-            assert self._courier is not None
             if bucket.flat.is_cuda:
                 events.append(torch.cuda.current_stream().record_event())
-            self._works.append(self._courier.take(partial(self._exchange, bucket), events))
+            scattered = self._scatter.take(partial(_scatter, bucket), events)
+            summed = self._between.take(partial(self.between.sum_, bucket), before=scattered)
+            self._works.append(self._gather.take(partial(_gather, bucket), before=summed))
             return
         for event in events:
             torch.cuda.current_stream().wait_event(event)
         bucket.fill(bucket.gradients())
         self._works.append(bucket.route.inside.start_all_reduce(bucket.flat, "gradients"))
 
-    def _exchange(self, bucket: Bucket) -> None:
-        """The whole way of a bucket whose replicas are on several nodes."""
-        bucket.fill(bucket.gradients())
-        inside = bucket.route.inside
-        if inside.size > 1:
-            with inside.counted("gradients", "reduce_scatter", bucket.flat):
-                reduce_scatter_into(bucket.own, bucket.flat, group=inside.group)
-        self.between.sum_(bucket)
-        if inside.size > 1:
-            with inside.counted("gradients", "all_gather", bucket.flat):
-                all_gather_into(bucket.flat, bucket.own, group=inside.group)
+
+def _scatter(bucket: Bucket) -> None:
+    """Sum a bucket inside the node, each rank its part."""
+    bucket.fill(bucket.gradients())
+    inside = bucket.route.inside
+    if inside.size > 1:
+        with inside.counted("gradients", "reduce_scatter", bucket.flat):
+            reduce_scatter_into(bucket.own, bucket.flat, group=inside.group)
+
+
+def _gather(bucket: Bucket) -> None:
+    """Give every rank of the node the parts of all."""
+    inside = bucket.route.back
+    if inside.size > 1:
+        with inside.counted("gradients", "all_gather", bucket.flat):
+            all_gather_into(bucket.flat, bucket.own, group=inside.group)
