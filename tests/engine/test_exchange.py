@@ -1,6 +1,7 @@
 """Gradient exchange between nodes: hierarchical sums equal one plain process, compression keeps its books, and the state goes on anywhere."""
 
 import shutil
+import time
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ from ranks import run_ranks
 from small_runs import small_config
 
 from lab.models_to_verify import small_question
-from penstock.config import UserError, with_values
-from penstock.engine.build import build_core
+from penstock.comm import Axis, codec
+from penstock.comm.gradients import topk
+from penstock.config import SharedError, UserError, with_values
+from penstock.engine.build import Core, build_core
+from penstock.engine.choose_exchange import rejoin
 from penstock.engine.control import StopRequest
 from penstock.engine.exchange import consensus
 from penstock.engine.start import make_run
@@ -17,8 +21,9 @@ from penstock.engine.step import accumulate, take_step
 from penstock.engine.worker import run_rank
 from penstock.lab import check, layout_cases
 from penstock.lab.equivalence import RandomPlan, drifted
+from penstock.monitor import MetricStore
 from penstock.parallel import assemble, own_part
-from penstock.store import Run, list_snapshots, save_config
+from penstock.store import Run, list_snapshots, read_numbers, save_config
 
 
 def core_of(world, settings, **changes):
@@ -124,12 +129,48 @@ def refusal(world):
 
 
 def test_compression_without_a_second_node_is_refused_saying_what_to_do():
-    assert "exchange.kind = 'topk' compresses gradients between nodes" in run_ranks(refusal, 2)[0]
+    assert "exchange.kind = 'topk' is a way of exchange between nodes" in run_ranks(refusal, 2)[0]
+
+
+def damaged(world, kind, times):
+    """Weights after three steps of which one receives damaged messages `times` times on rank 1, and what was noted; or the error."""
+    found = []
+    for harm in (0, times):
+        core, left, notes = core_of(world, {"layout.replicate": 2, "exchange.topology": "2x1", "exchange.kind": kind, "exchange.every": 2}), [harm], 0.0
+
+        def decode(message, left=left):
+            if world.rank == 1 and left[0]:
+                left[0] -= 1
+                message = message.clone()
+                message[60] ^= 4
+            return codec.decode(message)
+
+        topk.decode = decode
+        for step in range(4):
+            left[0] = harm if step == 3 else 0
+            try:
+                take_step(core, step)
+            except SharedError as error:
+                return str(error)
+            notes = max(notes, core.notes.pop("exchanges_repeated", 0.0))
+        found.append([tensor.clone() for tensor in core.weights.locals.values()])
+    return all(torch.equal(a, b) for a, b in zip(*found)), notes
+
+
+@pytest.mark.parametrize("kind", ["topk", "periodic"])
+def test_a_damaged_message_is_never_applied_and_the_step_is_made_again(kind):
+    assert run_ranks(damaged, 2, kind, 1) == [(True, 1.0)] * 2
+
+
+@pytest.mark.parametrize("kind", ["topk", "periodic"])
+def test_a_network_that_damages_every_message_stops_the_run_on_all_ranks_naming_the_one_that_saw_it(kind):
+    texts = run_ranks(damaged, 2, kind, 1000)
+    assert all(text.startswith("rank 1 received the gradients of node 0: damaged message") and "sent 3 times in vain" in text for text in texts)
 
 
 def apart(world, layout):
     """What a run of nodes that train apart shows of itself."""
-    core = core_of(world, layout | {"exchange.kind": "periodic", "exchange.every": 3, "exchange.values": "float32"})
+    core = core_of(world, layout | {"exchange.kind": "periodic", "exchange.every": 3, "exchange.density": 1.0, "exchange.values": "float32"})
     node = core.mesh.axis("node")
 
     def spread():
@@ -181,3 +222,60 @@ def test_a_compressed_run_goes_on_bit_for_bit_and_on_other_ranks(tmp_path, kind)
         save_config(again, with_values(again.config(), changes))
         loss = run_ranks(go_on, ranks, again.path, timeout_s=200)[0]["val_loss"]
         assert loss == pytest.approx(first["val_loss"], rel=0.02)
+
+
+def slow_link(seconds):
+    """Make every collective between the nodes take longer, as a function of its bytes."""
+    kept = Axis.counted
+
+    def counted(self, purpose, operation, whole):
+        if self.name == "node" and purpose == "gradients":
+            time.sleep(seconds(whole.numel() * whole.element_size()))
+        return kept(self, purpose, operation, whole)
+
+    Axis.counted = counted
+
+
+def chosen(world, folder, bandwidth, compute_s=0.0):
+    slow_link(lambda n_bytes: n_bytes / bandwidth)
+    kept = Core.loss
+
+    def loss(self, batch):
+        time.sleep(compute_s)
+        return kept(self, batch)
+
+    Core.loss = loss
+    done = run_rank(Run(folder), world)
+    return done["val_loss"], done["weights_digest"]
+
+
+@pytest.mark.slow
+def test_auto_lets_nodes_train_apart_where_the_network_is_slow_and_stays_dense_where_it_is_fast(tmp_path):
+    base = {"layout__replicate": 2, "exchange__topology": "2x1", "exchange__kind": "auto", "train__steps": 16, "snapshot__every": 12, "snapshot__keep": 0, "eval__every": 0}
+    runs = {name: make_run(small_config(tmp_path, **base), "test", "test", tmp_path / name, None) for name in ("slow", "fast")}
+    slow, fast = run_ranks(chosen, 2, runs["slow"].path, 5e4, timeout_s=200), run_ranks(chosen, 2, runs["fast"].path, 1e12, 1.0, timeout_s=200)
+    assert slow[0] == slow[1] and fast[0] == fast[1]
+    events = {name: [row["text"] for row in MetricStore(run.path / "metrics").read("event") if row["what"] == "exchange"] for name, run in runs.items()}
+    assert "from now on nodes train apart and meet every step" in events["slow"][0] and not events["fast"]
+    assert slow[0][0] == pytest.approx(fast[0][0], rel=0.02)
+    shutil.rmtree(list_snapshots(runs["slow"].snapshots)[-1].path)
+    again = run_ranks(chosen, 2, runs["slow"].path, 5e4, timeout_s=200)
+    assert again[0] == again[1]
+    numbers = read_numbers(list_snapshots(runs["slow"].snapshots)[-1])
+    assert numbers["exchange"]["every"] >= 1
+
+
+def back_to_dense(world):
+    """Whether replicas hold the same bits, moments too, after nodes that trained apart went back to the dense exchange, and took a step."""
+    core = core_of(world, {"layout.replicate": 4, "exchange.topology": "2x2", "exchange.kind": "periodic", "exchange.density": 0.2})
+    for step in range(3):
+        take_step(core, step)
+    rejoin(core, core.reducer.between, 3)
+    take_step(core, 3)
+    moments = [t for name, t in sorted(core.optimizer.state_tensors().items()) if not name.endswith("step")]
+    whole = torch.cat([t.flatten() for t in (*core.weights.locals.values(), *moments)]).double()
+    return drifted(core), torch.equal(world.axis.all_reduce(whole.clone(), "t"), whole * world.size)
+
+
+def test_nodes_that_trained_apart_can_go_back_to_the_dense_exchange():
+    assert run_ranks(back_to_dense, 4) == [([], True)] * 4

@@ -133,7 +133,7 @@ if os.environ.get("RANK") == "1" and "penstock" in " ".join(__import__("sys").or
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [{"layout.tensor": 2}, {"layout.shard": 2}])
+@pytest.mark.parametrize("layout", [{"layout.tensor": 2}, {"layout.shard": 2}, {"exchange.topology": "2x1", "exchange.kind": "topk"}])
 def test_a_rank_that_raises_in_a_step_ends_all_with_its_error_within_ten_seconds(tmp_path, layout):
     (tmp_path / "plant").mkdir()
     (tmp_path / "plant" / "sitecustomize.py").write_text(FAILING)

@@ -251,14 +251,15 @@ class ExchangeSection(Section):
         description="Which ranks share a node. auto: those the launcher started together (GROUP_RANK) or whose hosts have one name; measured: those "
         "with a fast link, by a short measurement; '2x4': two nodes of four ranks each; flat: take no notice of nodes.",
     )
-    kind: Literal["dense", "topk", "periodic"] = Field(
+    kind: Literal["dense", "topk", "periodic", "auto"] = Field(
         "dense",
         description="What replicas on different nodes send each other. dense: all of the gradient, every step; topk: its largest entries, the others "
-        "later (error feedback); periodic: nothing, and every few steps what their weights have gone apart.",
+        "later (error feedback); periodic: no gradients; nodes train apart, and send the largest of what their weights differ by, every few steps; "
+        "auto: dense while the network keeps up, else periodic, as often as it allows.",
     )
-    every: Positive = Field(8, description="Steps between the meetings of periodic.")
+    every: Positive = Field(1, description="Steps between the meetings of periodic.")
     density: Annotated[float, Field(gt=0.0, le=1.0)] | Literal["auto"] = Field(
-        "auto", description="Share of the entries of each matrix that topk and periodic send; auto: 0.05 for topk, all for periodic."
+        "auto", description="Share of the entries of each matrix that topk and periodic send; auto: 0.05."
     )
     values: Literal["float32", "bf16", "fp8", "int8", "int4", "int2"] = Field(
         "int4", description="Number format of what topk and periodic send; what it rounds off is sent later too."
@@ -347,15 +348,15 @@ class Config(Section):
             (self.pipeline.check == "after" and self.exchange.kind != "dense",
              f"pipeline.check = 'after' does not go with exchange.kind = '{self.exchange.kind}', whose messages all ranks must have received before "
              "the update; set one to 'before', or the other to 'dense'"),
-            (self.exchange.kind == "periodic" and self.optim.ema > 0,
-             f"exchange.kind = 'periodic' does not go with optim.ema = {self.optim.ema}: between their meetings the nodes' weights are not the "
-             "model's; set optim.ema to 0, or choose another kind"),
-            (self.exchange.kind == "periodic" and layout.expert_every > 0,
-             f"exchange.kind = 'periodic' does not go with layout.expert_every = {layout.expert_every}: experts of nodes that train apart cannot "
-             "change places; set layout.expert_every to 0, or choose another kind"),
-            (measured and self.exchange.kind == "periodic",
-             "balance.data = 'measured' does not go with exchange.kind = 'periodic', whose nodes train apart on equal shares of the batch; set one "
-             "to 'off', or the other to another kind"),
+            (self.exchange.kind in ("periodic", "auto") and self.optim.ema > 0,
+             f"exchange.kind = '{self.exchange.kind}' does not go with optim.ema = {self.optim.ema}: the weights of nodes that train apart are not "
+             "the model's; set optim.ema to 0, or choose another kind"),
+            (self.exchange.kind in ("periodic", "auto") and layout.expert_every > 0,
+             f"exchange.kind = '{self.exchange.kind}' does not go with layout.expert_every = {layout.expert_every}: experts cannot change places "
+             "on nodes that train apart; set layout.expert_every to 0, or choose another kind"),
+            (measured and self.exchange.kind in ("periodic", "auto"),
+             f"balance.data = 'measured' does not go with exchange.kind = '{self.exchange.kind}', whose nodes train apart on equal shares of the "
+             "batch; set one to 'off', or the other to another kind"),
             (measured and self.compile.enabled == "on",
              "balance.data = 'measured' does not go with compile.enabled = 'on', which compiles for one size of micro-batches; set compile.enabled "
              "to 'off' or 'auto'"),

@@ -17,6 +17,7 @@ from penstock.comm import GradientReducer, World, build_between, measured_nodes
 from penstock.config import Config
 from penstock.data import Batch, BatchPlan, SamplePlan, TokenCorpus
 from penstock.engine.balance import DataBalancer
+from penstock.engine.choose_exchange import ExchangeChooser
 from penstock.engine.compile import LossFunction, compile_model, sequence_loss
 from penstock.engine.control import StopRequest
 from penstock.engine.exchange import apart_of, begin_together, check_exchange, placements_apart, state_apart
@@ -54,6 +55,7 @@ class Core:
     optimizer: Optimizer
     average: WeightAverage | None
     placer: ExpertPlacer
+    chooser: ExchangeChooser
     stop: StopRequest
     timer: PhaseTimer
     loss_of: LossFunction = sequence_loss
@@ -222,7 +224,8 @@ def build_core(
     if piped is None and layout.pipeline > 1:
         piped = agreed_plan(world, lambda: make_plan(config, layout, tuner.size))
     laid = lay_out(config.model, seed, mesh, formats, placed, piped.stages if piped else None)
-    between = build_between(config.exchange, lambda parameter: laid.placement_of(parameter).cuttable)
+    chooser = ExchangeChooser(config.exchange, layout.node, saved.exchange)
+    between = build_between(chooser.section(), lambda parameter: laid.placement_of(parameter).cuttable)
     reducer = GradientReducer(laid.routes(), config.layout.bucket_mb, world.meter, between)
     core = Core(
         config=config,
@@ -235,6 +238,7 @@ def build_core(
         optimizer=build_optimizer(laid.weights.locals, config.optim, shared_matrices(laid.weights)),
         average=WeightAverage(laid.weights.locals, config.optim.ema) if config.optim.ema else None,
         placer=ExpertPlacer(laid, placed, config.layout.expert_every),
+        chooser=chooser,
         stop=stop,
         timer=PhaseTimer(world.device),
         pipeline=Pipeline(config, laid, piped, reducer, dtype) if piped else None,

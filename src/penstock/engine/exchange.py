@@ -29,7 +29,7 @@ RESENDS = 2
 
 def check_exchange(config: Config, layout: Layout) -> None:
     """Refuse to compress what no replica on another node would receive."""
-    if config.exchange.kind != "dense" and layout.node == 1:
+    if config.exchange.kind not in ("dense", "auto") and layout.node == 1:
         raise UserError(
             f"exchange.kind = '{config.exchange.kind}' is a way of exchange between nodes, and with {layout} no weight has replicas on several: "
             "start ranks on more nodes, say which ranks share one with exchange.topology (such as '2x1'), or set exchange.kind to 'dense'"
@@ -61,13 +61,13 @@ class Arrival:
 
 
 def meet(parts: Core, steps: int) -> None:
-    """After so many steps, bring nodes that train apart together if that is due; the last step ends together."""
-    apart = apart_of(parts.reducer)
-    if apart is None or (steps % apart.every and steps != parts.config.train.steps):
+    """After so many steps, bring nodes that train apart together if that is due; after the last step with all that they have."""
+    apart, last = apart_of(parts.reducer), steps == parts.config.train.steps
+    if apart is None or (steps % apart.every and not last):
         return
     arrival = Arrival(parts)
     with parts.timer.phase("exchange"):
-        apart.meet(steps, arrival.agreed, parts.world.meter)
+        apart.meet(steps, arrival.agreed, parts.world.meter, last)
     if arrival.overflow:
         raise SharedError(f"step {steps - 1}: weights of some node are not finite; go on from the last snapshot with a smaller optim.lr")
 

@@ -200,13 +200,13 @@ def move_layers(parts: Core, plan: PipelinePlan) -> None:
     from penstock.engine.build import build_core  # (a core builds the watch's parts, and the watch a core)
 
     old, before = parts.tensors(), parts.placements()
-    saved = Progress(slots=parts.placer.numbers(), micro=parts.tuner.size)
+    saved = Progress(slots=parts.placer.numbers(), micro=parts.tuner.size, exchange=parts.chooser.numbers())
     fresh = build_core(parts.config, parts.world, parts.plan, parts.stop, print, saved, plan)
     hand_over(old, fresh.tensors(), before, fresh.placements(), parts.mesh)
     assert parts.pipeline is not None and fresh.pipeline is not None
     fresh.pipeline.compile_as(parts.pipeline)
     for field in fields(fresh):
-        if field.name not in ("timer", "tuner", "balancer", "notes"):
+        if field.name not in ("timer", "tuner", "balancer", "chooser", "notes"):
             setattr(parts, field.name, getattr(fresh, field.name))
 
 

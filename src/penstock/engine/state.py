@@ -37,6 +37,8 @@ class Progress:
     slots: dict[str, list[list[int]]] = field(default_factory=dict)
     #: Sequences that each replica reads of a global batch where they are not even, by the layout in which that was measured.
     shares: dict[str, list[int]] = field(default_factory=dict)
+    #: What exchange.kind = "auto" chose, if nodes train apart.
+    exchange: dict[str, int] = field(default_factory=dict)
     #: What batch.micro = "auto" chose, where a resumed run begins to try; 0: nothing yet.
     micro: int = 0
 

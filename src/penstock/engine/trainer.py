@@ -5,6 +5,7 @@
         balancer         each replica's share of the next batch, where that is measured (balance.py)
         journal          metrics store, TensorBoard, live line                     (journal.py)
         tune_micro       how many sequences at a time, while that is being tried   (micro.py)
+        chooser          how gradients travel between nodes, if that is automatic  (choose_exchange.py)
         watch            a pipeline's schedule and split of layers, when stages drift (replan.py)
         evaluate         validation loss and a sample, when due                    (evaluate.py)
         save             the whole state, when due or when asked to stop           (store/snapshots.py)
@@ -42,6 +43,7 @@ def train(parts: Parts) -> bool:
         parts.journal.step(parts, result, seconds)
         tune_micro(parts, seconds)
         parts.watch.after_step(parts, seconds)
+        parts.chooser.after_step(parts, seconds)
         finished = progress.step == config.train.steps
         if finished or (due(progress.step, config.eval.every) and not result.stop):
             evaluate(parts)
@@ -81,6 +83,7 @@ def save(parts: Parts) -> None:
         return
     began = time.perf_counter()
     parts.progress.slots, parts.progress.shares = parts.placer.numbers(), parts.balancer.numbers()
+    parts.progress.exchange = parts.chooser.numbers()
     save_snapshot(
         parts.run.snapshots, step, parts.tensors(), parts.progress.numbers(), parts.world, parts.config.snapshot.keep, parts.placements(),
         parts.weights.mesh.layout,

@@ -1,8 +1,9 @@
 """Gradient exchange: inside the node on the fast network, then between nodes on the slow one."""
 
+from penstock.comm.gradients.between import Dense
 from penstock.comm.gradients.bucket import Route, cut_buckets, local
 from penstock.comm.gradients.kinds import build_between
 from penstock.comm.gradients.periodic import Periodic
 from penstock.comm.gradients.reducer import GradientReducer
 
-__all__ = ["GradientReducer", "Periodic", "Route", "build_between", "cut_buckets", "local"]
+__all__ = ["Dense", "GradientReducer", "Periodic", "Route", "build_between", "cut_buckets", "local"]

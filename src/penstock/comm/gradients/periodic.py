@@ -14,6 +14,7 @@ that of the whole batch, and with many nodes: each then sees little of the batch
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -37,6 +38,8 @@ class Periodic:
         self._buckets: list[Bucket] = []
         #: The weights that all nodes agree on, as far as this rank holds them.
         self.reference: dict[nn.Parameter, Tensor] = {}
+        #: Seconds that the last meeting took.
+        self.meeting_s = 0.0
 
     def compresses(self, shape: tuple[int, ...]) -> bool:
         """Gradients do not travel at all."""
@@ -60,18 +63,24 @@ class Periodic:
         """There is nothing that a step may leave."""
 
     @torch.no_grad()
-    def meet(self, step: int, agreed: Callable[[list[str], bool], bool], meter: ByteMeter) -> None:
-        """Bring the nodes' weights together after `step`; `agreed(faults, overflow)` is whether all ranks got it all, else it is sent again."""
-        with meter.waiting("exchange.exposed", False):
-            while True:
-                self._codec.begin(step)
-                means, rests = zip(*(self._exchange(bucket) for bucket in self._buckets))
-                if agreed(self._codec.faults, self._codec.overflow):
-                    break
+    def meet(self, step: int, agreed: Callable[[list[str], bool], bool], meter: ByteMeter, everything: bool) -> None:
+        """Bring the nodes' weights together after `step`; `agreed(faults, overflow)` is whether all ranks got it all, else it is sent again.
+
+        `everything`: every entry is sent, so that the reference is the nodes' mean, but for what the number format leaves out.
+        """
+        began = time.perf_counter()
+        while True:
+            self._codec.begin(step, everything)
+            means, rests = zip(*(self._exchange(bucket) for bucket in self._buckets))
+            if agreed(self._codec.faults, self._codec.overflow):
+                break
         for bucket, mean, rest in zip(self._buckets, means, rests):
             references = [self.reference[parameter] for parameter in bucket.parameters]
             torch._foreach_sub_(references, bucket.parts_of(mean))
             torch._foreach_copy_([local(parameter) for parameter in bucket.parameters], torch._foreach_sub(references, bucket.parts_of(rest)))
+        self.meeting_s = time.perf_counter() - began
+        for name in ("exchange.exposed", "exchange.span"):
+            meter.add_seconds(name, self.meeting_s)
 
     def _exchange(self, bucket: Bucket) -> tuple[Tensor, Tensor]:
         """The mean of what the nodes send of their distances from the reference, and what this node leaves out of its own, laid out as the bucket."""

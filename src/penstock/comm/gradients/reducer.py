@@ -52,10 +52,13 @@ class GradientReducer:
         self.buckets = [Bucket(bucket, route) for bucket, route in cut]
         self.between = between or Dense()
         #: What the exchange between nodes withholds of each parameter here, with a leading dim of one for the node; part of the training state.
-        self.withheld = self.between.prepare([bucket for bucket in self.buckets if bucket.route.between.size > 1])
+        self.withheld: dict[nn.Parameter, Tensor] = {}
+        self.switch(self.between)
         self._meter = meter or ByteMeter()
         self._bucket_of = {p: i for i, bucket in enumerate(self.buckets) for p in bucket.parameters}
         self._began = 0.0
+        #: Seconds that the last step waited for its exchange.
+        self.exposed_s = 0.0
         device = self.buckets[0].flat.device if self.buckets else torch.device("cpu")
         self._scatter, self._between, self._gather = (Courier(device, self._meter, leg) for leg in ("scatter", "between", "gather"))
         self._armed = False
@@ -64,6 +67,11 @@ class GradientReducer:
         self._works: list[_Waitable] = []
         for parameter in self._bucket_of:
             parameter.register_post_accumulate_grad_hook(self._on_gradient)
+
+    def switch(self, between: Between) -> None:
+        """Exchange between nodes in that way from the next step on."""
+        self.between = between
+        self.withheld = between.prepare([bucket for bucket in self.buckets if bucket.route.between.size > 1])
 
     def begin_step(self, step: int) -> None:
         """Step number `step` comes."""
@@ -91,11 +99,14 @@ class GradientReducer:
         self._armed = False
         while len(self._works) < len(self.buckets):
             self._start(len(self._works))
+        self.exposed_s = 0.0
         for bucket, work in zip(self.buckets, self._works):
-            with self._meter.waiting("exchange.exposed", False):
-                work.wait()
+            began = time.perf_counter()
+            work.wait()
+            self.exposed_s += time.perf_counter() - began
             bucket.spread(bucket.gradients())
         if self.buckets:
+            self._meter.add_seconds("exchange.exposed", self.exposed_s)
             self._meter.add_seconds("exchange.span", time.perf_counter() - self._began)
 
     def _on_gradient(self, parameter: Tensor) -> None:

@@ -74,9 +74,10 @@ class TopK:
         """Matrices, and stacks of them."""
         return len(shape) > 1
 
-    def begin(self, step: int) -> None:
-        """Step number `step` comes."""
-        self._density = self.density ** min(1.0, step / self.warmup) if self.warmup else self.density
+    def begin(self, step: int, everything: bool = False) -> None:
+        """Step number `step` comes, in which perhaps everything is sent."""
+        warm = min(1.0, step / self.warmup) if self.warmup else 1.0
+        self._density = 1.0 if everything else self.density**warm
         self.faults, self.overflow = [], False
 
     def sum_(self, bucket: Bucket) -> None:

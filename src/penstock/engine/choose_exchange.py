@@ -1,0 +1,113 @@
+"""`exchange.kind = "auto"`: dense while the network keeps up, else nodes that train apart and meet as often as it allows.
+
+    dense       for a few steps, then the share of a step that waits for the exchange is looked at, and again every `AGAIN` steps
+                above `WORTH`:  nodes train apart from here on, meeting every step (`comm/gradients/periodic.py`)
+    periodic    a meeting's seconds are measured; the steps between two are doubled while meetings take more than `WORTH` of the time, and halved
+                when half as many would do; back to dense, for good, if they take as long as the dense exchange did
+
+All ranks decide from the slowest rank's seconds, so they decide alike. What was chosen is part of the state: a resumed run goes on with it. It
+changes what is computed (each node's updates are its own between meetings); a run that must be the dense one to the bit says "dense".
+
+Cost: one small all-reduce a step.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+
+from penstock.comm import Dense, Periodic, build_between
+from penstock.config import ExchangeSection
+from penstock.engine.exchange import Arrival, apart_of, begin_together
+from penstock.engine.state import parameter_of
+
+if TYPE_CHECKING:
+    from penstock.engine.build import Core, Parts
+
+#: Share of a step's time that an exchange may take before it is worth a change.
+WORTH = 0.1
+#: Steps at the start that are not looked at, steps or meetings that are looked at together, and steps until dense is looked at again.
+WARM_UP, LOOK, AGAIN = 2, 4, 50
+#: Most steps between two meetings.
+MOST = 16
+
+
+class ExchangeChooser:
+    """Watches what the exchange takes, and changes its kind; does nothing where the config names a kind, or all ranks are on one node."""
+
+    def __init__(self, section: ExchangeSection, nodes: int, saved: dict[str, int]) -> None:
+        """`saved` is what a run that goes on had chosen."""
+        self._section, self._active = section, section.kind == "auto" and nodes > 1
+        self.every = saved.get("every", 0)
+        self._dense_s = saved.get("dense_us", 0) / 1e6  # what the dense exchange took of a step
+        self._wait = WARM_UP
+        self._steps: list[float] = []
+        self._exchanges: list[float] = []
+
+    def section(self) -> ExchangeSection:
+        """The section with the present choice for its kind."""
+        if self._section.kind != "auto":
+            return self._section
+        return self._section.model_copy(update={"kind": "periodic", "every": self.every} if self.every else {"kind": "dense"})
+
+    def numbers(self) -> dict[str, int]:
+        """The choice, for a snapshot."""
+        return {"every": self.every, "dense_us": round(self._dense_s * 1e6)} if self.every else {}
+
+    def after_step(self, parts: Parts, seconds: float) -> None:
+        """Take in a step of so many seconds; all ranks must call it."""
+        if not self._active or not parts.tuner.settled:
+            return
+        apart, steps = apart_of(parts.reducer), parts.progress.step
+        if apart is not None and steps % apart.every:
+            self._steps.append(seconds)
+            return
+        took = parts.reducer.exposed_s if apart is None else apart.meeting_s
+        if self._wait:
+            self._wait -= 1
+            return
+        self._steps.append(seconds)
+        self._exchanges.append(took)
+        if len(self._exchanges) == LOOK:
+            step_s, took = (max(parts.world.gather_numbers(median(v), "exchange")) for v in (self._steps, self._exchanges))
+            self._steps, self._exchanges = [], []
+            text = self._dense(parts, step_s, took) if apart is None else self._apart(parts, apart, step_s, took)
+            if text:
+                parts.journal.event(steps, "exchange", text)
+                parts.journal.say(f"step {steps}: {text}")
+
+    def _dense(self, parts: Core, step_s: float, took: float) -> str:
+        self._wait = AGAIN
+        if self._dense_s or took < WORTH * step_s:  # or it was tried in vain
+            return ""
+        self._dense_s, self.every, self._wait = took, 1, 1
+        parts.reducer.switch(build_between(self.section(), lambda parameter: True))
+        return f"a step waits {took:.2f} of {step_s:.2f} s for gradients of other nodes: from now on nodes train apart and meet every step"
+
+    def _apart(self, parts: Parts, apart: Periodic, step_s: float, took: float) -> str:
+        if took / self.every > self._dense_s:
+            rejoin(parts, apart, parts.progress.step)
+            self.every = 0
+            return f"a meeting of the nodes takes {took:.2f} s, more than the dense exchange's {self._dense_s:.2f} s: dense from now on"
+        rest, every = max(step_s - took / self.every, 1e-9), 1
+        while every < MOST and took / every > WORTH * rest:
+            every *= 2
+        if every == self.every:
+            return ""
+        apart.every = self.every = every
+        return f"a meeting of the nodes takes {took:.2f} s beside {rest:.2f} s of computing a step: now one every {every} steps"
+
+
+def rejoin(parts: Core, apart: Periodic, steps: int) -> None:
+    """End training apart: after a meeting at which everything is sent, every node takes the model's weights and the mean of the nodes' moments."""
+    apart.meet(steps, Arrival(parts).agreed, parts.world.meter, everything=True)
+    begin_together(parts)
+    node = parts.mesh.axis("node")
+    for name, tensor in sorted(parts.optimizer.state_tensors().items()):
+        if parameter_of(name) in parts.weights.placements:
+            node.all_reduce(tensor, "rejoin")
+            tensor /= node.size
+    with torch.no_grad():
+        parts.reducer.switch(Dense())
