@@ -21,6 +21,9 @@ class Between(Protocol):
     #: Whether it keeps state of parameters.
     withholds: bool
 
+    def __str__(self) -> str:
+        """What is sent, in a few words."""
+
     def compresses(self, shape: tuple[int, ...]) -> bool:
         """Whether parameters of that full shape do not travel whole."""
 
@@ -43,6 +46,9 @@ class Dense:
     def __init__(self) -> None:
         self.faults: list[str] = []
         self.overflow = self.withholds = False
+
+    def __str__(self) -> str:
+        return "dense"
 
     def compresses(self, shape: tuple[int, ...]) -> bool:
         """Nothing is."""

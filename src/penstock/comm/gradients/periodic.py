@@ -38,6 +38,9 @@ class Periodic:
         #: The weights that all nodes agree on, as far as this rank holds them.
         self.reference: dict[nn.Parameter, Tensor] = {}
 
+    def __str__(self) -> str:
+        return f"none; every {self.every} steps what weights have gone apart, {self._codec}"
+
     def compresses(self, shape: tuple[int, ...]) -> bool:
         """Gradients do not travel at all."""
         return False

@@ -54,6 +54,10 @@ class TopK:
     _states: dict[int, _State] = field(default_factory=dict)
     _density: float = 1.0
 
+    def __str__(self) -> str:
+        what = f"the largest {100 * self.density:.3g}%" if self.density < 1.0 else "all entries"
+        return f"{what} in {self.values}"
+
     def prepare(self, buckets: list[Bucket]) -> dict[nn.Parameter, Tensor]:
         """Make the residuals of the buckets, all zero; each parameter's, with a leading dim of one for the node."""
         residuals = {}
