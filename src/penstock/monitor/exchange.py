@@ -13,8 +13,8 @@ from penstock.monitor.sections import Row, series
 from penstock.monitor.svg import Line, chart
 from penstock.monitor.units import count, seconds, size
 
-HEADINGS = ("axis", "purpose", "sent a step", "to other nodes", "calls a step", "waited a step")
-NOTE = "The table is of the lead rank's mean step; gradients that go to other nodes are waited for by threads beside it."
+HEADINGS = ("axis", "purpose", "sent", "between nodes", "calls", "waited")
+NOTE = "The table has the lead rank's mean step; gradients that go to other nodes are waited for by threads beside it."
 
 
 def exchange_part(rows: list[Row], summary: Row) -> str:

@@ -39,7 +39,7 @@ class Periodic:
         self.reference: dict[nn.Parameter, Tensor] = {}
 
     def __str__(self) -> str:
-        return f"none; every {self.every} steps what weights have gone apart, {self._codec}"
+        return f"none, but every {self.every} steps what weights have gone apart, {self._codec}"
 
     def compresses(self, shape: tuple[int, ...]) -> bool:
         """Gradients do not travel at all."""
