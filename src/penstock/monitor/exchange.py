@@ -61,4 +61,4 @@ def _told(exchange: Row) -> str:
     if exchange["saved"] is not None:
         sent += f" ({exchange['kind']}: {exchange['saved']:.1%} less than dense float32 gradients)"
     waited = f"steps waited {seconds(exchange['exposed_s'])} for the exchange of gradients ({share:.0%} of their time)"
-    return f"{sent}; {waited}, and {seconds(exchange['hidden_s'])} of it were hidden. "
+    return f"{sent}; {waited}, and for another {seconds(exchange['hidden_s'])} it was hidden. "
