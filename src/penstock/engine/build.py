@@ -164,7 +164,9 @@ class Core:
         """Where those of `tensors` lie that are not whole on every rank."""
         tensors = self.tensors()
         placements = state_placements(tensors, self.weights.placements | self.laid.buffer_placements)
-        return placements_apart(placements, self.weights) if apart_of(self.reducer) else placements | withheld_placements(tensors, self.weights)
+        if apart_of(self.reducer):
+            return placements_apart(placements, self.weights)
+        return placements | withheld_placements(tensors, self.weights, self.config.exchange.rank)
 
 
 @dataclass
