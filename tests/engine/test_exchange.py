@@ -13,7 +13,7 @@ from penstock.engine.build import build_core
 from penstock.engine.control import StopRequest
 from penstock.engine.exchange import consensus
 from penstock.engine.start import make_run
-from penstock.engine.step import accumulate, take_step
+from penstock.engine.step import NonFinite, accumulate, take_step
 from penstock.engine.worker import run_rank
 from penstock.lab import check, layout_cases
 from penstock.lab.equivalence import RandomPlan, drifted
@@ -121,14 +121,37 @@ def test_what_was_sent_and_what_is_withheld_add_up_to_the_gradients(layout, kind
         assert worst < 1e-6 and withheld > 0 and not drift
 
 
-def refusal(world):
+def refusal(world, settings):
     with pytest.raises(UserError) as found:
-        core_of(world, {"exchange.kind": "topk"})
+        core_of(world, settings)
     return str(found.value)
 
 
 def test_compression_without_a_second_node_is_refused_saying_what_to_do():
-    assert "exchange.kind = 'topk' compresses gradients between nodes" in run_ranks(refusal, 2)[0]
+    for kind in ("topk", "powersgd"):
+        assert f"exchange.kind = '{kind}' is a way of exchange between nodes" in run_ranks(refusal, 2, {"exchange.kind": kind})[0]
+
+
+def test_a_rank_that_saves_nothing_is_refused():
+    settings = {"layout.replicate": 2, "exchange.topology": "2x1", "exchange.kind": "powersgd", "exchange.rank": 500}
+    assert "exchange.rank = 500 saves nothing" in run_ranks(refusal, 2, settings)[0]
+
+
+def overflowing(world, kind):
+    """Whether a step with a gradient that is not a number on rank 1 is refused, and the state stays as it was."""
+    core = core_of(world, {"layout.replicate": 4, "exchange.topology": "2x2"} | KINDS[kind])
+    take_step(core, 0)
+    before = {name: tensor.clone() for name, tensor in core.tensors().items()}
+    if world.rank == 1:
+        next(p for p in core.weights.parameters.values() if p.ndim == 2).register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(NonFinite):
+        take_step(core, 1)
+    return [name for name, tensor in core.tensors().items() if not torch.equal(tensor, before[name])]
+
+
+@pytest.mark.parametrize("kind", ["topk", "powersgd"])
+def test_a_gradient_that_is_not_finite_stops_all_ranks_and_spoils_no_residual(kind):
+    assert run_ranks(overflowing, 4, kind) == [[]] * 4
 
 
 def apart(world, layout):
