@@ -251,10 +251,14 @@ class ExchangeSection(Section):
         description="Which ranks share a node. auto: those the launcher started together (GROUP_RANK) or whose hosts have one name; measured: those "
         "with a fast link, by a short measurement; '2x4': two nodes of four ranks each; flat: take no notice of nodes.",
     )
-    kind: Literal["dense", "topk", "periodic"] = Field(
+    kind: Literal["dense", "topk", "powersgd", "periodic"] = Field(
         "dense",
         description="What replicas on different nodes send each other. dense: all of the gradient, every step; topk: its largest entries, the others "
-        "later (error feedback); periodic: nothing, and every few steps what their weights have gone apart.",
+        "later (error feedback); powersgd: each matrix's approximation of low rank, the rest later; periodic: nothing, and every few steps what "
+        "their weights have gone apart.",
+    )
+    rank: Positive = Field(
+        8, description="Rank of powersgd's approximations; matrices for which rank × (rows + columns) is no less than their entries are sent whole."
     )
     every: Positive = Field(8, description="Steps between the meetings of periodic.")
     density: Annotated[float, Field(gt=0.0, le=1.0)] | Literal["auto"] = Field(

@@ -3,6 +3,7 @@
 from penstock.comm.gradients.bucket import Route, cut_buckets, local
 from penstock.comm.gradients.kinds import build_between
 from penstock.comm.gradients.periodic import Periodic
+from penstock.comm.gradients.powersgd import PowerSGD
 from penstock.comm.gradients.reducer import GradientReducer
 
-__all__ = ["GradientReducer", "Periodic", "Route", "build_between", "cut_buckets", "local"]
+__all__ = ["GradientReducer", "Periodic", "PowerSGD", "Route", "build_between", "cut_buckets", "local"]

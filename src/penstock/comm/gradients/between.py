@@ -1,6 +1,7 @@
 """The exchange between nodes: how the sum over the `between` axis of what each rank holds of a bucket is made.
 
-`Between` is what every kind offers; `Dense` sends all of it, `topk.py` the largest entries.
+`Between` is what every kind offers; `Dense` sends all of it, `topk.py` the largest entries, `powersgd.py` factors of
+low rank.
 """
 
 from __future__ import annotations
