@@ -73,9 +73,11 @@ def test_several_nodes_are_said_with_how_gradients_travel_between_them():
         {"exchange.topology": "4x1", "exchange.kind": "periodic", "exchange.every": 5, "layout.replicate": 4},
         {"exchange.topology": "2x2", "layout.shard": 4},
         {"exchange.topology": "flat"},
+        topk | {"exchange.kind": "powersgd", "exchange.rank": 2},
     ]
-    first, second, third, fourth = run_ranks(announced, 4, settings)[0]
+    first, second, third, fourth, fifth = run_ranks(announced, 4, settings)[0]
     assert first == "2 nodes of 2 ranks (0-1, 2-3); gradients between them: the largest 5% in int4"
     assert second.startswith("4 nodes of 1 rank (0, 1, 2, 3); gradients between them: none, but every 5 steps")
     assert third == "2 nodes of 2 ranks (0-1, 2-3); no sum of gradients is made node by node in this layout"
     assert fourth == ""
+    assert fifth.endswith("gradients between them: approximations of rank 2")

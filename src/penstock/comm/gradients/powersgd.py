@@ -55,6 +55,9 @@ class PowerSGD:
     _matrices: dict[int, list[_Matrices]] = field(default_factory=dict)
     _fresh_dr: Tensor = field(default_factory=lambda: torch.zeros(0))
 
+    def __str__(self) -> str:
+        return f"approximations of rank {self.rank}"
+
     def prepare(self, buckets: list[Bucket]) -> dict[nn.Parameter, Tensor]:
         """Make residuals and factors of the buckets, all zero; returns each parameter's residual, with a leading dim of one for the node."""
         withheld: dict[nn.Parameter, Tensor] = {}
