@@ -17,7 +17,7 @@ from penstock.engine.choose_exchange import rejoin
 from penstock.engine.control import StopRequest
 from penstock.engine.exchange import consensus
 from penstock.engine.start import make_run
-from penstock.engine.step import accumulate, take_step
+from penstock.engine.step import NonFinite, accumulate, take_step
 from penstock.engine.worker import run_rank
 from penstock.lab import check, layout_cases
 from penstock.lab.equivalence import RandomPlan, drifted
@@ -84,9 +84,12 @@ def test_top_k_of_everything_equals_dense_bit_for_bit(layout):
     assert run_ranks(two_kinds, ranks, layout, "float32") == [[]] * ranks
 
 
-def books(world, layout):
+KINDS = {"topk": {"exchange.kind": "topk", "exchange.density": 0.1}, "powersgd": {"exchange.kind": "powersgd", "exchange.rank": 2}}
+
+
+def books(world, layout, kind):
     """Largest error of (sent + withheld - gradients) over the steps so far, and whether replicas hold the same bits."""
-    core = core_of(world, layout | {"exchange.kind": "topk", "exchange.density": 0.1}, optim__clip=0.0)
+    core = core_of(world, layout | KINDS[kind], optim__clip=0.0)
     dense = core_of(world, layout)
     sent = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in core.weights.locals.items()}
     true = {name: tensor.clone() for name, tensor in sent.items()}
@@ -98,7 +101,7 @@ def books(world, layout):
                 total[name] += tensor.grad.double()
     worst, withheld, placements = 0.0, 0.0, core.placements()
     for name, tensor in core.tensors().items():
-        if name.startswith("exchange."):
+        if name.endswith(".withheld"):
             parameter = name.removeprefix("exchange.").removesuffix(".withheld")
             rest = own_part(assemble(tensor, placements[name], core.mesh, "test").sum(0), core.weights.placements[parameter], core.mesh)
             worst = max(worst, ((sent[parameter] + rest - true[parameter]).abs().max() / true[parameter].abs().max()).item())
@@ -116,20 +119,44 @@ def books(world, layout):
         {"layout.replicate": 2, "layout.tensor": 2, "exchange.topology": "2x2"},
     ],
 )
-def test_what_was_sent_and_what_is_withheld_add_up_to_the_gradients(layout):
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_sent_and_what_is_withheld_add_up_to_the_gradients(layout, kind):
     ranks = int(layout["exchange.topology"][-1]) * 2
-    for worst, withheld, drift in run_ranks(books, ranks, layout):
+    for worst, withheld, drift in run_ranks(books, ranks, layout, kind):
         assert worst < 1e-6 and withheld > 0 and not drift
 
 
-def refusal(world):
+def refusal(world, settings):
     with pytest.raises(UserError) as found:
-        core_of(world, {"exchange.kind": "topk"})
+        core_of(world, settings)
     return str(found.value)
 
 
 def test_compression_without_a_second_node_is_refused_saying_what_to_do():
-    assert "exchange.kind = 'topk' is a way of exchange between nodes" in run_ranks(refusal, 2)[0]
+    for kind in ("topk", "powersgd"):
+        assert f"exchange.kind = '{kind}' is a way of exchange between nodes" in run_ranks(refusal, 2, {"exchange.kind": kind})[0]
+
+
+def test_a_rank_that_saves_nothing_is_refused():
+    settings = {"layout.replicate": 2, "exchange.topology": "2x1", "exchange.kind": "powersgd", "exchange.rank": 500}
+    assert "exchange.rank = 500 saves nothing" in run_ranks(refusal, 2, settings)[0]
+
+
+def overflowing(world, kind):
+    """Whether a step with a gradient that is not a number on rank 1 is refused, and the state stays as it was."""
+    core = core_of(world, {"layout.replicate": 4, "exchange.topology": "2x2"} | KINDS[kind])
+    take_step(core, 0)
+    before = {name: tensor.clone() for name, tensor in core.tensors().items()}
+    if world.rank == 1:
+        next(p for p in core.weights.parameters.values() if p.ndim == 2).register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(NonFinite):
+        take_step(core, 1)
+    return [name for name, tensor in core.tensors().items() if not torch.equal(tensor, before[name])]
+
+
+@pytest.mark.parametrize("kind", ["topk", "powersgd"])
+def test_a_gradient_that_is_not_finite_stops_all_ranks_and_spoils_no_residual(kind):
+    assert run_ranks(overflowing, 4, kind) == [[]] * 4
 
 
 def damaged(world, kind, times):
@@ -208,9 +235,9 @@ def test_nodes_train_apart_and_meet(layout):
         assert not drift and near < 1e-6
 
 
-@pytest.mark.parametrize("kind", ["topk", "periodic"])
+@pytest.mark.parametrize("kind", ["topk", "powersgd", "periodic"])
 def test_a_compressed_run_goes_on_bit_for_bit_and_on_other_ranks(tmp_path, kind):
-    base = {"layout__replicate": 2, "exchange__topology": "2x1", "exchange__kind": kind, "exchange__every": 3, "exchange__density": 0.3}
+    base = {"layout__replicate": 2, "exchange__topology": "2x1", "exchange__kind": kind, "exchange__every": 3, "exchange__density": 0.3, "exchange__rank": 3}
     base |= {"train__steps": 8, "snapshot__every": 4, "snapshot__keep": 0, "eval__every": 0, "metrics__tensorboard": False}
     whole, again = (make_run(small_config(tmp_path, **base), "test", "test", tmp_path / name, None) for name in ("whole", "again"))
     first = run_ranks(go_on, 2, whole.path, timeout_s=200)[0]

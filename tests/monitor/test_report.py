@@ -22,6 +22,12 @@ def train_row(step, **more):
             "step_s": 0.1, "data_s": 0.001, "forward_backward_s": 0.08, "exchange_s": 0.0, "optimizer_s": 0.01, "memory_bytes": 1 << 28} | more  # fmt: skip
 
 
+def exchange_row(step):
+    """What two nodes of two ranks add to a row."""
+    return {"node.gradients_bytes": 5 << 20, "node.gradients_between_bytes": 5 << 20, "node.gradients_calls": 3, "node.gradients_s": 0.25,
+            "world.expert_load_bytes": 64, "world.expert_load_calls": 1, "exchange.exposed_s": 0.05 * step, "exchange.span_s": 0.1}  # fmt: skip
+
+
 def make_run(folder, steps, state="finished", **more):
     store = MetricStore(folder / "metrics")
     for step in range(1, steps + 1):
@@ -73,6 +79,29 @@ def test_the_report_holds_everything_escaped_and_asks_nothing_of_the_network(tmp
     for words in ("Loss", "Throughput", "after step 30", "after step 20", "after step 10", "muon_lr", "saved &lt;b&gt;it", "1m 15s", "32 GiB", "2026-11-24 16:09:59 UTC"):
         assert words in page, words
     assert page.count('class="changed"') >= 5 and 'title="default: 0.001"' in page
+
+
+def test_the_exchange_of_several_ranks_is_told_by_axis_and_purpose_exposed_and_hidden(tmp_path):
+    store = MetricStore(make_run(tmp_path, 0) / "metrics")
+    for step in range(1, 5):
+        store.append("train", train_row(step, **exchange_row(step)))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    told = {"kind": "topk", "nodes": 2, "steps": 4, "bytes_between": 20 << 20, "bytes_inside": 3 << 20, "exchange_bytes": 20 << 20, "dense_bytes": 200 << 20,
+            "saved": 0.9, "exposed_s": 0.5, "hidden_s": 0.05, "exposed_share": 0.25}  # fmt: skip
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"exchange": told}))
+    page = report(tmp_path)
+    table = re.search(r'<div class="card traffic">.*?</table>', page, re.S)[0]
+    cells = [re.findall(r"<t[dh]>(.*?)</t[dh]>", line) for line in table.split("<tr>")[2:]]
+    assert cells == [["node", "gradients", "5 MiB", "5 MiB", "3", "250 ms"], ["world", "expert load", "64 B", "–", "1", "–"]]
+    assert "3 MiB inside nodes and 20 MiB between 2 nodes (topk: 90.0% less" in page and "waited 500 ms" in page and "(25% of" in page
+    chart = re.search(r'waited for <b>(.*?)</b>.*?hidden behind backward <b>(.*?)</b>.*?aria-label="Exchange of gradients"', page, re.S)
+    assert chart.groups() == ("200 ms", "0 ms")  # waiting for what the span leaves out hides nothing
+    (tmp_path / "summary.json").unlink()
+    assert "Exchange of gradients" in report(tmp_path)  # a run that ended early
+
+
+def test_a_run_of_one_rank_has_no_exchange_to_tell(tmp_path):
+    assert "<h2>Exchange" not in report(make_run(tmp_path, 3))
 
 
 def test_a_failed_run_says_why_at_the_top(tmp_path):
@@ -183,7 +212,7 @@ def test_the_report_fits_the_window(tmp_path, width):
     """A frame as wide as the window under test, because a browser's own window cannot be as narrow as a phone."""
     if not shutil.which("chromium"):
         pytest.skip("chromium is not installed, so no browser looks at the report")
-    page = write_report(make_run(tmp_path, 200, expert_load_max_over_mean=1.2))
+    page = write_report(make_run(tmp_path, 200, expert_load_max_over_mean=1.2, **exchange_row(1)))
     probe = "<script>parent.postMessage(document.documentElement.scrollWidth - innerWidth + '/' + innerWidth, '*')</script></body>"
     page.write_text(page.read_text().replace("</body>", probe))
     outer = tmp_path / "outer.html"

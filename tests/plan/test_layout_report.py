@@ -22,13 +22,22 @@ def settled(*sets):
 
 def test_axes_lie_inside_a_node_or_cross():
     report = describe_layout(settled("layout.tensor=4", "layout.shard=4"), 32, 8)
-    assert {axis.name: (axis.size, axis.stride, axis.nodes) for axis in report.axes} == {"replicate": (2, 16, 2), "shard": (4, 4, 2), "row": (4, 1, 1)}
+    assert {axis.name: (axis.size, axis.stride, axis.nodes) for axis in report.axes} == {"node": (2, 16, 2), "shard": (4, 4, 2), "row": (4, 1, 1)}
     lines = {line.name: line for line in report.traffic}
     assert lines["row.ffn"].between == 0 and lines["row.ffn"].inside > 0
     # A ring of four with two on each node has two of its four hops between nodes; a ring of two on two nodes has both.
     assert lines["shard.weights"].between == pytest.approx(lines["shard.weights"].inside, abs=1)
-    assert lines["replicate.gradients"].inside == 0
+    assert lines["node.gradients"].inside == 0
     assert report.inside + report.between == sum(line.inside + line.between for line in report.traffic)
+
+
+def test_nodes_given_by_hand_count_and_gradients_cross_between_them_once_from_each():
+    flat, nodes = (describe_layout(settled(f"exchange.topology={way}"), 4, 8) for way in ("flat", "2x2"))
+    assert flat.between == 0 and "2 a node" in layout_text(nodes)
+    assert {axis.name: (axis.stride, axis.nodes) for axis in nodes.axes} == {"node": (2, 2), "replicate": (1, 1)}
+    lines = {line.name: line for line in nodes.traffic}
+    assert lines["node.gradients"].between == pytest.approx(4 * nodes.parameters / 2, rel=0.02)  # half of it from each rank, there and back
+    assert nodes.between == lines["node.gradients"].between
 
 
 def test_one_node_sends_nothing_between_nodes():

@@ -28,11 +28,21 @@ def summary_text(result: dict[str, Any]) -> str:
     lines += [
         f"step {result['step']}, {result['tokens']:,} tokens, {loss}",
         f"{result['tokens_per_s']:,.0f} tokens/s, {result['mfu']:.0%} of this machine's measured peak, {result['wall_s']:.0f} s",
+        *exchange_lines(result.get("exchange", {})),
         f"weights {result['weights_digest'][:16]}",
         f"report  {result['run']}/report.html",
         f"more    penstock generate {result['run']} --prompt \"…\"",
     ]
     return "\n".join(lines)
+
+
+def exchange_lines(exchange: dict[str, Any]) -> list[str]:
+    """What went between the nodes of a run on several, for people."""
+    if exchange.get("nodes", 1) == 1:
+        return []
+    saved = f", the exchange {exchange['saved']:.1%} less than dense float32" if exchange["saved"] else ""
+    waited = f"waited {exchange['exposed_s']:.1f} s, {exchange['exposed_share']:.0%} of the steps"
+    return [f"between nodes {exchange['bytes_between'] / 1e6:,.2f} MB{saved}; {waited}"]
 
 
 def score_line(result: dict[str, Any]) -> str:

@@ -46,7 +46,7 @@ class World:
     @cached_property
     def axis(self) -> Axis:
         """All ranks as one axis."""
-        return Axis("world", tuple(range(self.size)), self.rank, dist.group.WORLD if self.size > 1 else None, self.meter)
+        return Axis("world", tuple(range(self.size)), self.rank, dist.group.WORLD if self.size > 1 else None, self.meter, self.nodes)
 
     def sum_(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """Sum `tensor` over all ranks in place and return it."""

@@ -251,11 +251,15 @@ class ExchangeSection(Section):
         description="Which ranks share a node. auto: those the launcher started together (GROUP_RANK) or whose hosts have one name; measured: those "
         "with a fast link, by a short measurement; '2x4': two nodes of four ranks each; flat: take no notice of nodes.",
     )
-    kind: Literal["dense", "topk", "periodic", "auto"] = Field(
+    kind: Literal["dense", "topk", "powersgd", "periodic", "auto"] = Field(
         "dense",
         description="What replicas on different nodes send each other. dense: all of the gradient, every step; topk: its largest entries, the others "
-        "later (error feedback); periodic: no gradients; nodes train apart, and send the largest of what their weights differ by, every few steps; "
-        "auto: dense while the network keeps up, else periodic, as often as it allows.",
+        "later (error feedback); powersgd: each matrix's approximation of low rank, the rest later; periodic: no gradients; nodes train apart, and "
+        "send the largest of what their weights differ by, every few steps; auto: dense while the network keeps up, else periodic, as often as it "
+        "allows.",
+    )
+    rank: Positive = Field(
+        8, description="Rank of powersgd's approximations; matrices for which rank × (rows + columns) is no less than their entries are sent whole."
     )
     every: Positive = Field(1, description="Steps between the meetings of periodic.")
     density: Annotated[float, Field(gt=0.0, le=1.0)] | Literal["auto"] = Field(

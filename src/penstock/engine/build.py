@@ -20,7 +20,7 @@ from penstock.engine.balance import DataBalancer
 from penstock.engine.choose_exchange import ExchangeChooser
 from penstock.engine.compile import LossFunction, compile_model, sequence_loss
 from penstock.engine.control import StopRequest
-from penstock.engine.exchange import apart_of, begin_together, check_exchange, placements_apart, state_apart
+from penstock.engine.exchange import apart_of, begin_together, check_exchange, check_rank, placements_apart, state_apart
 from penstock.engine.experts import ExpertPlacer, first_slots
 from penstock.engine.journal import Journal
 from penstock.engine.late import LateCheck
@@ -166,7 +166,9 @@ class Core:
         """Where those of `tensors` lie that are not whole on every rank."""
         tensors = self.tensors()
         placements = state_placements(tensors, self.weights.placements | self.laid.buffer_placements)
-        return placements_apart(placements, self.weights) if apart_of(self.reducer) else placements | withheld_placements(tensors, self.weights)
+        if apart_of(self.reducer):
+            return placements_apart(placements, self.weights)
+        return placements | withheld_placements(tensors, self.weights, self.config.exchange.rank)
 
 
 @dataclass
@@ -226,6 +228,7 @@ def build_core(
     laid = lay_out(config.model, seed, mesh, formats, placed, piped.stages if piped else None)
     chooser = ExchangeChooser(config.exchange, layout.node, saved.exchange)
     between = build_between(chooser.section(), lambda parameter: laid.placement_of(parameter).cuttable)
+    check_rank(between, laid.weights.placements.values())
     reducer = GradientReducer(laid.routes(), config.layout.bucket_mb, world.meter, between)
     core = Core(
         config=config,

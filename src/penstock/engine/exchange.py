@@ -8,14 +8,15 @@ a resumed run goes on bit for bit; read on another number of nodes, or by a run 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from penstock.comm import GradientReducer, Periodic
+from penstock.comm import GradientReducer, Periodic, PowerSGD
+from penstock.comm.gradients.between import Between
 from penstock.config import Config, SharedError, UserError
 from penstock.engine.state import parameter_of
 from penstock.parallel import Layout, Placement, Weights
@@ -33,6 +34,15 @@ def check_exchange(config: Config, layout: Layout) -> None:
         raise UserError(
             f"exchange.kind = '{config.exchange.kind}' is a way of exchange between nodes, and with {layout} no weight has replicas on several: "
             "start ranks on more nodes, say which ranks share one with exchange.topology (such as '2x1'), or set exchange.kind to 'dense'"
+        )
+
+
+def check_rank(between: Between, placements: Iterable[Placement]) -> None:
+    """Refuse a rank that saves nothing on any parameter."""
+    if isinstance(between, PowerSGD) and not any(between.compresses(placement.shape) for placement in placements):
+        raise UserError(
+            f"exchange.rank = {between.rank} saves nothing: for every matrix of this model rank × (rows + columns) is no less than its entries; "
+            "set it lower, or exchange.kind to 'dense'"
         )
 
 

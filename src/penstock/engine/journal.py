@@ -15,6 +15,7 @@ import torch
 
 from penstock.comm import World
 from penstock.config import Config
+from penstock.engine.exchange_report import ExchangeTotals, exchange_summary
 from penstock.engine.state import Progress
 from penstock.models import flops_per_token
 from penstock.monitor import LiveLine, MetricStore, TensorBoardWriter
@@ -35,6 +36,8 @@ class Journal:
         self._config, self._world, self._peak = config, world, peak_flops
         self._flops_per_token = flops_per_token(config.model)
         self.sample: dict[str, str] = {}
+        #: What this rank has sent and waited for.
+        self.exchanged = ExchangeTotals()
         self._steps, self._seconds, self._tokens = 0, 0.0, 0
         self._store: MetricStore | None = None
         self._board: TensorBoardWriter | None = None
@@ -49,6 +52,7 @@ class Journal:
         """Record a finished step that took `seconds`."""
         phases, traffic, notes = parts.timer.take(), parts.world.meter.take(), parts.notes
         parts.notes = {}
+        self.exchanged.add(traffic, seconds)
         self._steps += 1
         if self._steps <= WARM_UP_STEPS + 1:
             self._seconds, self._tokens = 0.0, 0  # until there are others, the last of the first steps counts
@@ -131,7 +135,7 @@ def memory_bytes(device: torch.device) -> int:
 
 
 def summary(parts: Parts, digest: str, state: str) -> dict[str, Any]:
-    """The object that `train --json` prints and `summary.json` holds."""
+    """The object that `train --json` prints and `summary.json` holds; all ranks must call it."""
     progress, speed = parts.progress, parts.journal.speed()
     return {
         "run": str(parts.run.path),
@@ -146,6 +150,7 @@ def summary(parts: Parts, digest: str, state: str) -> dict[str, Any]:
         "wall_s": progress.wall_s,
         "weights_digest": digest,
         "recoveries": progress.recoveries,
+        **({"exchange": exchange_summary(parts, parts.journal.exchanged)} if parts.world.size > 1 else {}),
         "sample": parts.journal.sample,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

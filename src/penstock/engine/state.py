@@ -1,6 +1,6 @@
 """The training state in its one logical form: tensors by name, and a few plain numbers.
 
-    model.<parameter or buffer>    optim.<parameter>.<moment>    ema.<parameter>    exchange.<parameter>.withheld
+    model.<parameter or buffer>    optim.<parameter>.<moment>    ema.<parameter>    exchange.<parameter>.withheld, .factor
 
 A rank of a parallel layout holds a part of each parameter, and of its moments and average the same part; buffers and counters are whole
 and equal on all ranks. Full values, of which the digest and exports are made, come from one parameter at a time.
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.comm import GradientReducer
+from penstock.comm import GradientReducer, PowerSGD
 from penstock.optim import Optimizer, WeightAverage
 from penstock.parallel import Laid, Placement, Weights, assemble
 
@@ -61,7 +61,10 @@ def state_placements(names: Iterable[str], placements: dict[str, Placement]) -> 
 
 
 def withheld_tensors(weights: Weights, reducer: GradientReducer) -> dict[str, Tensor]:
-    """What the exchange between nodes withholds, by logical name `exchange.<parameter>.withheld`; on a pipeline empty tensors of other stages'."""
+    """What the exchange between nodes withholds, by logical name `exchange.<parameter>.withheld`; on a pipeline empty tensors of other stages'.
+
+    Also what PowerSGD begins the next step with, `exchange.<parameter>.factor`.
+    """
     layout, found = weights.mesh.layout, {}
     for name, placement in weights.placements.items() if reducer.between.withholds else ():
         if "node" in placement.replicas(layout) and reducer.between.compresses(placement.shape) and placement.cuttable:
@@ -69,13 +72,22 @@ def withheld_tensors(weights: Weights, reducer: GradientReducer) -> dict[str, Te
             parameter = weights.parameters.get(name)
             here = weights.locals[name].new_empty(shape) if parameter is None else reducer.withheld[parameter].view(shape)
             found[f"exchange.{name}.withheld"] = here
+            if isinstance(reducer.between, PowerSGD):
+                shape = placement.factor(reducer.between.rank, layout).local_shape(layout, weights.mesh.world.rank)
+                found[f"exchange.{name}.factor"] = here.new_empty(shape) if parameter is None else reducer.between.factors[parameter].view(shape)
     return found
 
 
-def withheld_placements(names: Iterable[str], weights: Weights) -> dict[str, Placement]:
-    """Placements of those of `withheld_tensors`."""
-    mine = (name for name in names if is_withheld(name))
-    return {name: weights.placements[name.removeprefix("exchange.").removesuffix(".withheld")].shared_by_node(weights.mesh.layout) for name in mine}
+def withheld_placements(names: Iterable[str], weights: Weights, rank: int) -> dict[str, Placement]:
+    """Placements of those of `withheld_tensors`; `rank` is that of the factors."""
+    found, layout = {}, weights.mesh.layout
+    for name in names:
+        placement = weights.placements.get(name.removeprefix("exchange.").rpartition(".")[0])
+        if is_withheld(name) and placement:
+            found[name] = placement.shared_by_node(layout)
+        elif _is_factor(name) and placement:
+            found[name] = placement.factor(rank, layout)
+    return found
 
 
 def is_withheld(name: str) -> bool:
@@ -83,8 +95,17 @@ def is_withheld(name: str) -> bool:
     return name.startswith("exchange.") and name.endswith(".withheld")
 
 
+def _is_factor(name: str) -> bool:
+    return name.startswith("exchange.") and name.endswith(".factor")
+
+
 def when_nodes_change(name: str) -> str:
-    """What becomes of a tensor that has one row for every node when it is read on other nodes: each gets its part of their 'sum', or their 'mean'."""
+    """What becomes of a tensor that has one row for every node when it is read on other nodes: each gets its part of their 'sum', or their 'mean'.
+
+    What other nodes may have in another shape altogether begins from 'zero' there.
+    """
+    if _is_factor(name):
+        return "zero"
     return "sum" if is_withheld(name) else "mean" if name.startswith(("optim.", "ema.", "exchange.")) else ""
 
 

@@ -18,6 +18,7 @@ from penstock.data import TokenCorpus, prepare
 from penstock.engine.build import DTYPES, Parts, build
 from penstock.engine.control import StopRequest
 from penstock.engine.exchange import consensus
+from penstock.engine.exchange_report import announcement
 from penstock.engine.journal import Journal, summary
 from penstock.engine.resolve import check_world, cores
 from penstock.engine.state import weights_digest
@@ -88,6 +89,8 @@ def announce(parts: Parts) -> None:
     compiled = ", compiled" if config.compile.enabled == "on" else ""
     size = f"{parts.weights.n_total / 1e6:.2f} M parameters"
     parts.journal.say(f"{parts.run.path}: {size}, {len(parts.corpus.train):,} training tokens, {how}{compiled}")
+    if nodes := announcement(parts):
+        parts.journal.say(nodes)
     if parts.pipeline is not None:
         parts.journal.say(f"pipeline: {parts.pipeline.plan}")
     if step:

@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from string import Template
 
-from penstock.monitor.sections import Row, events, facts, moment, samples, settings
+from penstock.monitor.exchange import exchange_part
+from penstock.monitor.sections import Row, events, facts, moment, samples, series, settings
 from penstock.monitor.store import MetricStore
-from penstock.monitor.svg import Line, Point, chart, smoothed
-from penstock.monitor.units import count, duration, size
+from penstock.monitor.svg import Line, chart, smoothed
+from penstock.monitor.units import count, duration, seconds, size
 
 #: Phases of a step as shown: name, key of its seconds, style of its line.
 PHASES = (
@@ -43,6 +43,7 @@ def write_report(run: Path) -> Path:
         failure=_failure(state, rows["event"]),
         tiles=_tiles(summary, identity, rows),
         charts=_charts(rows),
+        exchange=exchange_part(rows["train"], summary),
         samples=samples(rows["sample"]),
         settings=settings(run / "config.toml"),
         data=facts(identity.get("data", {})),
@@ -71,7 +72,7 @@ def _tiles(summary: Row, identity: Row, rows: dict[str, list[Row]]) -> str:
     """The headline: from the summary where the run ended properly, else from its last rows."""
     train = rows["train"]
     told = (train[-1] if train else {}) | {key: value for key, value in summary.items() if value is not None}
-    seconds = summary.get("wall_s", train[-1]["time"] - train[0]["time"] if len(train) > 1 else math.nan)
+    wall_s = summary.get("wall_s", train[-1]["time"] - train[0]["time"] if len(train) > 1 else math.nan)
     values = [row["val_loss"] for row in rows["eval"] if "val_loss" in row]
     best = min(filter(math.isfinite, values), default=math.nan)
     steps, active = told.get("step", 0), identity.get("active_parameters")
@@ -81,7 +82,7 @@ def _tiles(summary: Row, identity: Row, rows: dict[str, list[Row]]) -> str:
         ("speed", count(told["tokens_per_s"]) if told.get("tokens_per_s") else "–", "tokens per second"),
         ("utilisation", f"{told['mfu']:.0%}" if told.get("mfu") else "–", _ceiling(identity)),
         ("parameters", count(told["parameters"]) if "parameters" in told else "–", f"{count(active)} active for a token" if active else "trained"),
-        ("time", duration(seconds), "wall clock"),
+        ("time", duration(wall_s), "wall clock"),
     ]
     return "".join(f'<div class="tile"><h3>{name}</h3><b>{escape(value)}</b><small>{escape(note)}</small></div>' for name, value, note in tiles)
 
@@ -94,18 +95,18 @@ def _ceiling(identity: Row) -> str:
 
 def _charts(rows: dict[str, list[Row]]) -> str:
     train = rows["train"]
-    memory = _series(train, "memory_bytes")
+    memory = series(train, "memory_bytes")
     unit, name = (2**30, "GiB") if max((y for _, y in memory), default=0.0) >= 4 * 2**30 else (2**20, "MiB")
-    validation = Line("validation", _series(rows["eval"], "val_loss"), "dots")
-    phases = [Line(phase, _series(train, key), style) for phase, key, style in PHASES]
+    validation = Line("validation", series(rows["eval"], "val_loss"), "dots")
+    phases = [Line(phase, series(train, key), style) for phase, key, style in PHASES]
     balance, uneven = _noisy(train, "expert_load_max_over_mean"), _noisy(train, "imbalance")
-    shares = [Line(name, _series(train, f"share_{key}"), style) for name, key, style in (("largest", "max", "main"), ("smallest", "min", "second"))]
+    shares = [Line(name, series(train, f"share_{key}"), style) for name, key, style in (("largest", "max", "main"), ("smallest", "min", "second"))]
     pictures = [
         chart("Loss", [*_noisy(train, "loss"), validation], "nats per token", show=lambda v: f"{v:.4f}"),
         chart("Throughput", _noisy(train, "tokens_per_s"), "tokens per second", from_zero=True),
-        chart("Learning rate", [Line("last", _series(train, "lr"))], from_zero=True, show=lambda v: f"{v:.3g}"),
+        chart("Learning rate", [Line("last", series(train, "lr"))], from_zero=True, show=lambda v: f"{v:.3g}"),
         chart("Gradient norm", _noisy(train, "grad_norm"), "before clipping", log_y=True),
-        chart("Time of a step by phase", phases, "seconds", log_y=True, show=_seconds),
+        chart("Time of a step by phase", phases, "seconds", log_y=True, show=seconds),
         chart("Memory", [Line("last", [(x, y / unit) for x, y in memory])], name, from_zero=True, show=lambda v: size(v * unit)),
         chart("Expert load", balance, "fullest over mean", show=lambda v: f"{v:.2f}") if balance[0].points else "",
         chart("Slowest rank's own time", uneven, "over the mean", show=lambda v: f"{v:.2f}") if uneven[0].points else "",
@@ -116,16 +117,8 @@ def _charts(rows: dict[str, list[Row]]) -> str:
 
 def _noisy(rows: list[Row], key: str) -> list[Line]:
     """A quantity that jumps from step to step: its values, and over them their running mean."""
-    points = _series(rows, key)
+    points = series(rows, key)
     return [Line("each step", points, "raw"), Line("smoothed", smoothed(points))]
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
-
-
-def _series(rows: Iterable[Row], key: str) -> list[Point]:
-    return [(row["step"], row[key]) for row in rows if key in row and "step" in row]
 
 
 def _json(file: Path) -> Row:

@@ -78,6 +78,11 @@ def moment(time: Any) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
+def series(rows: list[Row], key: str) -> list[tuple[float, float]]:
+    """A quantity by step, where it was recorded."""
+    return [(row["step"], row[key]) for row in rows if key in row and "step" in row]
+
+
 def _sample(row: Row) -> str:
     prompt, text = (escape(str(row.get(key, ""))) for key in ("prompt", "text"))
     marked = f"<mark>{prompt}</mark>" if prompt else ""

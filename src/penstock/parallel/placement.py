@@ -96,7 +96,17 @@ class Placement:
 
     def shared_by_node(self, layout: Layout) -> Placement:
         """Placement of a stack of such tensors, one of every node, each cut further over the ranks that hold the same piece on its node."""
-        return self.by_node(layout).also(Split(1, tuple(axis for axis in self.replicas(layout) if axis != "node")))
+        return self.by_node(layout).also(Split(1, self._inside(layout)))
+
+    def factor(self, rank: int, layout: Layout) -> Placement:
+        """Placement of what has `rank` columns in place of those that a rank holds, cut further over the ranks with the same piece on one node."""
+        last = len(self.shape) - 1
+        splits = tuple(replace(split, unit=rank) if split.dim == last else split for split in self.splits)
+        columns = rank * math.prod(layout.size(*split.axes) for split in splits if split.dim == last)
+        return replace(self, shape=(*self.shape[:-1], columns), splits=splits).also(Split(0, self._inside(layout)))
+
+    def _inside(self, layout: Layout) -> tuple[str, ...]:
+        return tuple(axis for axis in self.replicas(layout) if axis != "node")
 
     @property
     def cuttable(self) -> bool:

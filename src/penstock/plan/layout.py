@@ -14,7 +14,7 @@ from typing import Any
 
 from penstock.config import Config, ConfigError, OptimSection
 from penstock.models import count_parameters
-from penstock.parallel import Layout, build_layout, check_layout
+from penstock.parallel import Layout, build_layout, check_layout, said_nodes
 from penstock.parallel.estimate import muon_traffic, placements, step_traffic
 from penstock.parallel.layout import TENSOR
 from penstock.parallel.pipeline.plan import PipelinePlan
@@ -23,7 +23,7 @@ from penstock.parallel.traffic import Collective, Workload
 from penstock.plan.footprint import Footprint, footprint, uses_muon
 from penstock.plan.pipeline import FORMATS, first_size, make_plan, micro_batches
 
-AXES = ("pipeline", "replicate", "shard", "context", "expert", *TENSOR)
+AXES = ("pipeline", "node", "replicate", "shard", "context", "expert", *TENSOR)
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,15 @@ class LayoutReport:
 
 
 def describe_layout(config: Config, ranks: int, ranks_per_node: int) -> LayoutReport:
-    """Report on `config`, whose model, format and loss chunk are settled, on so many ranks; raises `ConfigError` where they cannot be laid out."""
+    """Report on `config`, whose model, format and loss chunk are settled, on so many ranks; raises `ConfigError` where they cannot be laid out.
+
+    Nodes that `exchange.topology` gives by hand count instead of `ranks_per_node`. Gradients between nodes are counted as of the dense exchange.
+    """
     if ranks < 1 or ranks_per_node < 1:
         raise ConfigError(f"--nproc {ranks} and --ranks-per-node {ranks_per_node} must be at least 1")
-    layout = build_layout(config, ranks)
+    if said := max(said_nodes(config, ranks), default=0):
+        ranks_per_node = ranks // (said + 1)
+    layout = build_layout(config, ranks, [rank // ranks_per_node for rank in range(ranks)])
     check_layout(config, layout)
     plan = make_plan(config, layout, first_size(config, layout)) if layout.pipeline > 1 else None
     works = workloads(config, layout, plan)

@@ -103,7 +103,8 @@ def load_snapshot(
     """Fill `tensors`, placed as in `save_snapshot`, in place from a snapshot of any layout, and return its plain numbers.
 
     `when_nodes_change` says of tensors that may have a row for every node what becomes of other rows than are wanted: each gets its part of their
-    "sum", or their "mean". Of those whose name begins with `exchange.`, one that is not there is zero, and one that is only there is left out.
+    "sum", or their "mean"; or is "zero" if the shape differs in any way. Of those whose name begins with `exchange.`, one that is not there is zero,
+    and one that is only there is left out.
 
     All ranks of `world` (default: this process alone) must call it; they share the verifying. Raises `UserError` on every rank: when the
     snapshot is damaged, or, naming the tensor, when a name or full shape differs from what it holds.
@@ -130,7 +131,7 @@ def _other_rows(stored: tuple[int, ...] | None, wanted: tuple[int, ...], name: s
     """Whether a tensor is there with other rows of nodes than are wanted, or with none, and there is a rule for that."""
     if not rule or stored == wanted:
         return False
-    if stored is None:
+    if stored is None or rule == "zero":
         return name.startswith("exchange.")
     return wanted == stored[1:] or stored == wanted[1:] or stored[1:] == wanted[1:]
 
@@ -141,7 +142,7 @@ def _read_rows(
     """Fill tensors from others with different rows of nodes. Returns the names the files do not cover."""
     sources: dict[str, Local] = {}
     for name, local in wanted.items():
-        if name in stored:
+        if name in stored and when_nodes_change(name) != "zero":
             lead = len(stored[name]) - len(local.shape)
             boxes = [_all_rows(box, stored[name], lead) for box in local.boxes]
             sources[name] = Local(stored[name], boxes, [view.new_empty(box.sizes) for view, box in zip(local.views, boxes)], local.written)

@@ -4,6 +4,7 @@ from penstock.comm.gradients.between import Dense
 from penstock.comm.gradients.bucket import Route, cut_buckets, local
 from penstock.comm.gradients.kinds import build_between
 from penstock.comm.gradients.periodic import Periodic
+from penstock.comm.gradients.powersgd import PowerSGD
 from penstock.comm.gradients.reducer import GradientReducer
 
-__all__ = ["Dense", "GradientReducer", "Periodic", "Route", "build_between", "cut_buckets", "local"]
+__all__ = ["Dense", "GradientReducer", "Periodic", "PowerSGD", "Route", "build_between", "cut_buckets", "local"]

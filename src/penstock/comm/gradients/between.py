@@ -1,6 +1,7 @@
 """The exchange between nodes: how the sum over the `between` axis of what each rank holds of a bucket is made.
 
-`Between` is what every kind offers; `Dense` sends all of it, `topk.py` the largest entries.
+`Between` is what every kind offers; `Dense` sends all of it, `topk.py` the largest entries, `powersgd.py` factors of
+low rank.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ class Between(Protocol):
     overflow: bool
     #: Whether it keeps state of parameters.
     withholds: bool
+
+    def __str__(self) -> str:
+        """What is sent, in a few words."""
 
     def compresses(self, shape: tuple[int, ...]) -> bool:
         """Whether parameters of that full shape do not travel whole."""
@@ -43,6 +47,9 @@ class Dense:
     def __init__(self) -> None:
         self.faults: list[str] = []
         self.overflow = self.withholds = False
+
+    def __str__(self) -> str:
+        return "dense"
 
     def compresses(self, shape: tuple[int, ...]) -> bool:
         """Nothing is."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from penstock.comm.gradients.between import Between, Dense
 from penstock.comm.gradients.periodic import Periodic
+from penstock.comm.gradients.powersgd import PowerSGD
 from penstock.comm.gradients.topk import TopK
 from penstock.config import ExchangeSection
 
@@ -19,4 +20,6 @@ def build_between(section: ExchangeSection, cuttable: Callable[[nn.Parameter], b
         return Periodic(section.every, TopK(density, section.values, 0, lambda parameter: True, feedback=False))
     if section.kind == "topk":
         return TopK(density, section.values, section.warmup, cuttable)
+    if section.kind == "powersgd":
+        return PowerSGD(section.rank, cuttable)
     return Dense()

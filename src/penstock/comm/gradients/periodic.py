@@ -41,6 +41,9 @@ class Periodic:
         #: Seconds that the last meeting took.
         self.meeting_s = 0.0
 
+    def __str__(self) -> str:
+        return f"none, but every {self.every} steps what weights have gone apart, {self._codec}"
+
     def compresses(self, shape: tuple[int, ...]) -> bool:
         """Gradients do not travel at all."""
         return False
