@@ -53,7 +53,7 @@ class PowerSGD:
     factors: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     _residuals: dict[int, Residual] = field(default_factory=dict)
     _matrices: dict[int, list[_Matrices]] = field(default_factory=dict)
-    _fresh_dr: Tensor = field(default_factory=lambda: torch.zeros(0))
+    _fresh_nr: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def __str__(self) -> str:
         return f"approximations of rank {self.rank}"
@@ -73,8 +73,8 @@ class PowerSGD:
         parts = [matrices.m_snd for found in self._matrices.values() for matrices in found]
         if parts:
             generator = torch.Generator().manual_seed(self.rank)
-            fresh_dr = torch.randn(max(m.shape[-1] for m in parts), self.rank, generator=generator, dtype=torch.float64)
-            self._fresh_dr = fresh_dr.to(parts[0])
+            fresh_nr = torch.randn(max(m.shape[-2] for m in parts), self.rank, generator=generator, dtype=torch.float64)
+            self._fresh_nr = fresh_nr.to(parts[0])
         return withheld
 
     def compresses(self, shape: tuple[int, ...]) -> bool:
@@ -92,9 +92,9 @@ class PowerSGD:
         if not _finite(residual.becomes):  # whatever is received then does not count
             self.overflow = True
             residual.becomes.zero_()
-        right = [each.m_snd.mT @ each.factor_snr for each in matrices]
+        right = [each.m_snd.mT @ self._start(each.factor_snr) for each in matrices]
         *right, whole = _summed(bucket, [*right, residual.whole_numbers()])
-        right = [self._orthonormal(q_sdr) for q_sdr in right]
+        right = [torch.linalg.qr(q_sdr).Q for q_sdr in right]
         left = [each.m_snd @ q_sdr for each, q_sdr in zip(matrices, right)]
         for each, p_snr, q_sdr in zip(matrices, left, right):
             each.m_snd.baddbmm_(p_snr, q_sdr.mT, alpha=-1)
@@ -116,10 +116,10 @@ class PowerSGD:
         factor_snr = self.factors[piece.parameter].view(*m_snd.shape[:2], self.rank)
         return _Matrices(place, m_snd, factor_snr, torch.zeros_like(factor_snr))
 
-    def _orthonormal(self, q_sdr: Tensor) -> Tensor:
-        """Orthonormal columns that span those of each matrix, and random ones in place of columns of zeros."""
-        empty_s1r = q_sdr.abs().amax(1, keepdim=True) == 0
-        return torch.linalg.qr(torch.where(empty_s1r, self._fresh_dr[: q_sdr.shape[1]], q_sdr)).Q
+    def _start(self, factor_snr: Tensor) -> Tensor:
+        """Where the step begins: the factor, with random columns in place of those of zeros."""
+        empty_s1r = factor_snr.abs().amax(1, keepdim=True) == 0
+        return torch.where(empty_s1r, self._fresh_nr[: factor_snr.shape[1]], factor_snr)
 
 
 def _summed(bucket: Bucket, parts: list[Tensor]) -> list[Tensor]:
