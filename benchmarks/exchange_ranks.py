@@ -29,6 +29,7 @@ KINDS: dict[str, tuple[bool, dict[str, Any]]] = {
     "hierarchical": (True, {}),
     "topk_5pct": (True, {"kind": "topk", "density": 0.05}),
     "topk_1pct": (True, {"kind": "topk", "density": 0.01}),
+    "powersgd": (True, {"kind": "powersgd", "rank": 8}),
 }
 
 

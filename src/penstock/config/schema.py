@@ -263,7 +263,7 @@ class ExchangeSection(Section):
     )
     every: Positive = Field(1, description="Steps between the meetings of periodic.")
     density: Annotated[float, Field(gt=0.0, le=1.0)] | Literal["auto"] = Field(
-        "auto", description="Share of the entries of each matrix that topk and periodic send; auto: 0.05."
+        "auto", description="Share of the entries of each matrix that topk and periodic send; auto: 0.05 for topk, 0.1 for periodic."
     )
     values: Literal["float32", "bf16", "fp8", "int8", "int4", "int2"] = Field(
         "int4", description="Number format of what topk and periodic send; what it rounds off is sent later too."
