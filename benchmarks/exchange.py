@@ -15,6 +15,9 @@ Ten matrices of 1024 × 1024 float32 gradients (42 MB) are summed over all ranks
     exposed_share                seconds the step waits for the exchange after a backward pass 1.5 times as long, with overlap over without: the worst
                                  (aim 0.3)
 
+    loss_excess_5pct             what top-k at 5 % costs in validation loss over dense, the worst seed; with the other kinds' figures of
+                                 `exchange_learning.py`, which this runs first (about a quarter of an hour; PENSTOCK_EXCHANGE_TOKENS=0 leaves it out)
+
 And in a stated model of 16 nodes × 8 GPUs (`model_seconds`), dense float32 gradients of 25 MB and 1 GB:
 
     model_25mb_…, model_1gb_…    speed-up of hierarchical, and with top-k at 5 % between nodes, over one ring, and over eight rings as NCCL makes them
@@ -28,6 +31,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from benchmarks import exchange_learning
+
 SHAPES = ((2, 2), (2, 4), (4, 2))
 BANDWIDTH = "200mbit"
 #: The model: bytes per second and seconds a message inside a node (NVLink) and between nodes (each GPU with a network card of its own).
@@ -39,8 +44,11 @@ SENT_5PCT = 0.0157
 def run() -> dict[str, float | str]:
     """All figures."""
     found: dict[str, float | str] = {}
+    if os.environ.get("PENSTOCK_EXCHANGE_TOKENS") != "0":
+        found |= {f"learning_{key}": value for key, value in exchange_learning.run().items()}
+        found["loss_excess_5pct"] = found["learning_topk_5pct_excess"]
     if os.geteuid() or not (shutil.which("ip") and shutil.which("tc")):
-        return {"skipped": "needs root, ip and tc (Debian: iproute2)"} | model_figures()
+        return found | {"skipped": "the network's figures need root, ip and tc (Debian: iproute2)"} | model_figures()
     speedups: dict[str, list[float]] = {"hierarchical": [], "compressed": []}
     exposed, ratios, saved = [], [], {}
     metered = counted = 0.0
