@@ -143,7 +143,7 @@ class Layout:
     def as_dict(self) -> dict[str, Any]:
         """As printed by `penstock layout --json`."""
         derived = ("tensor", "ranks", "expert_shard", "expert_replicate")
-        return asdict(self) | {name: getattr(self, name) for name in derived}
+        return asdict(self) | {"replicate": self.replicas} | {name: getattr(self, name) for name in derived}
 
     def __str__(self) -> str:
         names = {"pipeline": self.pipeline, "replicate": self.replicas, "shard": self.shard, "context": self.context, "expert": self.expert}

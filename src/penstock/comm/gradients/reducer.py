@@ -26,6 +26,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from penstock.comm.axis import all_gather_into, reduce_scatter_into
 from penstock.comm.gradients.between import Between, Dense
@@ -89,9 +90,12 @@ class GradientReducer:
         self._works = []
 
     def settle(self, parameters: Iterable[nn.Parameter]) -> None:
-        """The gradients of these parameters are complete: start the buckets that now are."""
+        """The gradients of these parameters are complete: start the buckets that now are.
+
+        Not so where FSDP2 shards them, and may have yet to sum them over the shards; those wait for `finish`.
+        """
         for parameter in parameters:
-            if parameter in self._bucket_of:
+            if parameter in self._bucket_of and not isinstance(parameter, DTensor):
                 self._count(parameter)
 
     def finish(self) -> None:
