@@ -6,6 +6,7 @@ rank that raises fails the test with its traceback; ranks that do not end within
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing as mp
 import os
 import pickle
@@ -30,7 +31,8 @@ def run_ranks(func: Callable[..., Any], size: int, *args: Any, timeout_s: float 
     """Run `func(world, *args)` on `size` gloo ranks and return what each returned, in rank order."""
     results = _context.Queue()
     port = free_port()
-    ranks = [_context.Process(target=_rank, args=(func, rank, size, port, args, results), daemon=True) for rank in range(size)]
+    given = (func, size, port, args, timeout_s, results)
+    ranks = [_context.Process(target=_rank, args=(rank, *given), daemon=True) for rank in range(size)]
     for process in ranks:
         process.start()
     answers: dict[int, Any] = {}
@@ -49,7 +51,8 @@ def run_ranks(func: Callable[..., Any], size: int, *args: Any, timeout_s: float 
     return [answers[rank] for rank in range(size)]
 
 
-def _rank(func: Callable[..., Any], rank: int, size: int, port: int, args: tuple[Any, ...], results: Any) -> None:
+def _rank(rank: int, func: Callable[..., Any], size: int, port: int, args: tuple[Any, ...], timeout_s: float, results: Any) -> None:
+    faulthandler.dump_traceback_later(0.9 * timeout_s)  # where a rank hangs is said before it is killed
     import torch
 
     from penstock.comm import join_world, leave_world
