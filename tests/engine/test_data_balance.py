@@ -142,7 +142,8 @@ def test_a_slow_rank_is_told_from_those_that_wait_for_it(ranks, experts, layout)
     config = with_values(small_question(experts, batch__micro=4, balance__data="measured"), layout)
     for seconds, where in run_ranks(own_times, ranks, config, ranks - 1):
         slept = 12 * NAP
-        assert seconds[where] > slept and all(took < 0.5 * slept for replica, took in enumerate(seconds) if replica != where), seconds
+        others = [took for replica, took in enumerate(seconds) if replica != where]
+        assert seconds[where] > slept and 2 * max(others) < seconds[where], seconds
 
 
 def rows(folder, kind="train"):

@@ -38,7 +38,6 @@ def workload(sets, world_size, rank, dtype, batches):
 
 def counted(world, sets, dtype, batches):
     """Bytes a step on real ranks sends by the meter, and by the estimate."""
-    world.meter.take()  # what joining sent
     work = workload(sets, world.size, world.rank, dtype, batches)
     laid = lay_out(work.model, 1, Mesh(work.layout, world), Formats(FORMATS[work.master], FORMATS[work.compute]))
     run_step(laid, work, torch.randint(0, VOCAB, (MICRO, work.model.context // work.layout.context), generator=torch.Generator().manual_seed(3)))

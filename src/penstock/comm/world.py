@@ -105,7 +105,9 @@ def join_world(device_name: str, timeout_s: float) -> World:
     if size > 1:
         _init_group(device, timeout_s)
     world = World(rank=rank, size=size, local_rank=local_rank, device=device)
-    return replace(world, nodes=told_nodes(world))
+    world = replace(world, nodes=told_nodes(world))
+    world.meter.take()  # joining is no part of the first step
+    return world
 
 
 def leave_world(world: World) -> None:
