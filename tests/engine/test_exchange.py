@@ -192,6 +192,7 @@ def test_a_damaged_message_is_never_applied_and_the_step_is_made_again(kind):
     assert run_ranks(damaged, 2, kind, 1) == [(True, 1.0)] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["topk", "periodic"])
 def test_a_network_that_damages_every_message_stops_the_run_on_all_ranks_naming_the_one_that_saw_it(kind):
     texts = run_ranks(damaged, 2, kind, 1000)
@@ -238,6 +239,7 @@ def test_nodes_train_apart_and_meet(layout):
         assert not drift and near < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["topk", "powersgd", "periodic"])
 def test_a_compressed_run_goes_on_bit_for_bit_and_on_other_ranks(tmp_path, kind):
     base = {"layout__replicate": 2, "exchange__topology": "2x1", "exchange__kind": kind, "exchange__every": 3, "exchange__density": 0.3, "exchange__rank": 3}

@@ -144,6 +144,7 @@ def test_a_run_across_nodes_equals_the_same_run_on_one_machine(tmp_path):
     assert "step 8" in done.stdout and "2 nodes × 2 ranks, 1 Gbit/s each way" in done.stdout and "node 1" in done.stdout
 
 
+@pytest.mark.slow
 @lab
 def test_a_command_of_one_process_runs_on_the_first_node():
     done = penstock("lab", "network", "--json", "config", "tiny", "--set", "optim.lr=0.5")
@@ -192,6 +193,7 @@ sys.exit(run_reporting(pathlib.Path(sys.argv[1]), work))
 """
 
 
+@pytest.mark.slow
 @lab
 def test_a_dying_rank_ends_the_others_and_is_named(tmp_path, capfd):
     began = time.monotonic()
