@@ -11,7 +11,8 @@ Ten matrices of 1024 × 1024 float32 gradients (42 MB) are summed over all ranks
                                  least of all NxR (aims 0.97, 0.992); each as NxR_bytes_saved_5pct, _1pct. Every node's message goes to every
                                  other, so with more nodes it is less
     meter_over_counter           what the meter says nodes send over what their interfaces counted, all sums together (aim 0.95 to 1.05)
-    meter_over_counter_worst     the same of the kind and NxR where it is farthest from 1: of few bytes, headers and acknowledgements are many
+    meter_over_counter_worst     the same where it is farthest from 1; each as NxR_KIND_meter_over_counter. Of few bytes, headers and
+                                 acknowledgements are many
     exposed_share                seconds the step waits for the exchange after a backward pass 1.5 times as long, with overlap over without: the worst
                                  (aim 0.3)
 
@@ -61,6 +62,7 @@ def run() -> dict[str, float | str]:
         found |= {f"{name}_{key}": value for key, value in of_shape.items() if key.endswith("_s")}
         for kind in (key.removesuffix("_metered") for key in of_shape if key.endswith("_metered")):
             ratios.append(of_shape[f"{kind}_metered"] / of_shape[f"{kind}_counted"])
+            found[f"{name}_{kind}_meter_over_counter"] = ratios[-1]
             metered, counted = metered + of_shape[f"{kind}_metered"], counted + of_shape[f"{kind}_counted"]
         exposed += [value for key, value in of_shape.items() if key.endswith("_exposed_share")]
         for density in ("5pct", "1pct"):

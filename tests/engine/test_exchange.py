@@ -25,6 +25,15 @@ from penstock.monitor import MetricStore
 from penstock.parallel import assemble, own_part
 from penstock.store import Run, list_snapshots, read_numbers, save_config
 
+#: Layouts whose replicas are on two nodes.
+OVER_NODES = [
+    {"layout.replicate": 2, "exchange.topology": "2x1"},
+    {"layout.replicate": 4, "exchange.topology": "2x2"},
+    {"layout.replicate": 2, "layout.shard": 2, "exchange.topology": "2x2"},
+    {"layout.replicate": 2, "layout.tensor": 2, "exchange.topology": "2x2", "optim.kind": "muon"},
+    {"layout.replicate": 2, "layout.pipeline": 2, "exchange.topology": "4x1", "model.tie_embeddings": True},
+]
+
 
 def core_of(world, settings, **changes):
     config = with_values(small_question(False, precision__compute="float32", **changes), settings)
@@ -96,6 +105,7 @@ def books(world, layout, kind):
     for step in range(4):
         accumulate(dense, step)  # both have the weights of the start
         accumulate(core, step)
+        core.reducer.between.commit()
         for total, part in ((sent, core), (true, dense)):
             for name, tensor in part.weights.locals.items():
                 total[name] += tensor.grad.double()
@@ -111,16 +121,7 @@ def books(world, layout, kind):
     return worst, withheld, drifted(core)
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        {"layout.replicate": 2, "exchange.topology": "2x1"},
-        {"layout.replicate": 4, "exchange.topology": "2x2"},
-        {"layout.replicate": 2, "layout.shard": 2, "exchange.topology": "2x2"},
-        {"layout.replicate": 2, "layout.tensor": 2, "exchange.topology": "2x2"},
-        {"layout.replicate": 2, "layout.pipeline": 2, "exchange.topology": "4x1", "model.tie_embeddings": True},
-    ],
-)
+@pytest.mark.parametrize("layout", OVER_NODES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_sent_and_what_is_withheld_add_up_to_the_gradients(layout, kind):
     nodes, each = map(int, layout["exchange.topology"].split("x"))
@@ -220,17 +221,7 @@ def apart(world, layout):
     return found, drift, float(near)
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        {"layout.replicate": 2, "exchange.topology": "2x1"},
-        {"layout.replicate": 4, "exchange.topology": "2x2"},
-        {"layout.replicate": 2, "layout.shard": 2, "exchange.topology": "2x2"},
-        {"layout.replicate": 2, "layout.tensor": 2, "exchange.topology": "2x2", "optim.kind": "muon"},
-        {"layout.replicate": 2, "layout.pipeline": 2, "exchange.topology": "4x1", "model.tie_embeddings": True},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("layout", OVER_NODES, ids=str)
 def test_nodes_train_apart_and_meet(layout):
     nodes, each = map(int, layout["exchange.topology"].split("x"))
     for found, drift, near in run_ranks(apart, nodes * each, layout):
@@ -296,6 +287,10 @@ def test_auto_lets_nodes_train_apart_where_the_network_is_slow_and_stays_dense_w
     assert again[0] == again[1]
     numbers = read_numbers(list_snapshots(runs["slow"].snapshots)[-1])
     assert numbers["exchange"]["every"] >= 1
+    shutil.rmtree(list_snapshots(runs["slow"].snapshots)[-1].path)
+    save_config(runs["slow"], with_values(runs["slow"].config(), {"exchange.topology": "auto", "layout.replicate": 0}))
+    alone = run_ranks(chosen, 1, runs["slow"].path, 3e5, timeout_s=200)[0]  # there is nobody to be apart from
+    assert alone[0] == pytest.approx(slow[0][0], rel=0.02)
 
 
 def back_to_dense(world):

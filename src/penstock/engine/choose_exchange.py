@@ -40,7 +40,7 @@ class ExchangeChooser:
     def __init__(self, section: ExchangeSection, nodes: int, saved: dict[str, int]) -> None:
         """`saved` is what a run that goes on had chosen."""
         self._section, self._active = section, section.kind == "auto" and nodes > 1
-        self.every = saved.get("every", 0)
+        self.every = saved.get("every", 0) if nodes > 1 else 0
         self._dense_s = saved.get("dense_us", 0) / 1e6  # what the dense exchange took of a step
         self._wait = WARM_UP
         self._steps: list[float] = []
@@ -53,8 +53,8 @@ class ExchangeChooser:
         return self._section.model_copy(update={"kind": "periodic", "every": self.every} if self.every else {"kind": "dense"})
 
     def numbers(self) -> dict[str, int]:
-        """The choice, for a snapshot."""
-        return {"every": self.every, "dense_us": round(self._dense_s * 1e6)} if self.every else {}
+        """The choice, for a snapshot; nothing where none was called for."""
+        return {"every": self.every, "dense_us": round(self._dense_s * 1e6)} if self._dense_s else {}
 
     def after_step(self, parts: Parts, seconds: float) -> None:
         """Take in a step of so many seconds; all ranks must call it."""

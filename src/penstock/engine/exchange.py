@@ -57,16 +57,16 @@ class Arrival:
     def agreed(self, faults: list[str], overflow: bool) -> bool:
         """Whether all is well, or will not be by sending it again; all ranks must ask."""
         world = self._parts.world
-        damaged, overflows = (world.gather_numbers(float(flag), "arrived") for flag in (bool(faults), overflow))
-        self.overflow = any(overflows)
-        if self.overflow or not any(damaged):
+        found = world.gather_numbers(2.0 * overflow + bool(faults), "arrived")
+        self.overflow = max(found) >= 2
+        if self.overflow or not any(found):
             return True
-        first = next(rank for rank, flag in enumerate(damaged) if flag)
+        first = next(rank for rank, flag in enumerate(found) if flag)
         text = world.share(f"rank {world.rank} received {faults[0]}" if faults else "", first)
         self._tries += 1
         self._parts.notes["exchanges_repeated"] = float(self._tries)
         if self._tries > RESENDS:
-            raise SharedError(f"{text}; sent {self._tries} times in vain, so the step was not made: look for a faulty network adapter or memory")
+            raise SharedError(f"{text}; sent {self._tries} times in vain, so nothing of it was used: look for a faulty network adapter or memory")
         return False
 
 
@@ -76,8 +76,7 @@ def meet(parts: Core, steps: int) -> None:
     if apart is None or (steps % apart.every and not last):
         return
     arrival = Arrival(parts)
-    with parts.timer.phase("exchange"):
-        apart.meet(steps, arrival.agreed, parts.world.meter, last)
+    apart.meet(steps, arrival.agreed, parts.world.meter, last)
     if arrival.overflow:
         raise SharedError(f"step {steps - 1}: weights of some node are not finite; go on from the last snapshot with a smaller optim.lr")
 

@@ -54,6 +54,8 @@ def take_step(parts: Core, step: int) -> StepResult:
             raise NonFinite(_blame(parts, step, losses, loss_sum / max(n_tokens, 1), grad_norm))
         factor = lr_factor(parts.config.optim, parts.config.train.steps, step)
         update(parts, factor, step)
+    with parts.timer.phase("exchange"):
+        meet(parts, step + 1)
     return StepResult(loss_sum / n_tokens, round(n_tokens), grad_norm, factor, stop > 0)
 
 
@@ -72,8 +74,6 @@ def accumulate(parts: Core, step: int) -> tuple[list[Tensor], Tensor, list[Tenso
                 break
     if arrival.overflow:  # a gradient that could not be sent is not finite, which the check of the norm will say on all ranks
         torch._foreach_mul_(grads, math.nan)
-    else:
-        between.commit()
     _correct_weight(parts, grads, totals)
     return losses, totals, grads
 
@@ -162,7 +162,7 @@ def update(parts: Core, factor: float, step: int) -> None:
     """Take the step of the optimizer at `factor` times its rates, and all that follows from it."""
     parts.optimizer.set_factor(factor)
     parts.optimizer.step()
-    meet(parts, step + 1)
+    parts.reducer.between.commit()
     parts.balance()
     if parts.average is not None:
         parts.average.update()

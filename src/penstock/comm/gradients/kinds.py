@@ -15,7 +15,8 @@ from penstock.config import ExchangeSection
 
 def build_between(section: ExchangeSection, cuttable: Callable[[nn.Parameter], bool]) -> Between:
     """The kind of the section; only parameters that are `cuttable` may have state that is cut like them."""
-    density = {"periodic": 0.1}.get(section.kind, 0.05) if section.density == "auto" else section.density
+    usual = 0.1 if section.kind == "periodic" else 0.05
+    density = usual if section.density == "auto" else section.density
     if section.kind == "periodic":
         return Periodic(section.every, TopK(density, section.values, 0, lambda parameter: True, feedback=False))
     if section.kind == "topk":

@@ -51,10 +51,9 @@ class GradientReducer:
     ) -> None:
         cut = cut_buckets([(p, route) for p, route in parameters if route.size > 1], int(bucket_mb * 2**20))
         self.buckets = [Bucket(bucket, route) for bucket, route in cut]
-        self.between = between or Dense()
         #: What the exchange between nodes withholds of each parameter here, with a leading dim of one for the node; part of the training state.
         self.withheld: dict[nn.Parameter, Tensor] = {}
-        self.switch(self.between)
+        self.switch(between or Dense())
         self._meter = meter or ByteMeter()
         self._bucket_of = {p: i for i, bucket in enumerate(self.buckets) for p in bucket.parameters}
         self._began = 0.0

@@ -3,9 +3,9 @@
     a = g + r;   s = decode(encode(top-k of a));   r ← a - s;   the sum over nodes is the sum of every node's s
 
 so that what was sent and what is withheld add up to all gradients so far, to rounding (`residual.py`; Lin et al., Deep Gradient Compression, arXiv
-1712.01887). Entries are chosen for each tensor by itself: k = ⌈density · n⌉ of this rank's rows. During
-the first `warmup` steps the density falls from 1 to its value geometrically (Lin et al., section 3.2). Tensors of one dim (norms), and those
-whose residual no layout could cut anew (tied over a pipeline, or placed by hand), are few and travel whole.
+1712.01887). Entries are chosen for each tensor by itself: k = ⌈density · n⌉ of this rank's rows, or nearly so many of large ones (`codec/select.py`).
+During the first `warmup` steps the density falls from 1 to its value geometrically (Lin et al., section 3.2). Tensors of one dim (norms), and
+those whose residual no layout could cut anew (tied over a pipeline, or placed by hand), are few and travel whole.
 
 All ranks decode the same messages in the same order, so replicas stay equal to the bit. A damaged message is noticed by whoever decodes it
 (`codec`), and nothing of the step counts until `commit`: the engine asks all ranks first, and without it the residuals are as they were.
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from penstock.comm.codec import MessageError, NonFiniteError, ValuesFormat, decode, encode, select_exact, select_sampled
+from penstock.comm.codec import MessageError, NonFiniteError, ValuesFormat, decode, encode, select_sampled
 from penstock.comm.gradients.bucket import Bucket
 from penstock.comm.gradients.residual import Residual
 
@@ -35,7 +35,6 @@ class TopK:
     values: ValuesFormat
     warmup: int
     cuttable: Callable[[nn.Parameter], bool]
-    exact: bool = False
     #: Whether what is left out is added to the next; else whoever calls sees to it (`left`).
     feedback: bool = True
     faults: list[str] = field(default_factory=list)
@@ -90,9 +89,8 @@ class TopK:
 
     def _write(self, residual: Residual) -> Tensor:
         single = residual.becomes.to(torch.float32)
-        select = select_exact if self.exact else select_sampled
         try:
-            chosen = [select(single[place], self._density).add_(place.start) for _, place in residual.chosen]
+            chosen = [select_sampled(single[place], self._density).add_(place.start) for _, place in residual.chosen]
             indices = torch.cat(chosen) if chosen else torch.zeros(0, dtype=torch.int64, device=single.device)
             everything = not residual.whole and indices.numel() == single.numel()
             return encode(single, None if everything else indices, self.values)
