@@ -77,7 +77,7 @@ def _replicas_of_one_axis_forgotten(world: World) -> Any:
 
 def _norm_counted_twice(world: World) -> Any:
     """Every replica counts its gradient in the global norm."""
-    return _replaced(Placement, "owned", lambda self, layout, rank, turn=0: [True] * len(self.boxes(layout, rank)))
+    return _replaced(Placement, "owned", lambda self, layout, rank, turn=0, alone=(): [True] * len(self.boxes(layout, rank)))
 
 
 def _replica_not_updated(world: World) -> Any:
