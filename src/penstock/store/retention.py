@@ -25,7 +25,7 @@ from penstock.config import UserError
 from penstock.store.folder import PARTIAL, LocalFolder
 from penstock.store.history import append_event
 from penstock.store.index import Row, indexed
-from penstock.store.locks import current_writer, snapshots_in_use, store_lock
+from penstock.store.locks import ALL, current_writer, snapshots_in_use, store_lock
 from penstock.store.manifest import ID, SNAPSHOTS, Snapshot, read_manifest
 from penstock.store.packs import PACKS, pack_file
 
@@ -84,8 +84,8 @@ def collect(run: Path, policy: Policy, dry_run: bool = False, published: int | N
 
 
 def held(rows: list[Row], pins: Set[str], used: Set[str]) -> set[str]:
-    """Files of the snapshots that are pinned (by id), or being read (by its first 12 digits)."""
-    return {row.file for row in rows if row.id in pins or row.id[:12] in used}
+    """Files of the snapshots that are pinned (by id), or being read (by its first 12 digits, or ALL)."""
+    return {row.file for row in rows if row.id in pins or row.id[:12] in used or ALL in used}
 
 
 def chosen(rows: list[Row], policy: Policy) -> set[str]:
