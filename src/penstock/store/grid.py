@@ -20,6 +20,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from penstock.parallel import Box, Layout, Placement
 
 #: Bytes that a cell holds at most, of a tensor below and above `LARGE_TENSOR` bytes.
@@ -166,6 +169,33 @@ def _holders_of_most(parts: list[tuple[Box, list[int]]]) -> list[int]:
             share[rank] = share.get(rank, 0) + box.numel
     most = max(share.values())
     return sorted(rank for rank, numel in share.items() if numel == most)
+
+
+class StatePlan:
+    """The cells of a state of which every rank holds `tensors`, placed on `layout` as `placements` say; those without one are whole on all ranks."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], placements: Mapping[str, Placement], layout: Layout) -> None:
+        self.dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+        self.placements = {name: placements.get(name) or Placement(tuple(tensor.shape)) for name, tensor in tensors.items()}
+        self.layout = layout
+        self.cells = plan_cells({name: dtype.itemsize for name, dtype in self.dtypes.items()}, self.placements, layout)
+        self._of_rank: list[list[Cell]] = [[] for _ in range(layout.ranks)]
+        for cell in sorted(self.cells, key=lambda cell: (cell.name, cell.index)):
+            self._of_rank[cell.owner].append(cell)
+
+    def cells_of(self, rank: int) -> list[Cell]:
+        """The cells that a rank owns, in the order in which it writes them: by name and number, as they will be read."""
+        return self._of_rank[rank]
+
+    def fits(self, tensors: Mapping[str, Tensor], placements: Mapping[str, Placement], layout: Layout) -> bool:
+        """Whether it is the plan of this state."""
+        here = {name: placements.get(name) or Placement(tuple(tensor.shape)) for name, tensor in tensors.items()}
+        return (here, layout) == (self.placements, self.layout) and all(tensors[name].dtype == dtype for name, dtype in self.dtypes.items())
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as manifests name it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def rounds(cells: Sequence[Cell], limit: int = ROUND) -> list[list[Cell]]:
