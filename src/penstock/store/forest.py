@@ -16,7 +16,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from penstock.store.chunks import ChunkEntry, Damaged, chunk_digest
+from penstock.store.cell_writer import digest_of
+from penstock.store.chunks import ChunkEntry, Damaged
 from penstock.store.codec import CodecError, decode
 from penstock.store.folder import Folder
 from penstock.store.packs import pack_file, read_chunk
@@ -90,11 +91,6 @@ def decoded(digest: str, entry: ChunkEntry, payload: bytes, base: Tensor | None)
         content = decode(entry.codec, payload, getattr(torch, entry.dtype), entry.count, base)
     except CodecError as error:
         raise Damaged(f"{where}: {error}", pack_file(entry.pack)) from None
-    if chunk_digest(entry.dtype, tensor_bytes(content)) != digest:
+    if digest_of(content, entry.dtype) != digest:
         raise Damaged(f"{where} is not what was written: its digest differs", pack_file(entry.pack))
     return content
-
-
-def tensor_bytes(flat: Tensor) -> memoryview:
-    """The bytes of a flat contiguous CPU tensor, without a copy."""
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.config import UserError
+from penstock.config import Config, UserError
 from penstock.store.folder import PARTIAL, LocalFolder
 from penstock.store.history import append_event
 from penstock.store.index import Row, indexed
@@ -41,6 +41,19 @@ class Policy:
     keep_every: int = 0
     keep_hours: float = 0.0
     keep_best: int = 0
+
+
+def policy_of(
+    config: Config, keep: int | None = None, keep_every: int | None = None, keep_hours: float | None = None, keep_best: int | None = None
+) -> Policy:
+    """The policy of a run's settings, with what is given in place of theirs."""
+    own = config.snapshot
+    return Policy(
+        own.keep if keep is None else keep,
+        own.keep_every if keep_every is None else keep_every,
+        own.keep_hours if keep_hours is None else keep_hours,
+        own.keep_best if keep_best is None else keep_best,
+    )
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ BLOCK = 8 << 20
 #: Snapshots whose packs are sent, verified and named together.
 BATCH = 8
 #: The run's files beside its store; those up to SMALL are always sent, larger ones when their size differs.
-FILES, FOLDERS, SMALL = ("run.json", "config.toml", "summary.json", "report.html", PINS), ("tokenizer", "metrics", "events"), 1 << 20
+FILES, FOLDERS, SMALL = ("run.json", "config.toml", "summary.json", "report.html", PINS), ("tokenizer", "code", "metrics", "events"), 1 << 20
 
 
 @dataclass

@@ -59,7 +59,7 @@ class _Facts:
     head: Any  #: its `about.history`
 
 
-def verify(folder: Folder) -> Verified:
+def verify_run(folder: Folder) -> Verified:
     """Hold everything in a run's folder against its digests."""
     result, forest, found = Verified(), Forest(), []
     for snapshot in list_snapshots(folder):
@@ -128,7 +128,7 @@ def _check_history(history: History, found: list[_Facts], result: Verified) -> N
 
 def _check_snapshots_told(history: History, here: set[str], result: Verified) -> None:
     """Every snapshot that the history tells of is here, if only damaged, or was dropped."""
-    dropped = {id for event in history.events if event.kind == "gc" for id in _list(event.data.get("dropped"))}
+    dropped = history.dropped
     for event in history.events:
         id = str(event.data.get("id"))
         file = manifest_file(event.step or 0, id)
