@@ -14,7 +14,7 @@ from pathlib import Path
 from penstock.config import UserError
 from penstock.store.folder import LocalFolder
 from penstock.store.manifest import Snapshot, list_snapshots
-from penstock.store.runs import find_run
+from penstock.store.runs import Run, check_format, find_run
 
 
 def find_snapshot(name: str, runs_dir: str | Path = "runs") -> Snapshot:
@@ -40,8 +40,7 @@ def newest_snapshot(run: Path) -> Snapshot:
     snapshots = list_snapshots(run)
     if snapshots:
         return snapshots[-1]
-    if any(run.glob("snapshots/step-*/snapshot.json")):
-        raise UserError(f"{run} has snapshots of format 2, which this version of Penstock does not read; go on with it in version 0.1")
+    check_format(Run(run))
     raise UserError(f"{run} has no snapshot yet; `penstock train` writes one every snapshot.every steps, and at its end")
 
 

@@ -60,7 +60,9 @@ class Timeline:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
-        return asdict(self)
+        snapshots = [{"step": entry.step, "time": entry.time} | asdict(entry.snapshot) for entry in self.entries if entry.snapshot]
+        events = [{name: value for name, value in asdict(entry).items() if name != "snapshot"} for entry in self.entries if entry.seq]
+        return {"snapshots": snapshots, "events": events, "head": self.head, "damage": self.damage, "notes": self.notes}
 
 
 def tell_snapshot(run: Path, manifest: Manifest, seconds: float) -> Event:
