@@ -30,6 +30,8 @@ from penstock.store.locks import store_lock
 
 FILE, HEAD, LOCK = "history.jsonl", "history.head", ".history.lock"
 KINDS = ("start", "snapshot", "resume", "change", "fork", "failure", "recovery", "alert", "note", "gc")
+#: Number and hash before the first line.
+NO_HEAD = (0, "")
 _TAIL = 1 << 16  # bytes read at the end to find the last line
 
 
@@ -64,13 +66,19 @@ class History:
     damage: list[str] = field(default_factory=list)
     torn: str | None = None
 
+    @property
+    def dropped(self) -> set[str]:
+        """Ids of the snapshots that collections dropped."""
+        lists = [event.data.get("dropped") for event in self.events if event.kind == "gc"]
+        return {id for ids in lists if isinstance(ids, list) for id in ids if isinstance(id, str)}
+
 
 def append_event(run: Path, kind: str, text: str, step: int | None = None, **data: Any) -> Event:
     """Add an event at the end of a run's history, on the disk when this returns; raises `UserError` when that is full or refuses."""
     assert kind in KINDS, f"{kind} is no kind of event"
     folder = LocalFolder(run)
     with store_lock(folder, LOCK):
-        seq, previous = _head(folder)
+        seq, previous = _head(folder) or NO_HEAD
         with disk_errors(run, f"writing {FILE}"):
             descriptor = os.open(run / FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             try:
@@ -82,14 +90,30 @@ def append_event(run: Path, kind: str, text: str, step: int | None = None, **dat
                 _write_line(descriptor, json.dumps(asdict(event), ensure_ascii=False).encode() + b"\n")
             finally:
                 os.close(descriptor)
-        folder.write(HEAD, json.dumps({"seq": event.seq, "hash": event.hash}).encode())
+        folder.write(HEAD, json.dumps(head_of(event.seq, event.hash)).encode())
     return event
 
 
 def history_head(run: Path) -> dict[str, Any]:
     """`seq` and `hash` of the last event, for a manifest's `about.history`; seq 0 where there is none."""
-    seq, last = _head(LocalFolder(run))
-    return {"seq": seq, "hash": last}
+    return head_of(*(_head(LocalFolder(run)) or NO_HEAD))
+
+
+def head_of(seq: int, hash: str) -> dict[str, Any]:
+    """A head as it is stored."""
+    return {"seq": seq, "hash": hash}
+
+
+def last_event(run: Path) -> Event | None:
+    """The last whole line of a run's history, without reading the others."""
+    try:
+        descriptor = os.open(run / FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return _parsed(_last_line(descriptor)[0])
+    finally:
+        os.close(descriptor)
 
 
 def read_history(folder: Folder | Path) -> History:
@@ -125,9 +149,10 @@ def _chained(lines: list[bytes]) -> tuple[list[Event], list[str]]:
 
 
 def _lost_at_end(folder: Folder, events: list[Event], lines: int) -> list[str]:
-    seq, last = _head(folder)
-    if not seq:
+    head = _head(folder)
+    if head is None:
         return [f"{HEAD} is missing or damaged, so lines may be missing at the end"] if lines > 1 else []
+    seq, last = head
     known = {event.seq: event.hash for event in events}
     newest = max(known, default=0)
     if seq > newest:
@@ -135,29 +160,34 @@ def _lost_at_end(folder: Folder, events: list[Event], lines: int) -> list[str]:
     return [] if known.get(seq) in (last, None) else [f"{HEAD} does not fit line {seq}: the history was written again"]
 
 
-def _head(folder: Folder) -> tuple[int, str]:
+def _head(folder: Folder) -> tuple[int, str] | None:
     try:
         head = json.loads(folder.read(HEAD, size=1000))
         return int(head["seq"]), str(head["hash"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return 0, ""
+        return None
 
 
 def _end_of_line(descriptor: int) -> tuple[int, str]:
     """Cut off a torn last line; return number and hash of the last whole one."""
-    size = os.fstat(descriptor).st_size
-    tail, window = b"", _TAIL
-    while True:
-        tail = os.pread(descriptor, min(window, size), max(0, size - window))
-        if tail.count(b"\n") > 1 or window >= size:
-            break
-        window *= 8
-    whole = tail.rfind(b"\n") + 1
-    if whole < len(tail):
-        os.ftruncate(descriptor, size - (len(tail) - whole))
-    line = tail[:whole].rstrip(b"\n").rpartition(b"\n")[2]
+    line, end = _last_line(descriptor)
+    if end < os.fstat(descriptor).st_size:
+        os.ftruncate(descriptor, end)
     event = _parsed(line)
-    return (event.seq, event.hash) if event else (0, "")
+    return (event.seq, event.hash) if event else NO_HEAD
+
+
+def _last_line(descriptor: int) -> tuple[bytes, int]:
+    """The last whole line of a file, and where it ends."""
+    size, window = os.fstat(descriptor).st_size, _TAIL
+    while True:
+        start = max(0, size - window)
+        tail = os.pread(descriptor, size - start, start)
+        whole = tail[: tail.rfind(b"\n") + 1]
+        line = whole[:-1].rpartition(b"\n")
+        if line[1] or start == 0:
+            return line[2], start + len(whole)
+        window *= 8
 
 
 def _write_line(descriptor: int, line: bytes) -> None:

@@ -6,7 +6,8 @@ damaged is not counted, so it cannot push out a good one.
 
 The order makes it safe to be killed anywhere: history first, then manifests, then packs. What remains half-way is a store of complete snapshots and
 some packs without a name, which the next collection removes. While a run is being written, its packs have no name yet: then only packs of
-snapshots dropped in the same collection go; likewise where a manifest cannot be read, as nobody knows what it needs.
+snapshots dropped in the same collection go; likewise where a manifest cannot be read, as nobody knows what it needs. Only on a disk too full for
+another line does the history come last.
 
 Cost: one look at the index, and removing files. Space is freed by whole packs: one stays while any chunk of it is needed.
 """
@@ -17,15 +18,16 @@ import json
 import math
 import re
 from collections.abc import Iterable, Set
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.config import UserError
+from penstock.config import Config, UserError
 from penstock.store.folder import PARTIAL, LocalFolder
 from penstock.store.history import append_event
 from penstock.store.index import Row, indexed
-from penstock.store.locks import current_writer, snapshots_in_use, store_lock
+from penstock.store.locks import ALL, current_writer, snapshots_in_use, store_lock
 from penstock.store.manifest import ID, SNAPSHOTS, Snapshot, read_manifest
 from penstock.store.packs import PACKS, pack_file
 
@@ -41,6 +43,19 @@ class Policy:
     keep_every: int = 0
     keep_hours: float = 0.0
     keep_best: int = 0
+
+
+def policy_of(
+    config: Config, keep: int | None = None, keep_every: int | None = None, keep_hours: float | None = None, keep_best: int | None = None
+) -> Policy:
+    """The policy of a run's settings, with what is given in place of theirs."""
+    own = config.snapshot
+    return Policy(
+        own.keep if keep is None else keep,
+        own.keep_every if keep_every is None else keep_every,
+        own.keep_hours if keep_hours is None else keep_hours,
+        own.keep_best if keep_best is None else keep_best,
+    )
 
 
 @dataclass(frozen=True)
@@ -84,8 +99,8 @@ def collect(run: Path, policy: Policy, dry_run: bool = False, published: int | N
 
 
 def held(rows: list[Row], pins: Set[str], used: Set[str]) -> set[str]:
-    """Files of the snapshots that are pinned (by id), or being read (by its first 12 digits)."""
-    return {row.file for row in rows if row.id in pins or row.id[:12] in used}
+    """Files of the snapshots that are pinned (by id), or being read (by its first 12 digits, or ALL)."""
+    return {row.file for row in rows if row.id in pins or row.id[:12] in used or ALL in used}
 
 
 def chosen(rows: list[Row], policy: Policy) -> set[str]:
@@ -113,12 +128,10 @@ def _to_come(name: str, published: int | None) -> bool:
 
 
 def _remove(folder: LocalFolder, collected: Collected, published: int | None, written: bool) -> None:
-    dropped = collected.dropped
-    if dropped:
-        steps = f"step {dropped[0].step}" if len(dropped) == 1 else f"{len(dropped)} snapshots from step {dropped[0].step} to {dropped[-1].step}"
-        ids = [row.id for row in dropped]
-        append_event(folder.path, "gc", f"dropped {steps}", dropped=ids, bytes=collected.bytes, automatic=published is not None)
-    for row in dropped:
+    told = not collected.dropped
+    with suppress(UserError):  # on a full disk there is room for an event only afterwards
+        told = told or _tell(folder.path, collected, published is not None)
+    for row in collected.dropped:
         folder.remove(row.file)
     folder.settle(SNAPSHOTS)
     for name in collected.packs:
@@ -128,6 +141,15 @@ def _remove(folder: LocalFolder, collected: Collected, published: int | None, wr
             if name.endswith(PARTIAL) and not _to_come(name, published):
                 folder.remove(name)
     folder.settle(PACKS)
+    if not told:
+        _tell(folder.path, collected, published is not None)
+
+
+def _tell(run: Path, collected: Collected, automatic: bool) -> bool:
+    first, last = collected.dropped[0].step, collected.dropped[-1].step
+    steps = f"step {first}" if len(collected.dropped) == 1 else f"{len(collected.dropped)} snapshots from step {first} to {last}"
+    append_event(run, "gc", f"dropped {steps}", dropped=[row.id for row in collected.dropped], bytes=collected.bytes, automatic=automatic)
+    return True
 
 
 def read_pins(run: Path) -> set[str]:
