@@ -28,7 +28,7 @@ def whole(tmp_path_factory):
 
 
 def test_a_snapshot_knows_what_made_it_and_the_history_what_happened(whole):
-    result, folder = whole
+    result, _ = whole
     run = find_run(result["run"])
     first, second, third = map(read_manifest, list_snapshots(run.folder))
     assert (first.parent, second.parent, third.parent) == (None, first.id, second.id)
@@ -63,8 +63,6 @@ def test_a_run_goes_on_past_a_snapshot_that_the_disk_refused_and_past_damage(tmp
     assert "warning: step 2 could not be saved" in capsys.readouterr().err
     assert [snapshot.step for snapshot in list_snapshots(run.folder)] == [4] and run.read("summary.json")["state"] == "failed"
     refused.clear()
-    with pytest.raises(UserError, match="train.steps"):  # the rows after step 4 are written again
-        resume_run(run, {"train.steps": -1}, 1, None)
     (run.path / "packs" / "step-00000006-rank-00000-0.pack").write_bytes(b"left over")
     (run.path / "packs" / "step-00000007-rank-00000-0.pack.partial").write_bytes(b"left over")
     assert resume_run(run, {"train.steps": 5}, 1, None)["step"] == 5

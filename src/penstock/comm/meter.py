@@ -38,7 +38,7 @@ class Wait(NamedTuple):
 
 
 class ByteMeter:
-    """Bytes, calls and seconds by `axis.purpose`; `take` reads and resets. Other threads count here too (`gradients/courier.py`, `store/saver.py`)."""
+    """Bytes, calls and seconds by `axis.purpose`; `take` reads and resets. Other threads count here too (couriers, the saver)."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
