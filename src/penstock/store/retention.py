@@ -15,7 +15,6 @@ Cost: one look at the index, and removing files. Space is freed by whole packs: 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Set
 from contextlib import suppress
@@ -109,7 +108,7 @@ def chosen(rows: list[Row], policy: Policy) -> set[str]:
     if policy.keep_every:
         kept |= {row.file for row in rows if row.step % policy.keep_every == 0}
     if policy.keep_hours:
-        kept |= set({math.floor(row.wall_s / (policy.keep_hours * 3600)): row.file for row in reversed(rows)}.values())
+        kept |= set({row.wall_s // (policy.keep_hours * 3600): row.file for row in reversed(rows)}.values())
     scored = sorted((row.val_loss, row.step, row.file) for row in rows if row.val_loss is not None)
     return kept | {file for _, _, file in scored[: policy.keep_best]}
 
