@@ -112,10 +112,10 @@ class Saver:
         if self._plan is not None and self._plan.fits(tensors, placements, layout):
             return
         self.wait()
-        self._plan = StatePlan(tensors, placements, layout)
-        self._staging = Staging(Share(self._plan, self._ranks.rank), self._device)
         self._lineage.forget_content()
         self._free: HostCells | None = None
+        self._plan = StatePlan(tensors, placements, layout)
+        self._staging = Staging(Share(self._plan, self._ranks.rank), self._device)
         self._begin(self._make_room)
 
     def save(
