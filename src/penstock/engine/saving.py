@@ -32,7 +32,7 @@ class Saving:
 
     def __init__(self, run: Run, config: Config, world: World, before: Manifest | None) -> None:
         section = config.snapshot
-        self._run, self._lead = run, world.is_lead
+        self._run, self._lead, self._alone = run, world.is_lead, world.size == 1
         self._policy = Policy(section.keep, section.keep_every, section.keep_hours, section.keep_best)
         if world.is_lead:
             collect(run.path, Policy(keep=0), published=NEVER)
@@ -55,7 +55,7 @@ class Saving:
         if self.step != step:
             parts.progress.slots, parts.progress.shares = parts.placer.numbers(), parts.balancer.numbers()
             parts.progress.exchange = parts.chooser.numbers()
-            about = about_state(parts) | ({"history": history_head(self._run.path)} if self._lead else {})
+            about = about_state(parts) | {"history": history_head(self._run.path)} if self._lead else {}
             waited = self._saver.save(step, parts.tensors(), parts.placements(), parts.layout, parts.progress.numbers(), about, exact=last)
             self.step = step
             parts.notes |= {"snapshot_wait_s": waited, "snapshot_stall_s": time.perf_counter() - began}
@@ -78,6 +78,13 @@ class Saving:
             self._tell(parts, outcome)
         return outcomes
 
+    def close(self) -> None:
+        """Let the background thread end. A process alone waits for what it is writing; among others, one that failed must not wait for them."""
+        if self._alone:
+            with suppress(Exception):  # what ends the run has been raised
+                self._saver.wait()
+        self._saver.close()
+
     def _tell(self, parts: Parts, outcome: Outcome) -> None:
         for text in outcome.warnings:
             parts.journal.warn(text)
@@ -88,7 +95,7 @@ class Saving:
         if self.step == outcome.step:
             self.step = -1
         parts.journal.warn(f"step {outcome.step} could not be saved: {outcome.failure}; earlier snapshots are whole, and the run goes on")
-        self.tell_history("failure", f"could not be saved: {outcome.failure}", outcome.step)
+        self.tell_history("alert", f"could not be saved: {outcome.failure}", outcome.step)
 
     def tell_history(self, kind: str, text: str, step: int, **data: Any) -> None:
         """Add to the run's history, on the lead, if the disk lets us."""

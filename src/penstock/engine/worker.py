@@ -48,6 +48,7 @@ def run_rank(run: Run, world: World, supervised: bool = False) -> dict[str, Any]
                 finish(parts, "failed")
             raise
         finally:
+            parts.saving.close()
             parts.journal.close()
         return finish(parts, "finished" if complete else "interrupted")
 
