@@ -3,8 +3,9 @@
     "PENSTOCKPACK" version(u32)   payload payload payload …   trailer(JSON)   blake3(trailer)[:16] length(u64)
 
 The trailer lists digest, offset, size, codec, base, dtype and count of every payload, so that manifests can be held against it and an index made
-again. Numbers are little-endian. A pack appears when it is whole, and is never changed: a rank writes one for each snapshot in which it has
-anything new. One file instead of thousands: a disk writes it at full speed, a bucket takes it in one request.
+again, and has the BLAKE3 of all before it, as a decoder need not notice every bit that has changed. Numbers are little-endian. A pack appears when it
+is whole, and is never changed: a rank writes one for each snapshot in which it has anything new. One file instead of thousands: a disk writes it at
+full speed, a bucket takes it in one request.
 
 Cost: 60 bytes before compression a chunk beside the payloads. Reading a chunk is one read of its bytes; nothing else of the pack is looked at.
 """
@@ -15,6 +16,7 @@ import json
 import secrets
 from contextlib import ExitStack
 from types import TracebackType
+from typing import Any
 
 import blake3
 
@@ -25,6 +27,7 @@ MAGIC = b"PENSTOCKPACK" + (1).to_bytes(4, "little")
 FOOT = 24  # bytes: checksum of the trailer, and its length
 PACKS = "packs"
 MAX_TRAILER = 1 << 30
+BLOCK = 8 << 20
 
 
 def new_pack_name(step: int, rank: int) -> str:
@@ -49,7 +52,7 @@ class PackWriter:
         self.entries: dict[str, ChunkEntry] = {}
         #: Bytes written so far, without the trailer.
         self.size = 0
-        self._folder = folder
+        self._folder, self._body = folder, blake3.blake3()
         self._open = ExitStack()
         self._stream: Stream | None = None
 
@@ -71,7 +74,7 @@ class PackWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None and self._stream is not None:
             try:
-                self._put(_trailer(self.entries))
+                self._put(_trailer(self._body.hexdigest(), self.entries))
             except BaseException as failure:
                 self._open.__exit__(type(failure), failure, failure.__traceback__)
                 raise
@@ -80,12 +83,13 @@ class PackWriter:
     def _put(self, data: bytes | memoryview) -> None:
         assert self._stream is not None
         self._stream.write(data)
+        self._body.update(data)
         self.size += len(data)
 
 
-def _trailer(entries: dict[str, ChunkEntry]) -> bytes:
+def _trailer(body: str, entries: dict[str, ChunkEntry]) -> bytes:
     rows = [[digest, *entry.row] for digest, entry in entries.items()]
-    text = json.dumps(rows, separators=(",", ":")).encode()
+    text = json.dumps({"body": body, "chunks": rows}, separators=(",", ":")).encode()
     return text + blake3.blake3(text).digest(length=16) + len(text).to_bytes(8, "little")
 
 
@@ -103,28 +107,44 @@ def read_chunk(folder: Folder, digest: str, entry: ChunkEntry) -> bytes:
     return payload
 
 
-def read_pack(folder: Folder, pack: str) -> dict[str, ChunkEntry]:
-    """What a pack holds, by digest, from its trailer; raises `Damaged` if that is not whole."""
+def read_pack(folder: Folder, pack: str, whole: bool = False) -> dict[str, ChunkEntry]:
+    """What a pack holds, by digest, from its trailer; raises `Damaged` if that is not whole. `whole`: nor any other byte of it."""
     file = pack_file(pack)
     try:
-        size = folder.size(file)
-        head, foot = folder.read(file, 0, len(MAGIC)), folder.read(file, max(0, size - FOOT), FOOT)
-        length = int.from_bytes(foot[16:], "little")
-        end = size - FOOT
-        if head != MAGIC:
-            raise ValueError("does not begin as a pack of this version does")
-        if length > min(end - len(MAGIC), MAX_TRAILER):
-            raise ValueError("is cut off")
-        text = folder.read(file, end - length, length)
-        if blake3.blake3(text).digest(length=16) != foot[:16]:
-            raise ValueError("is cut off, or its trailer has changed")
-        return {_digest(row[0]): _inside(ChunkEntry(pack, *row[1:]).check(), end - length) for row in json.loads(text)}
+        end, trailer = _read_trailer(folder, file)
+        chunks = {_digest(row[0]): _inside(ChunkEntry(pack, *row[1:]).check(), end) for row in trailer["chunks"]}
+        if whole and _body(folder, file, end) != trailer["body"]:
+            raise ValueError("has changed since it was written")
     except FileNotFoundError:
         raise Damaged(f"{file} in {folder.label} is missing", file) from None
     except OSError as error:
         raise Damaged(f"{file} in {folder.label} cannot be read ({error.strerror})", file) from None
-    except (ValueError, TypeError, IndexError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise Damaged(f"{file} in {folder.label} is damaged: it {error}", file) from None
+    return chunks
+
+
+def _read_trailer(folder: Folder, file: str) -> tuple[int, Any]:
+    """Where a pack's payloads end, and its trailer; raises ValueError."""
+    size = folder.size(file)
+    head, foot = folder.read(file, 0, len(MAGIC)), folder.read(file, max(0, size - FOOT), FOOT)
+    length = int.from_bytes(foot[16:], "little")
+    end = size - FOOT - length
+    if head != MAGIC:
+        raise ValueError("does not begin as a pack of this version does")
+    if end < len(MAGIC) or length > MAX_TRAILER:
+        raise ValueError("is cut off")
+    text = folder.read(file, end, length)
+    if blake3.blake3(text).digest(length=16) != foot[:16]:
+        raise ValueError("is cut off, or its trailer has changed")
+    return end, json.loads(text)
+
+
+def _body(folder: Folder, file: str, end: int) -> str:
+    hasher = blake3.blake3()
+    for start in range(0, end, BLOCK):
+        hasher.update(folder.read(file, start, min(BLOCK, end - start)))
+    return hasher.hexdigest()
 
 
 def _digest(text: object) -> str:
