@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,11 +10,11 @@ from ranks import run_ranks
 from small_runs import small_config
 
 from lab.models_to_verify import small_question
-from penstock.comm import Axis, codec
+from penstock.comm import Axis, World, build_between, codec
 from penstock.comm.gradients import topk
-from penstock.config import SharedError, UserError, with_values
+from penstock.config import ExchangeSection, SharedError, UserError, with_values
 from penstock.engine.build import Core, build_core
-from penstock.engine.choose_exchange import rejoin
+from penstock.engine.choose_exchange import ExchangeChooser, rejoin
 from penstock.engine.control import StopRequest
 from penstock.engine.exchange import consensus
 from penstock.engine.start import make_run
@@ -93,7 +94,7 @@ def test_top_k_of_everything_equals_dense_bit_for_bit(layout):
     assert run_ranks(two_kinds, ranks, layout, "float32") == [[]] * ranks
 
 
-KINDS = {"topk": {"exchange.kind": "topk", "exchange.density": 0.1}, "powersgd": {"exchange.kind": "powersgd", "exchange.rank": 2}}
+KINDS = {"topk": {"exchange.kind": "topk", "exchange.density": 0.1, "exchange.selection": "exact"}, "powersgd": {"exchange.kind": "powersgd", "exchange.rank": 2}}
 
 
 def books(world, layout, kind):
@@ -291,6 +292,28 @@ def test_auto_lets_nodes_train_apart_where_the_network_is_slow_and_stays_dense_w
     save_config(runs["slow"], with_values(runs["slow"].config(), {"exchange.topology": "auto", "layout.replicate": 0}))
     alone = run_ranks(chosen, 1, runs["slow"].path, 3e5, timeout_s=200)[0]  # there is nobody to be apart from
     assert alone[0] == pytest.approx(slow[0][0], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("left", "compute_s", "density", "found"),
+    [(0.9, 1.0, "auto", 0.2), (0.2, 1.0, "auto", 0.05), (0.6, 1.0, "auto", 0.1), (0.9, 0.01, "auto", 0.1), (0.9, 1.0, 0.1, 0.1)],
+)
+def test_auto_lets_messages_carry_as_much_as_what_they_leave_out_asks_for(left, compute_s, density, found):
+    section = ExchangeSection(kind="auto", density=density)
+    chooser = ExchangeChooser(section, 2, {"every": 1, "dense_us": 500_000})
+    apart = build_between(chooser.section(), lambda parameter: True)
+    apart.left_share, apart.meeting_s = left, 0.1
+    silent = SimpleNamespace(event=lambda *a: None, say=lambda *a: None)
+    parts = SimpleNamespace(
+        tuner=SimpleNamespace(settled=True), reducer=SimpleNamespace(between=apart), world=World(), journal=silent, progress=SimpleNamespace(step=0)
+    )
+    while parts.progress.step < 120:
+        parts.progress.step += 1
+        chooser.after_step(parts, compute_s + (0.1 if parts.progress.step % apart.every == 0 else 0.0))
+        if apart.density == found != 0.1:
+            break
+    assert apart.density == pytest.approx(found)
+    assert ExchangeChooser(section, 2, chooser.numbers()).section().density == (density if found == 0.1 else pytest.approx(found))
 
 
 def back_to_dense(world):

@@ -268,6 +268,11 @@ class ExchangeSection(Section):
     values: Literal["float32", "bf16", "fp8", "int8", "int4", "int2"] = Field(
         "int4", description="Number format of what topk and periodic send; what it rounds off is sent later too."
     )
+    selection: Literal["sampled", "exact"] = Field(
+        "sampled",
+        description="How topk and periodic find the largest entries. sampled: those over a threshold that a sample gives, nearly as many as density "
+        "says; exact: exactly as many, in up to twice the time.",
+    )
     warmup: Count = Field(0, description="Steps in which topk's density falls from 1 to its value.")
 
 

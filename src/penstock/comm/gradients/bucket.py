@@ -81,12 +81,14 @@ class Bucket:
         views, parts = self._views(self.flat, tensors)
         torch._foreach_copy_(parts, views)
 
-    def parts_of(self, flat: Tensor) -> list[Tensor]:
-        """A tensor for each parameter from one laid out like the buffer."""
-        tensors = [torch.empty_like(local(parameter)) for parameter in self.parameters]
+    def take_away(self, tensors: list[Tensor]) -> None:
+        """Subtract one tensor of each parameter from the buffer."""
+        torch._foreach_sub_(*self._views(self.flat, tensors))
+
+    def subtract(self, flat: Tensor, tensors: list[Tensor], scale: float = 1.0) -> None:
+        """Subtract `scale` times what is laid out like the buffer from one tensor of each parameter."""
         views, parts = self._views(flat, tensors)
-        torch._foreach_copy_(parts, views)
-        return tensors
+        torch._foreach_sub_(parts, views, alpha=scale)
 
     def _views(self, flat: Tensor, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Parts of a buffer and the parts of the tensors that belong in them."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from penstock.comm.codec import MessageError, NonFiniteError, ValuesFormat, decode, encode, select_sampled
+from penstock.comm.codec import MessageError, NonFiniteError, ValuesFormat, decode, encode
 from penstock.comm.gradients.bucket import Bucket
 from penstock.comm.gradients.residual import Residual
 
@@ -35,6 +35,8 @@ class TopK:
     values: ValuesFormat
     warmup: int
     cuttable: Callable[[nn.Parameter], bool]
+    #: Sorted indices of a tensor's largest entries, for a density.
+    select: Callable[[Tensor, float], Tensor]
     #: Whether what is left out is added to the next; else whoever calls sees to it (`left`).
     feedback: bool = True
     faults: list[str] = field(default_factory=list)
@@ -90,7 +92,7 @@ class TopK:
     def _write(self, residual: Residual) -> Tensor:
         single = residual.becomes.to(torch.float32)
         try:
-            chosen = [select_sampled(single[place], self._density).add_(place.start) for _, place in residual.chosen]
+            chosen = [self.select(single[place], self._density).add_(place.start) for _, place in residual.chosen]
             indices = torch.cat(chosen) if chosen else torch.zeros(0, dtype=torch.int64, device=single.device)
             everything = not residual.whole and indices.numel() == single.numel()
             return encode(single, None if everything else indices, self.values)
@@ -107,7 +109,9 @@ class TopK:
         except MessageError as error:
             self.faults.append(f"the gradients of node {node}: {error}")
             return
-        values, at = sent.values.to(bucket.own.dtype), slice(None) if sent.indices is None else sent.indices
-        bucket.own[at] += values
-        if node == bucket.route.between.index:
-            residual.becomes[at] -= values
+        values, ours = sent.values.to(bucket.own.dtype), node == bucket.route.between.index
+        for tensor, sign in ((bucket.own, 1), (residual.becomes, -1))[: 1 + ours]:
+            if sent.indices is None:
+                tensor.add_(values, alpha=sign)
+            else:
+                tensor.index_add_(0, sent.indices, values, alpha=sign)
