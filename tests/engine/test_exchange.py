@@ -24,6 +24,7 @@ from penstock.lab import check, layout_cases
 from penstock.lab.equivalence import RandomPlan, drifted
 from penstock.monitor import MetricStore
 from penstock.parallel import assemble, own_part
+from penstock.plan.layout import planned_traffic, workload
 from penstock.store import Run, list_snapshots, read_numbers, save_config
 
 #: Layouts whose replicas are on two nodes.
@@ -92,6 +93,25 @@ def two_kinds(world, layout, precision):
 def test_top_k_of_everything_equals_dense_bit_for_bit(layout):
     ranks = 2 * layout.get("layout.shard", 1)
     assert run_ranks(two_kinds, ranks, layout, "float32") == [[]] * ranks
+
+
+def sent_and_estimated(world, kinds):
+    """Bytes between nodes of a step, and their estimate, for every kind."""
+    found = []
+    for kind in kinds:
+        core = core_of(world, {"layout.replicate": 4, "exchange.topology": "2x2"} | kind, model__dim=64, model__ffn_dim=128)
+        take_step(core, 0)
+        lines = planned_traffic(core.config, workload(core.config, core.layout))
+        expected = sum(line.sent(core.layout) for line in lines if line.axes == ("node",))
+        found.append((world.meter.take()["node.gradients_between_bytes"], expected))
+    return found
+
+
+def test_the_estimate_of_every_kind_is_near_what_a_step_sends():
+    kinds = [{"exchange.kind": "dense"}, {"exchange.kind": "powersgd", "exchange.rank": 2}]
+    kinds += [{"exchange.kind": kind, "exchange.density": density} for kind in ("topk", "periodic") for density in (0.3, 1.0)]
+    for kind, (sent, expected) in zip(kinds, run_ranks(sent_and_estimated, 4, kinds)[0]):
+        assert sent == pytest.approx(expected, rel=0.0 if kind["exchange.kind"] in ("dense", "powersgd") else 0.1), kind
 
 
 KINDS = {"topk": {"exchange.kind": "topk", "exchange.density": 0.1, "exchange.selection": "exact"}, "powersgd": {"exchange.kind": "powersgd", "exchange.rank": 2}}
