@@ -274,6 +274,11 @@ class ExchangeSection(Section):
         "says; exact: exactly as many, in up to twice the time.",
     )
     warmup: Count = Field(0, description="Steps in which topk's density falls from 1 to its value.")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0,
+        description="Momentum correction of topk: gradients are summed, decaying so, before the largest are sent, in place of the optimizer's own "
+        "momentum (set optim.beta1 to 0 with it); 0: none.",
+    )
 
 
 class EvalSection(Section):
@@ -363,6 +368,9 @@ class Config(Section):
             (self.exchange.kind in ("periodic", "auto") and layout.expert_every > 0,
              f"exchange.kind = '{self.exchange.kind}' does not go with layout.expert_every = {layout.expert_every}: experts cannot change places "
              "on nodes that train apart; set layout.expert_every to 0, or choose another kind"),
+            (self.exchange.momentum > 0 and self.exchange.kind != "topk",
+             f"exchange.momentum = {self.exchange.momentum} corrects what exchange.kind = 'topk' sends, and exchange.kind is "
+             f"'{self.exchange.kind}'; set one to 0, or the other to 'topk'"),
             (measured and self.exchange.kind in ("periodic", "auto"),
              f"balance.data = 'measured' does not go with exchange.kind = '{self.exchange.kind}', whose nodes train apart on equal shares of the "
              "batch; set one to 'off', or the other to another kind"),

@@ -23,7 +23,7 @@ def build_between(section: ExchangeSection, cuttable: Callable[[nn.Parameter], b
     if section.kind == "periodic":
         return Periodic(section.every, TopK(density, section.values, 0, lambda parameter: True, SELECT[section.selection], feedback=False))
     if section.kind == "topk":
-        return TopK(density, section.values, section.warmup, cuttable, SELECT[section.selection])
+        return TopK(density, section.values, section.warmup, cuttable, SELECT[section.selection], momentum=section.momentum)
     if section.kind == "powersgd":
         return PowerSGD(section.rank, cuttable)
     return Dense()
