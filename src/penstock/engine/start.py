@@ -18,9 +18,9 @@ from penstock.comm import World, join_world, leave_world, under_launcher
 from penstock.config import Config, ConfigError, EchoedError, UserError, walk_settings, with_values
 from penstock.data import prepare
 from penstock.engine.launch import launch
+from penstock.engine.origin import record_origin
 from penstock.engine.resolve import check_ranks, check_world, cores, resolve
 from penstock.engine.worker import run_rank
-from penstock.plan import describe_environment
 from penstock.store import Run, create_run, list_snapshots, new_run_folder, save_config
 
 Progress = Callable[[float, str], None]
@@ -52,6 +52,7 @@ def resume_run(run: Run, values: dict[str, Any], nproc: int, progress: Progress 
     def accept() -> Run:
         prepare(config.data, progress=progress)
         save_config(run, config)
+        record_origin(run)
         return run
 
     if under_launcher():
@@ -65,14 +66,9 @@ def make_run(config: Config, label: str, command: str, folder: Path | None, prog
     """Prepare the corpus, resolve the config, and create the run's folder."""
     corpus = prepare(config.data, progress=progress)
     config = resolve(config, corpus, cores())
-    identity = {
-        "command": command,
-        "environment": describe_environment(),
-        "data": corpus.summary,
-        "data_digest": corpus.digest,
-        "source": label,
-    }
+    identity = {"command": command, "data": corpus.summary, "data_digest": corpus.digest, "source": label}
     run = create_run(config, folder or new_run_folder(config, label), identity)
+    record_origin(run)
     corpus.tokenizer.save(run.path / "tokenizer")
     return run
 

@@ -19,12 +19,12 @@ from penstock.config import Config, UserError, with_values
 from penstock.data import Tokenizer, load_tokenizer, text_stream, validation_plan
 from penstock.engine.build import DTYPES, batch_loss
 from penstock.engine.evaluate import continue_text, window_batch
+from penstock.engine.origin import record_origin
 from penstock.engine.resolve import cores, settle_machine
 from penstock.engine.state import Progress, state_tensors
 from penstock.models import Decoder, build_decoder, export_hf, import_hf
 from penstock.optim import WeightAverage, build_optimizer
 from penstock.parallel import laid_whole
-from penstock.plan import describe_environment
 from penstock.store import Run, create_run, list_snapshots, load_snapshot, save_snapshot
 
 
@@ -120,8 +120,9 @@ def import_model(source: Path, config: Config, folder: Path) -> Run:
         raise UserError(f"{source} has no tokenizer.json; save the tokenizer beside the weights")
     values = {"model": model.model_dump(by_alias=True), "data.tokenizer": str(folder.resolve() / "tokenizer" / "tokenizer.json")}
     config = settle_machine(with_values(config, values), cores())
-    run = create_run(config, folder, {"command": f"penstock import {source}", "environment": describe_environment(), "source": str(source)})
+    run = create_run(config, folder, {"command": f"penstock import {source}", "source": str(source)})
     try:
+        record_origin(run)
         _write_first_state(run, config, tensors, source)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,15 @@
+"""What a start of a run is made of, as `run.json` tells it: the code with its uncommitted changes, and the environment.
+
+Written when a run is made and each time it goes on, so that the snapshots of that start can name it.
+"""
+
+from __future__ import annotations
+
+from penstock.plan import describe_code, describe_environment
+from penstock.store import Run, keep_diff
+
+
+def record_origin(run: Run) -> None:
+    """Put this start's code and environment into `run.json`, and diffs beside it; raises `UserError` where the disk refuses."""
+    code = {name: checkout.as_dict() | {"diff": keep_diff(run.path, checkout.diff)} for name, checkout in describe_code().items()}
+    run.update("run.json", environment=describe_environment(), code=code)
