@@ -169,6 +169,7 @@ def info(metadata):
         (lambda m: setattr(info(m), "relative_path", "../../etc/passwd"), "not in the checkpoint's folder"),
         (lambda m: setattr(info(m), "relative_path", "/etc/passwd"), "not in the checkpoint's folder"),
         (lambda m: setattr(info(m), "offset", -5), "where sizes belong"),
+        (lambda m: setattr(info(m), "length", 9), "cannot hold it"),
         (lambda m: setattr(info(m), "transform_descriptors", ["zstd"]), "without extensions"),
         (lambda m: setattr(m.state_dict_metadata["model.wq"], "size", torch.Size([50, 7])), "do not make up its shape"),
         (lambda m: setattr(m.state_dict_metadata["model.wq"], "size", torch.Size([2, 7])), "outside its shape"),

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from penstock.config import UserError
 from penstock.store.formats.dcp_metadata import METADATA, Item, StoredTensor, read_metadata
@@ -33,7 +34,7 @@ def write_dcp(folder: Path, described: Described, read: Read) -> None:
     """Write tensors as a checkpoint into an empty folder, each read when its turn comes; raises OSError of the disk."""
     outline = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in described.items()}
     with warnings.catch_warnings(action="ignore"):  # that only one process saves is meant
-        dcp.save(outline, storage_writer=dcp.FileSystemWriter(folder, single_file_per_rank=False), planner=_OneByOne(read), no_dist=True)
+        save(outline, storage_writer=FileSystemWriter(folder, single_file_per_rank=False), planner=_OneByOne(read), no_dist=True)
 
 
 def read_dcp(folder: Path) -> Foreign:
@@ -79,7 +80,7 @@ class _Checkpoint(Foreign):
         try:
             with open(file, "rb") as stream:
                 stream.seek(item.start)
-                data = stream.read(item.length)
+                data = stream.read(min(item.length, file.stat().st_size))
             part: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except OSError as error:
             raise UserError(f"{file} cannot be read ({error.strerror}), which holds a part of {name}; copy the checkpoint again") from None

@@ -3,8 +3,8 @@
 That file is a pickle, and unpickling calls whatever a pickle names. There is no other description of the checkpoint's layout, so it is
 unpickled here in a way that has nothing to call:
 
-- `find_class`, through which every name in a pickle must go, knows the pairs of module and name in `_RECORDS`, `_VALUES` and `DTYPES`
-  exactly (no dots, no prefixes, no modules as a whole) and refuses all others by name.
+- `find_class`, through which every name in a pickle must go, knows the pairs of module and name in `_RECORDS`, `_VALUES` and
+  `ITEM_BYTES` (dtypes) exactly (no dots, no prefixes, no modules as a whole) and refuses all others by name.
 - What it hands out are never the named objects. The checkpoint's classes become bare records that keep the state they are given; `torch.Size`,
   paths, layouts and memory formats become functions made for that one call that return tuples and strings; dtypes become their names. No code
   of torch's or of the pickle's runs, and nothing that a pickle does to them (it may set attributes) outlasts the call.
@@ -28,13 +28,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from penstock.config import UserError
+from penstock.store.chunks import ITEM_BYTES
 
 METADATA = ".metadata"
 MAX_BYTES = 1 << 30
-#: torch's dtypes by name; those that we hold no state in are refused when they are met in a tensor.
-DTYPES = frozenset((
-    "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool", "float8_e4m3fn", "float8_e5m2",
-))  # fmt: skip
 _FORMAT = "torch.distributed.checkpoint.metadata"
 _RECORDS = frozenset((
     (_FORMAT, "Metadata"), (_FORMAT, "TensorStorageMetadata"), (_FORMAT, "BytesStorageMetadata"), (_FORMAT, "ChunkStorageMetadata"),
@@ -119,7 +116,7 @@ class _Reader(pickle.Unpickler):
         if (module, name) in _VALUES:
             make = _VALUES[module, name]
             return lambda *given: make(given)
-        if module == "torch" and name in DTYPES:
+        if module == "torch" and name in ITEM_BYTES:
             return name
         return _refuse(f"names {module}.{name}, which has no place in a checkpoint's metadata; nothing of it was run")
 
@@ -132,9 +129,9 @@ def _described(metadata: Any) -> tuple[dict[str, StoredTensor], list[str]]:
     """Check a `Metadata` record and join its two tables."""
     places: dict[tuple[str, tuple[int, ...]], tuple[str, int, int]] = {}
     for index, info in _mapping(_of(metadata, "Metadata").field("storage_data")).items():
-        offset = _of(index, "MetadataIndex").field("offset")
-        if offset is not None:
-            places[str(index.field("fqn")), _sizes(offset)] = _place(info)
+        name = _of(index, "MetadataIndex").field("fqn")
+        if index.state.get("offset") is not None:  # else it is no tensor's
+            places[str(name), _sizes(index.state["offset"])] = _place(info)
     tensors, others = {}, []
     for name, entry in _mapping(metadata.field("state_dict_metadata")).items():
         if not isinstance(name, str):
@@ -149,7 +146,7 @@ def _described(metadata: Any) -> tuple[dict[str, StoredTensor], list[str]]:
 def _tensor(name: str, entry: _Record, places: dict[tuple[str, tuple[int, ...]], tuple[str, int, int]]) -> StoredTensor:
     shape, properties = _sizes(entry.field("size")), _of(entry.field("properties"), "TensorProperties")
     state, chunks = getattr(properties, "state", None), entry.field("chunks")
-    if not isinstance(state, tuple) or not state or state[0] not in DTYPES or not isinstance(chunks, list):
+    if not isinstance(state, tuple) or not state or state[0] not in ITEM_BYTES or not isinstance(chunks, list):
         _refuse(f"does not say of what dtype and in what parts {name} is")
     items = []
     for chunk in chunks:
@@ -157,7 +154,10 @@ def _tensor(name: str, entry: _Record, places: dict[tuple[str, tuple[int, ...]],
         inside = len(shape) == len(offsets) == len(sizes) and all(o + n <= m for o, n, m in zip(offsets, sizes, shape))
         if not inside or (name, offsets) not in places:
             _refuse(f"has no part of {name} at {offsets}, or one outside its shape {shape}")
-        items.append(Item(offsets, sizes, *places[name, offsets]))
+        item = Item(offsets, sizes, *places[name, offsets])
+        if math.prod(sizes) * ITEM_BYTES[state[0]] > item.length:
+            _refuse(f"has a part of {name} of {sizes} in {item.length} bytes of {item.file}, which cannot hold it")
+        items.append(item)
     if sum(math.prod(item.sizes) for item in items) != math.prod(shape):
         _refuse(f"has parts of {name} that do not make up its shape {shape}")
     return StoredTensor(shape, state[0], tuple(items))
