@@ -6,6 +6,7 @@ import pytest
 
 from penstock.config import UserError
 from penstock.plan import code, describe_code
+from penstock.plan.code_between import code_between
 from penstock.store.code import keep_diff, read_diff
 
 
@@ -72,3 +73,20 @@ def test_the_code_of_the_checkout_that_penstock_runs_from_is_told():
     found = describe_code()
     if "penstock" in found:
         assert (found["penstock"].folder / "pyproject.toml").is_file() and "project" not in found
+
+
+def test_two_states_of_a_checkout_are_compared_without_touching_it(checkout):
+    first = describe_code(checkout)["project"]
+    (checkout / "model.py").write_text("width = 2\n")
+    second = describe_code(checkout)["project"]
+    git(checkout, "commit", "-qam", "second")
+    (checkout / "model.py").write_text("width = 3\n")
+    third = describe_code(checkout)["project"]
+    before = sorted((checkout / ".git").rglob("*"))
+    told = code_between(checkout, (second.commit, second.diff), (third.commit, third.diff))
+    assert "-width = 2\n+width = 3\n" in told and "width = 1" not in told
+    assert code_between(checkout, (first.commit, b""), (first.commit, second.diff)) == second.diff.decode()
+    assert code_between(checkout, (first.commit, second.diff), (third.commit, b"")) == "", "what was committed is what was changed"
+    assert sorted((checkout / ".git").rglob("*")) == before
+    assert code_between(checkout, ("0" * 40, b""), (third.commit, b"")) is None
+    assert code_between(checkout / "no", (first.commit, b""), (third.commit, b"")) is None
