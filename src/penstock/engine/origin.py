@@ -6,7 +6,8 @@ Written when a run is made and each time it goes on, so that the snapshots of th
 from __future__ import annotations
 
 from penstock.plan import describe_code, describe_environment
-from penstock.store import Run, keep_diff
+from penstock.store import Run
+from penstock.store.code import keep_diff
 
 
 def record_origin(run: Run) -> None:

@@ -59,6 +59,10 @@ class Folder(ABC):
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
 
+    @abstractmethod
+    def settle(self, prefix: str) -> None:
+        """Bring removals in folder `prefix` to the disk, before what comes next."""
+
     def names(self, prefix: str = "") -> list[str]:
         """Full names of the files directly in folder `prefix`, in order; those of files half-written end in `.partial`."""
         return list(self.sizes(prefix))
@@ -146,6 +150,11 @@ class LocalFolder(Folder):
         """As `Folder.remove`."""
         with disk_errors(self.path, f"removing {name}"), suppress(FileNotFoundError):
             os.unlink(self._at(name))
+
+    def settle(self, prefix: str) -> None:
+        """As `Folder.settle`."""
+        if (self.path / checked(prefix)).is_dir():
+            _flush_folder(self.path / prefix)
 
     def _at(self, name: str) -> Path:
         return self.path / checked(name)

@@ -26,8 +26,11 @@ from typing import Any, NoReturn
 import blake3
 
 from penstock.config import UserError
+from penstock.store.canonical import canonical, plain
 from penstock.store.chunks import DIGEST, ITEM_BYTES, MAX_CHAIN, ChunkEntry, Damaged
 from penstock.store.folder import Folder, LocalFolder
+from penstock.store.history import read_history
+from penstock.store.locks import store_lock
 from penstock.store.packs import MAGIC, pack_file
 
 FORMAT = 3
@@ -110,36 +113,27 @@ class Snapshot:
         return Path(self.folder.label) / self.file
 
 
-def canonical(value: Any) -> bytes:
-    """The bytes of a JSON value that digests are taken of: keys sorted, no spaces, UTF-8."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON has it and gives it back: tuples as lists, keys as text, numbers that are not finite and all else as text."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    return str(value)
-
-
 def list_snapshots(folder: Folder | Path) -> list[Snapshot]:
-    """Complete snapshots in a run's folder by their manifests' names, the newest last; their content is not read."""
+    """Complete snapshots in a run's folder by their manifests' names, the newest last; their content is not read.
+
+    Of equal steps, which a run has that went on from an older snapshot, the history tells the newest.
+    """
     opened = folder if isinstance(folder, Folder) else LocalFolder(folder)
     found = [Snapshot(opened, name, int(match[1]), match[2]) for name in opened.names(SNAPSHOTS) if (match := _FILE.fullmatch(name))]
-    return sorted(found, key=lambda snapshot: snapshot.step)
+    if len({snapshot.step for snapshot in found}) == len(found):
+        return sorted(found, key=lambda snapshot: snapshot.step)
+    written = {str(event.data.get("id"))[:12]: event.seq for event in read_history(opened).events if event.kind == "snapshot"}
+    return sorted(found, key=lambda snapshot: (snapshot.step, written.get(snapshot.id, math.inf), snapshot.id))
 
 
 def write_manifest(folder: Folder, manifest: Manifest) -> Snapshot:
     """Publish a snapshot, which is there from now on.
 
-    Raises `Damaged` when a pack that it names is not there whole, `UserError` when the disk is full or refuses.
+    Raises `Damaged` when a pack that it names is not there whole (write what it has again), `UserError` when the disk is full or refuses.
     """
-    check_packs(folder, manifest)
-    folder.write(manifest.file, manifest.as_json())
+    with store_lock(folder):  # no pack can be removed between being seen and being named
+        check_packs(folder, manifest)
+        folder.write(manifest.file, manifest.as_json())
     return Snapshot(folder, manifest.file, manifest.step, manifest.id[:12])
 
 
