@@ -1,7 +1,7 @@
 """What differs between two snapshots: settings, code, environment, data, layout, metrics, and tensors by the digests of their cells.
 
-All of it is in the two manifests, so nothing but them is read, whatever the size of the state: cells are cut by logical position, and equal content has
-one digest in every layout. How far tensors are apart is another question, which reads both (`difference.py`).
+All of it is in the two manifests, so nothing but them is read, whatever the size of the state: cells are cut by logical position, and equal
+content has one digest in every layout. How far tensors are apart is another question, which reads both (`difference.py`).
 """
 
 from __future__ import annotations
