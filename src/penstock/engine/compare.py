@@ -1,5 +1,5 @@
-"""Two snapshots beside each other: what differs (`store/diff.py`), what they have in common, which samples each has seen, and if asked for, the code's
-difference and how far each tensor is apart.
+"""Two snapshots beside each other: what differs (`store/diff.py`), what they have in common, which samples each has seen, and if asked for, the
+code's difference and how far each tensor is apart.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from penstock.config import UserError, disk_errors
+from penstock.store.manifest import Manifest
 
 FOLDER = "code"
 _DIGEST = re.compile(r"[0-9a-f]{40}")
@@ -53,3 +54,11 @@ def read_diff(run: Path, digest: str) -> bytes:
     if blake3(diff).digest(length=20).hex() != digest:
         raise UserError(f"{file} is damaged: its content has another digest than its name; copy it anew from where the run was made")
     return diff
+
+
+def diffs_of(manifest: Manifest) -> list[str]:
+    """Names in the run's folder of the diffs that a snapshot names."""
+    code = manifest.about.get("code")
+    records = code.values() if isinstance(code, dict) else []
+    digests = {str(record.get("diff")) for record in records if isinstance(record, dict)}
+    return [f"{FOLDER}/{digest}.diff" for digest in sorted(digests) if _DIGEST.fullmatch(digest)]

@@ -25,7 +25,11 @@ class Link:
 
 def lineage(folder: Folder, manifest: Manifest) -> list[Link]:
     """A snapshot of the folder, its parent, and so on to the oldest that is known."""
-    parents = {str(e.data["id"]): (e.data.get("parent"), e.step) for e in read_history(folder).events if e.kind == "snapshot" and "id" in e.data}
+    parents = {}
+    for event in read_history(folder).events:
+        name = {"snapshot": "id", "fork": "snapshot"}.get(event.kind)
+        if name is not None and isinstance(event.data.get(name), str):
+            parents[event.data[name]] = event.data.get("parent"), event.step
     rows = {row.id: (row.parent, row.step) for row in indexed(folder).rows}
     parents |= rows
     parents[manifest.id] = manifest.parent, manifest.step
