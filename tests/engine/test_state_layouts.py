@@ -99,7 +99,7 @@ def on_every_layout(world, folder):
         state = State(which, world)
         first, whole = weights_digest(state.laid), whole_model(state.laid)
         state.step(range(2))
-        save_snapshot(folder / which, 2, state.tensors, {}, world, 0, state.placements, layout)
+        save_snapshot(folder / which, 2, state.tensors, {}, world, state.placements, layout)
         trained = weights_digest(state.laid)
         state = State(which, world)
         state.load(folder / "plain", world)
@@ -113,7 +113,7 @@ def on_every_layout(world, folder):
 def results(folder):
     plain = PlainState()
     plain.step(range(2))
-    save_snapshot(folder / "plain", 2, plain.tensors, {}, World(), 0)
+    save_snapshot(folder / "plain", 2, plain.tensors, {}, World())
     return run_ranks(on_every_layout, 4, folder, timeout_s=300.0)
 
 

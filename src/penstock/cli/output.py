@@ -57,7 +57,7 @@ def run_row(run: Run) -> dict[str, Any]:
     """What `penstock runs` says of one run."""
     from penstock.store import list_snapshots
 
-    identity, summary, saved = run.read("run.json"), run.read("summary.json"), list_snapshots(run.snapshots)
+    identity, summary, saved = run.read("run.json"), run.read("summary.json"), list_snapshots(run.folder)
     return {
         "run": str(run.path),
         "created": identity.get("created", ""),

@@ -21,7 +21,7 @@ from penstock.engine.launch import launch
 from penstock.engine.origin import record_origin
 from penstock.engine.resolve import check_ranks, check_world, cores, resolve
 from penstock.engine.worker import run_rank
-from penstock.store import Run, create_run, list_snapshots, new_run_folder, save_config
+from penstock.store import Run, append_event, check_format, create_run, current_writer, list_snapshots, new_run_folder, save_config
 
 Progress = Callable[[float, str], None]
 
@@ -45,12 +45,16 @@ def start_run(config: Config, label: str, command: str, nproc: int, folder: Path
 
 def resume_run(run: Run, values: dict[str, Any], nproc: int, progress: Progress | None) -> dict[str, Any]:
     """Go on with a run from its newest snapshot, with some settings changed; return its summary."""
-    config = changed(run.config(), values)
-    if not list_snapshots(run.snapshots):
+    before, config = run.config(), changed(run.config(), values)
+    check_format(run)
+    if not list_snapshots(run.folder):
         raise UserError(f"{run.path} has no snapshot to go on from; start it anew with `penstock train {run.path}/config.toml`")
+    if writer := current_writer(run.path):
+        raise UserError(f"{run.path} is being written by {writer}; wait for it to end, or stop it")
 
     def accept() -> Run:
         prepare(config.data, progress=progress)
+        tell_changes(run, before, config)
         save_config(run, config)
         record_origin(run)
         return run
@@ -92,6 +96,15 @@ def changed(config: Config, values: dict[str, Any]) -> Config:
                 "its snapshots hold that model, data and optimizer; start a new run, or leave it out"
             )
     return new
+
+
+def tell_changes(run: Run, before: Config, after: Config) -> None:
+    """Write the settings that a resumed run changes into its history."""
+    old, new = flat(before), flat(after)
+    changes = {name: [old[name], value] for name, value in new.items() if value != old[name]}
+    if changes:
+        text = ", ".join(f"{name} {was!r} → {becomes!r}" for name, (was, becomes) in changes.items())
+        append_event(run.path, "change", text, list_snapshots(run.folder)[-1].step, settings=changes)
 
 
 def flat(config: Config) -> dict[str, Any]:

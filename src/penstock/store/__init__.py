@@ -4,18 +4,18 @@ from penstock.store.cell_writer import Increments
 from penstock.store.chunks import ChunkEntry, Damaged, chunk_digest
 from penstock.store.folder import Folder, LocalFolder, open_folder
 from penstock.store.history import Event, History, append_event, history_head, read_history
-from penstock.store.loading import load_partial, load_snapshot, read_numbers
+from penstock.store.loading import agreed_manifest, load_partial, load_snapshot, read_numbers
 from penstock.store.locks import current_writer, in_use, writer_lock
 from penstock.store.manifest import Manifest, Snapshot, TensorEntry, list_snapshots, read_manifest, write_manifest
 from penstock.store.packs import PackWriter, new_pack_name, read_chunk, read_pack
 from penstock.store.retention import Collected, Policy, collect, pin, read_pins
-from penstock.store.runs import Run, create_run, find_run, list_runs, new_run_folder, save_config
+from penstock.store.runs import Run, check_format, create_run, find_run, list_runs, new_run_folder, save_config
 from penstock.store.saver import Outcome, Saver, published, save_snapshot
 
 __all__ = [
     "ChunkEntry", "Collected", "Damaged", "Event", "Folder", "History", "Increments", "LocalFolder", "Manifest", "Outcome", "PackWriter",
-    "Policy", "Run", "Saver", "Snapshot", "TensorEntry", "append_event", "chunk_digest", "collect", "create_run", "current_writer",
-    "find_run", "history_head", "in_use", "list_runs", "list_snapshots", "load_partial", "load_snapshot", "new_pack_name", "new_run_folder",
-    "open_folder", "pin", "published", "read_chunk", "read_history", "read_manifest", "read_numbers", "read_pack", "read_pins",
-    "save_config", "save_snapshot", "write_manifest", "writer_lock",
+    "Policy", "Run", "Saver", "Snapshot", "TensorEntry", "agreed_manifest", "append_event", "check_format", "chunk_digest", "collect",
+    "create_run", "current_writer", "find_run", "history_head", "in_use", "list_runs", "list_snapshots", "load_partial", "load_snapshot",
+    "new_pack_name", "new_run_folder", "open_folder", "pin", "published", "read_chunk", "read_history", "read_manifest", "read_numbers",
+    "read_pack", "read_pins", "save_config", "save_snapshot", "write_manifest", "writer_lock",
 ]

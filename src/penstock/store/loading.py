@@ -17,7 +17,7 @@ from penstock.comm import World
 from penstock.config import UserError
 from penstock.parallel import Layout, Placement
 from penstock.store.chunks import Damaged
-from penstock.store.manifest import Snapshot, list_snapshots, read_manifest
+from penstock.store.manifest import Manifest, Snapshot, list_snapshots, read_manifest
 from penstock.store.node_rows import has_other_rows, read_rows
 from penstock.store.reading import local_boxes, read_boxes
 
@@ -42,7 +42,7 @@ def load_snapshot(
     tensor, when a name or full shape differs from what it holds.
     """
     world = world or World()
-    manifest = _together(lambda: read_manifest(snapshot), snapshot, world)
+    manifest = agreed_manifest(snapshot, world)
     state = local_boxes(tensors, placements or {}, layout or Layout(replicate=world.size), world.rank)
     stored = {name: entry.shape for name, entry in manifest.tensors.items()}
     other = {name: local for name, local in state.items() if has_other_rows(stored.get(name), local.shape, name, when_nodes_change(name))}
@@ -70,11 +70,16 @@ def load_partial(
     What only the snapshot has is left out.
     """
     world = world or World()
-    manifest = _together(lambda: read_manifest(snapshot), snapshot, world)
+    manifest = agreed_manifest(snapshot, world)
     state = local_boxes(tensors, placements or {}, layout or Layout(replicate=world.size), world.rank)
     fitting = {name: local for name, local in state.items() if name in manifest.tensors and manifest.tensors[name].shape == local.shape}
     _together(lambda: read_boxes(snapshot.folder, manifest, fitting), snapshot, world)
     return manifest.numbers, sorted(state.keys() - fitting.keys())
+
+
+def agreed_manifest(snapshot: Snapshot, world: World) -> Manifest:
+    """A snapshot's manifest; raises `Damaged` on all ranks, which must all call it, if any cannot read it."""
+    return _together(lambda: read_manifest(snapshot), snapshot, world)
 
 
 def read_numbers(snapshot: Snapshot) -> dict[str, Any]:

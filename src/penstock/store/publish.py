@@ -1,8 +1,8 @@
 """The lead's part of a snapshot: of what all ranks have written it makes the manifest, whose appearance is the commit.
 
-Every rank reports the digests of its own cells and the chunks in its pack. The manifest names every tensor's cells in the grid's order, and the closure
-of their chunks: what is stored already keeps its place, so no increment can come to be its own base, and what two ranks wrote at once is
-taken from the first.
+Every rank reports the digests of its own cells and the chunks in its pack. The manifest names every tensor's cells in the grid's order, and the
+closure of their chunks: what is stored already keeps its place, so no increment can come to be its own base, and what two ranks wrote at once
+is taken from the first.
 """
 
 from __future__ import annotations
