@@ -71,9 +71,9 @@ def fork_run(
                 "rest anew, or leave the settings as they were"
             )
         done = _make(plan, target)
-    step, told = contents.manifest.step, plan.told append_event(run.path, "fork", f"forked to {target.resolve()}{_said(told)}", step,
-    snapshot=contents.manifest.id, to=str(target.resolve()), **told) return {"run": str(target), "step": step, "steps": plan.config.train.steps,
-    **plan.identity["forked_from"], **told, **done} | {"run": str(target)}
+    step, name, told = contents.manifest.step, contents.manifest.id, plan.told
+    append_event(run.path, "fork", f"forked to {target.resolve()}{_said(told)}", step, snapshot=name, to=str(target.resolve()), **told)
+    return {"run": str(target), "from": str(run.path), "step": step, "snapshot": name, "steps": plan.config.train.steps} | told | done
 
 
 def recorded_config(manifest: Manifest, run: Run) -> Config:

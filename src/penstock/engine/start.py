@@ -25,7 +25,7 @@ from penstock.store import Run, append_event, check_format, create_run, current_
 
 Progress = Callable[[float, str], None]
 
-#: Sections a resumed run may change; everything else decides what the state means or what was already computed.
+#: Sections a resumed run may change; all else decides what the state means or what was already computed, and is a fork's to change (`fork.py`).
 CHANGEABLE = (
     "train.steps", "batch.micro", "eval.", "snapshot.", "metrics.", "layout.", "exchange.", "balance.", "compile.", "run.device", "run.threads",
     "optim.lr", "optim.muon_lr", "optim.weight_decay", "optim.clip", "optim.schedule", "optim.decay", "optim.min_lr", "optim.warmup",
@@ -93,7 +93,7 @@ def changed(config: Config, values: dict[str, Any]) -> Config:
         if value != before[name] and not name.startswith(CHANGEABLE):
             raise ConfigError(
                 f"{name} was {before[name]!r} when the run began and cannot become {value!r} on resuming: "
-                "its snapshots hold that model, data and optimizer; start a new run, or leave it out"
+                "its snapshots hold that model, data and optimizer; leave it out, or fork the run (`penstock runs fork`), which makes it another one"
             )
     return new
 

@@ -75,9 +75,9 @@ def begin_from(target: Path, source: Path, manifest: Manifest, text: str, **data
 def take_over(
     manifest: Manifest, kept: Iterable[str], made: dict[str, Callable[[], Tensor]], target: Path, numbers: dict[str, Any], about: dict[str, Any]
 ) -> Snapshot:
-    """Publish a snapshot in `target` that has the `kept` tensors of a manifest, whose packs are there, and new ones, each `made` when its turn
-    comes.""" folder, tensors = LocalFolder(target), {name: manifest.tensors[name] for name in kept} with PackWriter(folder,
-    new_pack_name(manifest.step, 0)) as pack:
+    """Publish a snapshot in `target` with the `kept` tensors of a manifest, whose packs are there, and new ones, each `made` when its turn comes."""
+    folder, tensors = LocalFolder(target), {name: manifest.tensors[name] for name in kept}
+    with PackWriter(folder, new_pack_name(manifest.step, 0)) as pack:
         for name, make in made.items():
             tensors[name] = write_tensor(pack, make())
     cells = (digest for entry in tensors.values() for digest in entry.cells)
