@@ -32,7 +32,11 @@ _KINDS = ((str,), (int,), (int,), (str,), (str, type(None)), (str,), (int,))
 
 
 class Damaged(UserError):
-    """A file of the store is missing, cut off, changed, or was never one of ours; the message names it."""
+    """A file of the store is missing, cut off, changed, or was never one of ours; the message names it, and so does `file`, if it is one."""
+
+    def __init__(self, message: str, file: str = "") -> None:
+        super().__init__(message)
+        self.file = file
 
 
 @dataclass(frozen=True, slots=True)

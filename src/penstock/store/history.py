@@ -64,6 +64,12 @@ class History:
     damage: list[str] = field(default_factory=list)
     torn: str | None = None
 
+    @property
+    def dropped(self) -> set[str]:
+        """Ids of the snapshots that collections dropped."""
+        lists = [event.data.get("dropped") for event in self.events if event.kind == "gc"]
+        return {id for ids in lists if isinstance(ids, list) for id in ids if isinstance(id, str)}
+
 
 def append_event(run: Path, kind: str, text: str, step: int | None = None, **data: Any) -> Event:
     """Add an event at the end of a run's history, on the disk when this returns; raises `UserError` when that is full or refuses."""
@@ -90,6 +96,18 @@ def history_head(run: Path) -> dict[str, Any]:
     """`seq` and `hash` of the last event, for a manifest's `about.history`; seq 0 where there is none."""
     seq, last = _head(LocalFolder(run))
     return {"seq": seq, "hash": last}
+
+
+def last_event(run: Path) -> Event | None:
+    """The last whole line of a run's history, without reading the others."""
+    try:
+        descriptor = os.open(run / FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return _parsed(_last_line(descriptor)[0])
+    finally:
+        os.close(descriptor)
 
 
 def read_history(folder: Folder | Path) -> History:
@@ -145,19 +163,24 @@ def _head(folder: Folder) -> tuple[int, str]:
 
 def _end_of_line(descriptor: int) -> tuple[int, str]:
     """Cut off a torn last line; return number and hash of the last whole one."""
-    size = os.fstat(descriptor).st_size
-    tail, window = b"", _TAIL
-    while True:
-        tail = os.pread(descriptor, min(window, size), max(0, size - window))
-        if tail.count(b"\n") > 1 or window >= size:
-            break
-        window *= 8
-    whole = tail.rfind(b"\n") + 1
-    if whole < len(tail):
-        os.ftruncate(descriptor, size - (len(tail) - whole))
-    line = tail[:whole].rstrip(b"\n").rpartition(b"\n")[2]
+    line, end = _last_line(descriptor)
+    if end < os.fstat(descriptor).st_size:
+        os.ftruncate(descriptor, end)
     event = _parsed(line)
     return (event.seq, event.hash) if event else (0, "")
+
+
+def _last_line(descriptor: int) -> tuple[bytes, int]:
+    """The last whole line of a file, and where it ends."""
+    size, window = os.fstat(descriptor).st_size, _TAIL
+    while True:
+        start = max(0, size - window)
+        tail = os.pread(descriptor, size - start, start)
+        whole = tail[: tail.rfind(b"\n") + 1]
+        line = whole[:-1].rpartition(b"\n")
+        if line[1] or start == 0:
+            return line[2], start + len(whole)
+        window *= 8
 
 
 def _write_line(descriptor: int, line: bytes) -> None:

@@ -142,9 +142,9 @@ def row_of(manifest: Manifest) -> Row:
         manifest.parent,
         manifest.created,
         all(entry.base is None for entry in manifest.chunks.values()),
-        _number(metrics.get("loss")),
-        _number(metrics.get("val_loss")),
-        _number(manifest.numbers.get("wall_s")) or 0.0,
+        as_number(metrics.get("loss")),
+        as_number(metrics.get("val_loss")),
+        as_number(manifest.numbers.get("wall_s")) or 0.0,
         sum(manifest.chunks[digest].count * ITEM_BYTES[tensor.dtype] for tensor in manifest.tensors.values() for digest in tensor.cells),
         sum(entry.size for entry in manifest.chunks.values() if entry.pack.startswith(own)),
         sum(entry.size for entry in manifest.chunks.values()),
@@ -153,5 +153,6 @@ def row_of(manifest: Manifest) -> Row:
     )
 
 
-def _number(value: Any) -> float | None:
+def as_number(value: Any) -> float | None:
+    """A number that a file should hold; None for anything else."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from penstock.config import UserError, disk_errors
+from penstock.store.chunks import Damaged
 from penstock.store.folder import Folder, LocalFolder
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 WRITER, HOLDER, STORE, READING = ".writer.lock", ".writer.json", ".store.lock", ".reading"
 #: Waits, in seconds: a writer for someone who only looks whether there is one; a change for a large store's collection.
 WRITER_WAIT_S, CHANGE_WAIT_S = 2.0, 120.0
-_LEASE = re.compile(r"([0-9a-f]{12})-[0-9a-f]{8}\.lock")
+#: Stands for the id where all snapshots are read.
+ALL = "all"
+_LEASE = re.compile(rf"([0-9a-f]{{12}}|{ALL})-[0-9a-f]{{8}}\.lock")
 
 
 @contextmanager
@@ -80,31 +83,23 @@ def store_lock(folder: Folder, name: str = STORE) -> Iterator[None]:
 
 @contextmanager
 def in_use(snapshot: Snapshot) -> Iterator[None]:
-    """Keep a snapshot from being removed while the block reads it; raises `UserError` if it has just been removed.
+    """Keep a snapshot from being removed while the block reads it; raises `Damaged` if it has just been removed."""
+    with _reading(snapshot.folder, snapshot.id):
+        if not snapshot.folder.has(snapshot.file):
+            where = f"snapshot {snapshot.file} in {snapshot.folder.label}"
+            raise Damaged(f"{where} has just been removed, as retention has it; pin what must stay", snapshot.file)
+        yield
 
-    Where the folder cannot be written to, nothing is held: whoever may remove there must know what they do.
-    """
-    folder = snapshot.folder
-    if not isinstance(folder, LocalFolder) or not os.access(folder.path, os.W_OK):
+
+@contextmanager
+def all_in_use(folder: Folder) -> Iterator[None]:
+    """Keep every snapshot of a run from being removed meanwhile."""
+    with _reading(folder, ALL):
         yield
-        return
-    file = folder.path / READING / f"{snapshot.id}-{secrets.token_hex(4)}.lock"
-    file.parent.mkdir(exist_ok=True)
-    lock = FileLock(file, thread_local=False)
-    with store_lock(folder):
-        lock.acquire(timeout=WRITER_WAIT_S)
-        here = folder.has(snapshot.file)
-    try:
-        if not here:
-            raise UserError(f"snapshot {snapshot.file} in {folder.label} has just been removed, as retention has it; pin what must stay")
-        yield
-    finally:
-        lock.release()
-        file.unlink(missing_ok=True)
 
 
 def snapshots_in_use(run: Path) -> set[str]:
-    """The first 12 digits of ids of snapshots that someone reads; locks that dead readers left behind are removed."""
+    """The first 12 digits of ids of snapshots that someone reads, or ALL; locks that dead readers left behind are removed."""
     used = set()
     for file in (run / READING).glob("*.lock"):
         if (match := _LEASE.fullmatch(file.name)) and _held(file):
@@ -113,6 +108,24 @@ def snapshots_in_use(run: Path) -> set[str]:
             with suppress(OSError):
                 file.unlink()
     return used
+
+
+@contextmanager
+def _reading(folder: Folder, what: str) -> Iterator[None]:
+    """Where the folder cannot be written to, nothing is held: whoever may remove there must know what they do."""
+    if not isinstance(folder, LocalFolder) or not os.access(folder.path, os.W_OK):
+        yield
+        return
+    file = folder.path / READING / f"{what}-{secrets.token_hex(4)}.lock"
+    file.parent.mkdir(exist_ok=True)
+    lock = FileLock(file, thread_local=False)
+    with store_lock(folder):  # whatever is being removed is gone after this
+        lock.acquire(timeout=WRITER_WAIT_S)
+    try:
+        yield
+    finally:
+        lock.release()
+        file.unlink(missing_ok=True)
 
 
 def _held(file: Path) -> bool:

@@ -74,7 +74,7 @@ class Manifest:
     @property
     def file(self) -> str:
         """Its name in the run's folder."""
-        return f"{SNAPSHOTS}/step-{self.step:08d}-{self.id[:12]}.json"
+        return manifest_file(self.step, self.id)
 
     def as_json(self) -> bytes:
         """The file's bytes; the id and the place in the tree come first, for people who look into it."""
@@ -113,6 +113,11 @@ class Snapshot:
         return Path(self.folder.label) / self.file
 
 
+def manifest_file(step: int, id: str) -> str:
+    """Name of a manifest's file in the run's folder."""
+    return f"{SNAPSHOTS}/step-{step:08d}-{id[:12]}.json"
+
+
 def list_snapshots(folder: Folder | Path) -> list[Snapshot]:
     """Complete snapshots in a run's folder by their manifests' names, the newest last; their content is not read.
 
@@ -147,11 +152,11 @@ def read_manifest(snapshot: Snapshot) -> Manifest:
         if manifest.file != snapshot.file:
             raise ValueError(f"it is that of {manifest.file}")
     except FileNotFoundError:
-        raise Damaged(f"{where} is missing") from None
+        raise Damaged(f"{where} is missing", snapshot.file) from None
     except OSError as error:
-        raise Damaged(f"{where} cannot be read: {error.strerror}") from None
+        raise Damaged(f"{where} cannot be read: {error.strerror}", snapshot.file) from None
     except (ValueError, TypeError, RecursionError) as error:
-        raise Damaged(f"{where} is damaged: {error}") from None
+        raise Damaged(f"{where} is damaged: {error}", snapshot.file) from None
     return manifest
 
 
@@ -161,12 +166,13 @@ def check_packs(folder: Folder, manifest: Manifest) -> None:
     for entry in manifest.chunks.values():
         ends[entry.pack] = max(ends.get(entry.pack, len(MAGIC)), entry.offset + entry.size)
     for pack, end in ends.items():
+        file = pack_file(pack)
         try:
-            size = folder.size(pack_file(pack))
+            size = folder.size(file)
         except FileNotFoundError:
-            raise Damaged(f"{pack_file(pack)} in {folder.label} is missing, which step {manifest.step} needs") from None
+            raise Damaged(f"{file} in {folder.label} is missing, which step {manifest.step} needs", file) from None
         if size < end:
-            raise Damaged(f"{pack_file(pack)} in {folder.label} is cut off: {size} bytes, and step {manifest.step} needs {end}")
+            raise Damaged(f"{file} in {folder.label} is cut off: {size} bytes, and step {manifest.step} needs {end}", file)
 
 
 def parse_manifest(data: bytes) -> Manifest:

@@ -95,11 +95,11 @@ def read_chunk(folder: Folder, digest: str, entry: ChunkEntry) -> bytes:
     try:
         payload = folder.read(file, entry.offset, entry.size)
     except FileNotFoundError:
-        raise Damaged(f"{file} in {folder.label} is missing, which holds chunk {digest[:12]}") from None
+        raise Damaged(f"{file} in {folder.label} is missing, which holds chunk {digest[:12]}", file) from None
     except OSError as error:
-        raise Damaged(f"{file} in {folder.label} cannot be read ({error.strerror}), which holds chunk {digest[:12]}") from None
+        raise Damaged(f"{file} in {folder.label} cannot be read ({error.strerror}), which holds chunk {digest[:12]}", file) from None
     if len(payload) != entry.size:
-        raise Damaged(f"{file} in {folder.label} is cut off: chunk {digest[:12]} should have {entry.size} bytes at {entry.offset}")
+        raise Damaged(f"{file} in {folder.label} is cut off: chunk {digest[:12]} should have {entry.size} bytes at {entry.offset}", file)
     return payload
 
 
@@ -120,11 +120,11 @@ def read_pack(folder: Folder, pack: str) -> dict[str, ChunkEntry]:
             raise ValueError("is cut off, or its trailer has changed")
         return {_digest(row[0]): _inside(ChunkEntry(pack, *row[1:]).check(), end - length) for row in json.loads(text)}
     except FileNotFoundError:
-        raise Damaged(f"{file} in {folder.label} is missing") from None
+        raise Damaged(f"{file} in {folder.label} is missing", file) from None
     except OSError as error:
-        raise Damaged(f"{file} in {folder.label} cannot be read ({error.strerror})") from None
+        raise Damaged(f"{file} in {folder.label} cannot be read ({error.strerror})", file) from None
     except (ValueError, TypeError, IndexError, RecursionError) as error:
-        raise Damaged(f"{file} in {folder.label} is damaged: it {error}") from None
+        raise Damaged(f"{file} in {folder.label} is damaged: it {error}", file) from None
 
 
 def _digest(text: object) -> str:

@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.config import UserError
+from penstock.config import Config, UserError
 from penstock.store.folder import PARTIAL, LocalFolder
 from penstock.store.history import append_event
 from penstock.store.index import Row, indexed
-from penstock.store.locks import current_writer, snapshots_in_use, store_lock
+from penstock.store.locks import ALL, current_writer, snapshots_in_use, store_lock
 from penstock.store.manifest import ID, SNAPSHOTS, Snapshot, read_manifest
 from penstock.store.packs import PACKS, pack_file
 
@@ -41,6 +41,19 @@ class Policy:
     keep_every: int = 0
     keep_hours: float = 0.0
     keep_best: int = 0
+
+
+def policy_of(
+    config: Config, keep: int | None = None, keep_every: int | None = None, keep_hours: float | None = None, keep_best: int | None = None
+) -> Policy:
+    """The policy of a run's settings, with what is given in place of theirs."""
+    own = config.snapshot
+    return Policy(
+        own.keep if keep is None else keep,
+        own.keep_every if keep_every is None else keep_every,
+        own.keep_hours if keep_hours is None else keep_hours,
+        own.keep_best if keep_best is None else keep_best,
+    )
 
 
 @dataclass(frozen=True)
@@ -84,8 +97,8 @@ def collect(run: Path, policy: Policy, dry_run: bool = False, published: int | N
 
 
 def held(rows: list[Row], pins: Set[str], used: Set[str]) -> set[str]:
-    """Files of the snapshots that are pinned (by id), or being read (by its first 12 digits)."""
-    return {row.file for row in rows if row.id in pins or row.id[:12] in used}
+    """Files of the snapshots that are pinned (by id), or being read (by its first 12 digits, or ALL)."""
+    return {row.file for row in rows if row.id in pins or row.id[:12] in used or ALL in used}
 
 
 def chosen(rows: list[Row], policy: Policy) -> set[str]:

@@ -24,6 +24,9 @@ from typing import Any
 
 from penstock.config import Config, UserError, disk_errors, load_config, nearest, to_toml
 from penstock.store.folder import Folder, LocalFolder
+from penstock.store.history import last_event
+from penstock.store.locks import current_writer
+from penstock.store.manifest import list_snapshots
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,18 @@ def create_run(config: Config, folder: Path, identity: dict[str, Any]) -> Run:
         run = Run(folder)
         run.write("run.json", {"run": folder.name, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | identity)
     return run
+
+
+def run_state(run: Run) -> str:
+    """`running` while a process holds the writer's lock; else how it ended: `finished`, `interrupted` or `failed`; `new` before it began."""
+    if current_writer(run.path):
+        return "running"
+    summary, saved, last = run.read("summary.json"), list_snapshots(run.path), last_event(run.path)
+    if last is not None and last.kind == "failure":
+        return "failed"
+    if summary and (not saved or saved[-1].step <= summary.get("step", 0)):
+        return str(summary.get("state", "failed"))
+    return "failed" if summary or last is not None or any(snapshot.step for snapshot in saved) else "new"
 
 
 def save_config(run: Run, config: Config) -> None:
