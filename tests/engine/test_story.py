@@ -6,13 +6,16 @@ import shutil
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
 from small_runs import small_config, write_corpus
 
 from penstock.comm import World
-from penstock.config import UserError
+from penstock.config import UserError, to_toml
 from penstock.data import prepare
 from penstock.engine import resume_run, start_run
 from penstock.engine.compare import compare_snapshots
+from penstock.engine.foreign import export_state, import_state
 from penstock.engine.fork import fork_run
 from penstock.engine.replay import replay
 from penstock.engine.samples import samples_of
@@ -50,7 +53,9 @@ def tensors(snapshot):
 
 
 def verified(run):
-    return type("V", (), {"damage": []})
+    from penstock.store import verify_run
+
+    return verify_run(run.folder)
 
 
 
@@ -110,7 +115,7 @@ def test_a_fork_with_other_settings_goes_on_from_the_very_state_and_both_histori
     pack = next((run.path / "packs").iterdir())
     assert os.stat(pack).st_nlink > 1 or made["copied"]
     told = read_history(run.path)
-    assert not told.damage and told.events[-1].kind == "fork" and "optim.lr" in told.events[-1].text and told.events[0].kind == "start"
+    assert not told.damage and [e.kind for e in told.events[-2:]] == ["fork", "snapshot"] and "optim.lr" in told.events[-2].text and told.events[0].kind == "start"
     theirs = read_history(base.path).events[seen:]
     assert [event.kind for event in theirs] == ["fork"] and theirs[0].data["to"] == str(run.path.resolve())
     assert list_snapshots(run.folder)[0].id == snaps[4].id and not verified(run).damage
@@ -199,3 +204,58 @@ def test_changes_that_a_crash_took_back_belong_to_the_leg_after_it(base, snaps, 
     found = legs(read_history(copy.path).events, read_manifest(snaps[2]), replace(end, step=9, about=about | {"layout": layout | {"ranks": 2}}))
     assert [(leg.first, leg.last, leg.ranks, leg.config.train.steps) for leg in found] == [(2, 4, 1, 4), (4, 6, 1, 8), (6, 9, 2, 20)]
     assert [leg.config.optim.lr for leg in found][1:] == [0.002, 0.7]
+
+
+@pytest.mark.parametrize("kind", ["dcp", "safetensors"])
+def test_an_exported_state_is_read_by_its_own_library_and_becomes_the_same_run_again(snaps, base, tmp_path, kind):
+    made = export_state(snaps[4], tmp_path / "out", kind)
+    state = tensors(snaps[4])
+    assert made["tensors"] == len(state) and made["snapshot"].startswith(snaps[4].id)
+    if kind == "dcp":
+        loaded = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+        dcp.load(loaded, checkpoint_id=tmp_path / "out", no_dist=True)
+    else:
+        loaded = {name: tensor for file in (tmp_path / "out").glob("*.safetensors") for name, tensor in load_file(file).items()}
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype for name, tensor in state.items())
+    import_state(tmp_path / "out", None, {"train.steps": 6}, tmp_path / "again", False, "test", None)
+    run = Run(tmp_path / "again")
+    again = list_snapshots(run.folder)[0]
+    assert compare_snapshots(snaps[4], again).diff.same_state and read_manifest(again).numbers == read_manifest(snaps[4]).numbers
+    assert not verified(run).damage and read_history(run.path).events[0].kind == "note"
+    resume_run(run, {}, 1, None)
+    fork(snaps[4], tmp_path / "straight", train__steps=6)
+    resume_run(Run(tmp_path / "straight"), {}, 1, None)
+    ends = [list_snapshots(Run(tmp_path / name).folder)[-1] for name in ("again", "straight")]
+    assert compare_snapshots(*ends).diff.same_state and samples_of(ends[0], 6).steps == samples_of(ends[1], 6).steps
+
+
+def test_a_state_of_another_program_becomes_a_run_by_a_config(folder, snaps, tmp_path):
+    state = {name: tensor for name, tensor in tensors(snaps[4]).items() if name.startswith("model.")}
+    dcp.save({name: tensor.bfloat16() for name, tensor in state.items()} | {"lr": 0.5}, checkpoint_id=tmp_path / "theirs", no_dist=True)
+    config = tmp_path / "config.toml"
+    config.write_text(to_toml(small_config(folder, train__steps=2)))
+    with pytest.raises(UserError, match="does not say of what run it is"):
+        import_state(tmp_path / "theirs", None, {}, tmp_path / "run", False, "test", None)
+    with pytest.raises(UserError, match=r"does not fit these settings: optim\.\S+ \(nothing there, .*--partial"):
+        import_state(tmp_path / "theirs", str(config), {}, tmp_path / "run", False, "test", None)
+    made = import_state(tmp_path / "theirs", str(config), {"optim.lr": 0.003}, tmp_path / "run", True, "test", None)
+    run = Run(tmp_path / "run")
+    there = tensors(list_snapshots(run.folder)[0])
+    assert all(torch.equal(there[name], tensor.bfloat16().float()) for name, tensor in state.items())
+    assert made["left_out"] == ["lr"] and made["anew"] == sorted(there.keys() - state.keys()) and run.config().optim.lr == 0.003
+    assert resume_run(run, {}, 1, None)["step"] == 2
+
+
+def test_exports_and_imports_that_cannot_be_are_refused(snaps, tmp_path):
+    with pytest.raises(UserError, match="use dcp or safetensors"):
+        export_state(snaps[4], tmp_path / "out", "pickle")
+    export_state(snaps[4], tmp_path / "out", "safetensors")
+    with pytest.raises(UserError, match="not an empty folder"):
+        export_state(snaps[4], tmp_path / "out", "safetensors")
+    with pytest.raises(UserError, match=r"model\.layers|blocks\.2.*nothing there"):
+        import_state(tmp_path / "out", None, {"model.layers": 3}, tmp_path / "run", False, "test", None)
+    for damage in ('{"numbers": 3}', '{"origin": {}, "about": {}, "numbers": {"step": "x"}}', "{"):
+        (tmp_path / "out" / "penstock.json").write_text(damage)
+        with pytest.raises(UserError, match=r"penstock\.json is damaged"):
+            import_state(tmp_path / "out", None, {}, tmp_path / "run", False, "test", None)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -13,7 +13,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,14 @@ from penstock.config import disk_errors
 from penstock.parallel import Box
 from penstock.store.cell_writer import digest_of
 from penstock.store.codec import encode
-from penstock.store.folder import Folder, LocalFolder
+from penstock.store.folder import LocalFolder
 from penstock.store.grid import dtype_name, grid, inside
 from penstock.store.history import FILE as HISTORY
 from penstock.store.history import append_event, read_history
 from penstock.store.manifest import Manifest, Snapshot, TensorEntry, write_manifest
 from penstock.store.packs import PackWriter, new_pack_name, pack_file
 from penstock.store.publish import closure
+from penstock.store.timeline import snapshot_facts
 
 
 def link_packs(source: Path, target: Path, packs: Iterable[str]) -> dict[str, int]:
@@ -72,29 +72,32 @@ def begin_from(target: Path, source: Path, manifest: Manifest, text: str, **data
     append_event(target, "fork", text, manifest.step, **origin, **data, dropped=dropped)
 
 
-def take_over(
+def adopt(target: Path, manifest: Manifest, text: str) -> Snapshot:
+    """Publish a snapshot in `target`, where its packs are, and tell it in the history."""
+    snapshot = write_manifest(LocalFolder(target), manifest)
+    append_event(target, "snapshot", text, manifest.step, **snapshot_facts(manifest))
+    return snapshot
+
+
+def remade(
     manifest: Manifest, kept: Iterable[str], made: dict[str, Callable[[], Tensor]], target: Path, numbers: dict[str, Any], about: dict[str, Any]
-) -> Snapshot:
-    """Publish a snapshot in `target` with the `kept` tensors of a manifest, whose packs are there, and new ones, each `made` when its turn comes."""
-    folder, tensors = LocalFolder(target), {name: manifest.tensors[name] for name in kept}
-    with PackWriter(folder, new_pack_name(manifest.step, 0)) as pack:
-        for name, make in made.items():
-            tensors[name] = write_tensor(pack, make())
-    cells = (digest for entry in tensors.values() for digest in entry.cells)
-    chunks = closure(cells, pack.entries | manifest.chunks)
+) -> Manifest:
+    """A manifest after another with those of its tensors that are `kept`, whose packs `target` has, and new ones, each `made` when its turn comes."""
+    tensors = {name: manifest.tensors[name] for name in kept}
+    with PackWriter(LocalFolder(target), new_pack_name(manifest.step, 0)) as pack:
+        tensors |= {name: write_tensor(pack, make()) for name, make in made.items()}
+    chunks = closure((digest for entry in tensors.values() for digest in entry.cells), pack.entries | manifest.chunks)
     created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    new = replace(manifest, parent=manifest.id, created=created, tensors=tensors, chunks=chunks, numbers=numbers, about=about)
-    return write_manifest(folder, new)
+    return Manifest(manifest.step, manifest.id, created, tensors, chunks, numbers, about)
 
 
-def write_state(
-    folder: Folder, step: int, tensors: dict[str, Callable[[], Tensor]], numbers: dict[str, Any], about: dict[str, Any]
-) -> Snapshot:
-    """Publish a first snapshot of a state, each tensor of which is fetched when its turn comes."""
-    with PackWriter(folder, new_pack_name(step, 0)) as pack:
+def first_manifest(
+    target: Path, step: int, tensors: dict[str, Callable[[], Tensor]], numbers: dict[str, Any], about: dict[str, Any]
+) -> Manifest:
+    """A manifest without a parent, of a state each tensor of which is fetched and written when its turn comes."""
+    with PackWriter(LocalFolder(target), new_pack_name(step, 0)) as pack:
         entries = {name: write_tensor(pack, fetch()) for name, fetch in tensors.items()}
-    created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    return write_manifest(folder, Manifest(step, None, created, entries, dict(pack.entries), numbers, about))
+    return Manifest(step, None, time.strftime("%Y-%m-%dT%H:%M:%S%z"), entries, dict(pack.entries), numbers, about)
 
 
 def write_tensor(pack: PackWriter, tensor: Tensor) -> TensorEntry:

@@ -67,8 +67,13 @@ class Timeline:
 
 def tell_snapshot(run: Path, manifest: Manifest, seconds: float) -> Event:
     """Record that a snapshot has been published, which took `seconds` since its step."""
+    return append_event(run, "snapshot", f"written in {seconds:.2f} s", manifest.step, seconds=seconds, **snapshot_facts(manifest))
+
+
+def snapshot_facts(manifest: Manifest) -> dict[str, Any]:
+    """What a history tells of a snapshot."""
     row = asdict(row_of(manifest))
-    return append_event(run, "snapshot", f"written in {seconds:.2f} s", manifest.step, seconds=seconds, **{name: row[name] for name in _TOLD})
+    return {name: row[name] for name in _TOLD}
 
 
 def run_timeline(run: Path) -> Timeline:
