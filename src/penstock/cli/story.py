@@ -58,6 +58,8 @@ def fork(
 
     with output.progress_bar("preparing the corpus") as progress:
         made = fork_run(snapshot, values, run_dir, nproc, partial, _command(), progress)
+    if made["untold"]:
+        print(f"warning: {made['from']} could not be told of it: {made['untold']}", file=sys.stderr)
     output.show(made, json, lambda r: "\n".join([f"{r['run']}: step {r['step']} of {r['from']}{_packs(r)}", *_made(r)]))
 
 
@@ -93,7 +95,9 @@ def export(
     from penstock.engine import export_state
 
     made = export_state(snapshot, folder, kind)
-    output.show(made, json, lambda r: f"wrote step {r['step']} of {r['run']} to {r['folder']}: {r['tensors']} tensors, {r['format']}")
+    reader = "torch.distributed.checkpoint.load(tensors, checkpoint_id={})" if kind == "dcp" else "safetensors.torch.load_file of each file in {}"
+    how = reader.format(repr(str(folder)))
+    output.show(made, json, lambda r: f"wrote step {r['step']} of {r['run']}, {r['tensors']} tensors, to {r['folder']}; read it with {how}")
 
 
 @runs.command("import")

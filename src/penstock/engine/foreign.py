@@ -35,7 +35,8 @@ from penstock.store import LocalFolder, Run, Snapshot, append_event, create_run,
 from penstock.store.code import diffs_of
 from penstock.store.contents import Contents
 from penstock.store.formats import WRITERS, Foreign, open_foreign
-from penstock.store.take_over import adopt, first_manifest
+from penstock.store.manifest import ID
+from penstock.store.take_over import adopt, written_manifest
 from penstock.store.whole import whole_folder
 
 NOTE = "penstock.json"
@@ -48,6 +49,12 @@ class Note:
     origin: dict[str, Any]
     numbers: dict[str, Any]
     about: dict[str, Any]
+
+    @property
+    def snapshot(self) -> str | None:
+        """Id of the snapshot that was exported."""
+        name = self.origin.get("snapshot")
+        return name if isinstance(name, str) and ID.fullmatch(name) else None
 
 
 def export_state(source: Snapshot, folder: Path, kind: str) -> dict[str, Any]:
@@ -108,11 +115,11 @@ def _fill(run: Run, source: Path, foreign: Foreign, note: Note, settled: Settled
     if (source / "code").is_dir():
         shutil.copytree(source / "code", run.path / "code", dirs_exist_ok=True)
     config = run.config()
-    origin = {"imported_from": identity["imported_from"]}
-    append_event(run.path, "note", f"imported from {source.resolve()}{said(told)}", note.numbers["step"], **origin, **told)
-    about = note.about | {"config": config.tree(), "history": history_head(run.path)} | origin
-    tensors = _tensors(config, foreign, fit)
-    adopt(run.path, first_manifest(run.path, note.numbers["step"], tensors, note.numbers, about), "imported")
+    origin, step = {"imported_from": identity["imported_from"]}, note.numbers["step"]
+    append_event(run.path, "note", f"imported from {source.resolve()}{said(told)}", step, **origin, **told)
+    about = {"data": {"digest": settled.data.get("data_digest")}} | note.about | {"config": config.tree(), "history": history_head(run.path)} | origin
+    manifest = written_manifest(run.path, step, _tensors(config, foreign, fit), note.numbers, about)
+    adopt(run.path, replace(manifest, parent=note.snapshot), "imported")
 
 
 def _tensors(config: Config, foreign: Foreign, fit: Fit) -> dict[str, Callable[[], Tensor]]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from penstock.config import Config, UserError, parse_config
 from penstock.engine.fit import Fit, first_values, fit_of
-from penstock.engine.origin import record_origin
+from penstock.engine.origin import origin_of, record_origin
 from penstock.engine.resolve import check_world
 from penstock.engine.settle import Settled, changed_settings, settle
 from penstock.engine.start import Progress
@@ -66,8 +66,13 @@ def fork_run(
         with whole_folder(target, "forking a run") as place:
             done = _fill(plan, create_run(plan.config, place, plan.identity))
     step, name, told = contents.manifest.step, contents.manifest.id, plan.told
-    append_event(run.path, "fork", f"forked to {target.resolve()}{said(told)}", step, snapshot=name, to=str(target.resolve()), **told)
-    return {"run": str(target), "from": str(run.path), "step": step, "snapshot": name, "steps": plan.config.train.steps} | told | done
+    untold = ""
+    try:
+        append_event(run.path, "fork", f"forked to {target.resolve()}{said(told)}", step, snapshot=name, to=str(target.resolve()), **told)
+    except UserError as error:  # the fork is there, and says where it comes from
+        untold = str(error)
+    facts = {"run": str(target), "from": str(run.path), "step": step, "snapshot": name, "steps": plan.config.train.steps, "untold": untold}
+    return facts | told | done
 
 
 def recorded_config(manifest: Manifest, run: Run) -> Config:
@@ -120,8 +125,7 @@ def _fill(plan: Plan, fork: Run) -> dict[str, int]:
     packs = {entry.pack for entry in closure((digest for entry in kept.values() for digest in entry.cells), manifest.chunks).values()}
     done = link_packs(run.path, fork.path, packs)
     values = first_values(plan.config, plan.fit.anew, lambda name: plan.contents.read(name) if name in kept else None)
-    about = {"config": plan.config.tree(), "data": manifest.about.get("data"), "forked_from": plan.identity["forked_from"]}
-    about |= {key: fork.read("run.json").get(key) for key in ("code", "environment")} | {"history": history_head(fork.path)}
+    about = origin_of(fork) | {"data": manifest.about.get("data"), "forked_from": plan.identity["forked_from"], "history": history_head(fork.path)}
     numbers = manifest.numbers | ({} if _same_experts(plan.fit) else {"slots": {}})
     adopt(fork.path, remade(manifest, list(kept), values, fork.path, numbers, about), "taken over in part")
     return done

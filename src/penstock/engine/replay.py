@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.comm import World, join_world
+from penstock.comm import World, join_world, under_launcher
 from penstock.config import Config, UserError, with_values
 from penstock.engine.launch import start_ranks
 from penstock.engine.legs import Leg, legs
@@ -85,7 +85,8 @@ class Replayed:
         what = f"{self.run}: step {begin.step} ({begin.id[:12]}) to step {end.step} ({end.id[:12]}), computed again in {self.seconds:.1f} s"
         how = [f"  steps {leg.first + 1} to {leg.last} on {_ranks(self.ranks or leg.ranks)}" for leg in self.legs]
         if self.first is None or self.furthest is None:
-            return "\n".join([what, *how, f"bit for bit: all {self.tensors} tensors are what was stored"])
+            although = [f"  although  {reason}" for reason in self.reasons]
+            return "\n".join([what, *how, f"bit for bit: all {self.tensors} tensors are what was stored", *although])
         place = f"[{', '.join(map(str, self.first.place))}]"
         return "\n".join([
             what,
@@ -100,6 +101,8 @@ class Replayed:
 def replay(begin: Snapshot, end: Snapshot, nproc: int = 0) -> Replayed:
     """Compute from `begin` to `end` again, on `nproc` ranks (0: as many as it was), and compare; raises `UserError` where that cannot be done."""
     assert isinstance(end.folder, LocalFolder)
+    if under_launcher():
+        raise UserError("a replay starts its ranks itself; call it without torchrun")
     run, began = Run(end.folder.path), time.perf_counter()
     with in_use(begin), in_use(end):
         a, b = Contents(begin), Contents(end)
@@ -113,7 +116,7 @@ def replay(begin: Snapshot, end: Snapshot, nproc: int = 0) -> Replayed:
             told = compare(b.manifest, computed.manifest)
             apart = [difference(b, computed, name) for name in told.tensors.differ]
     furthest = max(apart, key=lambda one: one.relative, default=None)
-    reasons = _reasons(told, parts[-1].config) if apart else []
+    reasons = _otherwise(told) + (_followed(parts[-1].config) if apart else [])
     seconds = time.perf_counter() - began
     return Replayed(
         run.path, a, b, parts, nproc, seconds, len(b.manifest.tensors), told.tensors.differ, apart[0] if apart else None, furthest, reasons
@@ -171,16 +174,20 @@ def _scratch(run: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _reasons(told: SnapshotDiff, config: Config) -> list[str]:
-    """What is known to be otherwise than it was, and may be why numbers differ."""
+def _otherwise(told: SnapshotDiff) -> list[str]:
+    """What is known to be otherwise than it was."""
     found = [f"other {part}: {_changed(told, part)}" for part in ("layout", "environment") if told.parts[part]]
-    found += [f"other code: {change.checkout}, {_code(change.before)} then, {_code(change.after)} now" for change in told.code if not change.same]
+    return found + [f"other code: {change.checkout}, {_code(change.before)} then, {_code(change.after)} now" for change in told.code if not change.same]
+
+
+def _followed(config: Config) -> list[str]:
+    """Settings by which what came out depended on more than was recorded."""
     settings = flat(config)
-    found += [f"{name} = {settings[name]!r}: the run followed measured times" for name, values in MEASURED.items() if settings[name] in values]
-    if settings["snapshot.increments"] == "bounded":
-        found.append("snapshot.increments = 'bounded': snapshots before the last are not exactly the states that training went on from")
+    found = [f"{name} = {settings[name]!r}: the run followed measured times" for name, values in MEASURED.items() if settings[name] in values]
     if config.layout.pipeline > 1 and config.pipeline.schedule == "auto":
         found.append("pipeline.schedule = 'auto': the run followed measured times of its stages")
+    if config.snapshot.increments == "bounded":
+        found.append("snapshot.increments = 'bounded': snapshots before the last are not exactly the states that training went on from")
     return found
 
 

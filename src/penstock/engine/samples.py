@@ -36,9 +36,10 @@ class Samples:
 
     def text(self) -> str:
         """For people: of several steps a line each, of one every excerpt."""
-        lines = [f"{self.run}, {self.snapshot[:12]}: steps {self.first + 1} to {self.last}, seed {self.seed}, corpus {self.digest[:12]}"]
+        steps = f"steps {self.first + 1} to {self.last}" if self.last - self.first > 1 else f"step {self.last}"
+        lines = [f"{self.run}, {self.snapshot[:12]}: {steps}, seed {self.seed}, corpus {self.digest[:12]}"]
         for step, origins in self.steps.items():
-            lines += _summary(step, origins) if len(self.steps) > 1 else _excerpts(step, origins)
+            lines += _summary(step, origins) if len(self.steps) > 1 else _excerpts(origins)
         return "\n".join(lines)
 
 
@@ -76,11 +77,11 @@ def _summary(step: int, origins: list[SampleOrigin]) -> list[str]:
     return [f"  step {step}: {numbers}, {tokens:,} tokens of {len(documents)} documents"]
 
 
-def _excerpts(step: int, origins: list[SampleOrigin]) -> list[str]:
-    lines = [f"  step {step}"]
+def _excerpts(origins: list[SampleOrigin]) -> list[str]:
+    lines = []
     for origin in origins:
-        lines.append(f"    sample {origin.sample}, epoch {origin.epoch}: tokens {origin.start} to {origin.end - 1} of the training part")
+        lines.append(f"  sample {origin.sample}, epoch {origin.epoch}: tokens {origin.start} to {origin.end - 1} of the training part")
         for excerpt in origin.excerpts:
             where = f"bytes {excerpt.bytes[0]} to {excerpt.bytes[1]}" if excerpt.bytes else f"its tokens {excerpt.start} to {excerpt.end - 1}"
-            lines.append(f"      {excerpt.place}  {where}")
+            lines.append(f"    {excerpt.place}  {where}")
     return lines

@@ -19,7 +19,7 @@ from penstock.config import Config, UserError, with_values
 from penstock.data import Tokenizer, load_tokenizer, text_stream, validation_plan
 from penstock.engine.build import DTYPES, batch_loss
 from penstock.engine.evaluate import continue_text, window_batch
-from penstock.engine.origin import record_origin
+from penstock.engine.origin import origin_of, record_origin
 from penstock.engine.resolve import cores, settle_machine
 from penstock.engine.state import Progress, state_tensors
 from penstock.models import Decoder, build_decoder, export_hf, import_hf
@@ -137,4 +137,4 @@ def _write_first_state(run: Run, config: Config, tensors: dict[str, torch.Tensor
     check_vocabulary(config, load_tokenizer(run.path / "tokenizer"), run)
     decoder = build_decoder(config.model, config.run.seed, torch.device("cpu"))
     decoder.load_state_dict(tensors)
-    save_snapshot(run.folder, 0, plain_state(decoder, config), Progress().numbers(), World())
+    save_snapshot(run.folder, 0, plain_state(decoder, config), Progress().numbers(), World(), about=origin_of(run))

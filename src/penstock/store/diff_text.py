@@ -8,8 +8,8 @@ from typing import Any
 from penstock.store.diff import PARTS, Change, CodeChange, SnapshotDiff, TensorChanges
 from penstock.store.difference import Difference
 
-#: Longest text of a value in a table, and most names in a list; JSON has all.
-WIDEST, MOST_NAMES = 56, 8
+#: Longest text of a value in a table, most names in a list, and most tensors in a table; JSON has all.
+WIDEST, MOST_NAMES, MOST_TENSORS = 56, 8, 20
 
 
 def diff_lines(diff: SnapshotDiff) -> list[str]:
@@ -29,11 +29,12 @@ def diff_lines(diff: SnapshotDiff) -> list[str]:
 def weight_lines(differences: Sequence[Difference]) -> list[str]:
     """Tensors that differ, those that differ most first."""
     rows = [("tensor", "relative", "largest", "numbers that differ", "first at")]
-    for told in differences:
+    for told in differences[:MOST_TENSORS]:
         count = f"{told.count:,} of {told.numel:,}"
         rows.append((told.name, f"{told.relative:.2e}", f"{told.largest:.2e}", count, ",".join(map(str, told.place)) or "–"))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    more = [f"  … and {len(differences) - MOST_TENSORS} that differ less"] if len(differences) > MOST_TENSORS else []
+    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows] + more
 
 
 def shown(value: Any) -> str:

@@ -1,7 +1,7 @@
 """From which snapshots one comes: its parents, as far as the run's folder still knows them.
 
 Manifests that are there name their parents; of those that retention has dropped the history tells id, step and parent. A fork's folder begins with
-the snapshot it was forked from, whose own parents are in the run that it came from. Cost: the index, and reading the history once.
+the snapshot it was forked from, one that was imported with the snapshot that had been exported. Cost: the index, and reading the history once.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ def lineage(folder: Folder, manifest: Manifest) -> list[Link]:
     """A snapshot of the folder, its parent, and so on to the oldest that is known."""
     parents = {}
     for event in read_history(folder).events:
-        name = {"snapshot": "id", "fork": "snapshot"}.get(event.kind)
-        if name is not None and isinstance(event.data.get(name), str):
-            parents[event.data[name]] = event.data.get("parent"), event.step
+        told = event.data.get("imported_from", event.data)
+        name = told.get("id" if event.kind == "snapshot" else "snapshot") if isinstance(told, dict) else None
+        if event.kind in ("snapshot", "fork", "note") and isinstance(name, str):
+            parents[name] = told.get("parent"), event.step
     rows = {row.id: (row.parent, row.step) for row in indexed(folder).rows}
     parents |= rows
     parents[manifest.id] = manifest.parent, manifest.step

@@ -91,10 +91,10 @@ def remade(
     return Manifest(manifest.step, manifest.id, created, tensors, chunks, numbers, about)
 
 
-def first_manifest(
+def written_manifest(
     target: Path, step: int, tensors: dict[str, Callable[[], Tensor]], numbers: dict[str, Any], about: dict[str, Any]
 ) -> Manifest:
-    """A manifest without a parent, of a state each tensor of which is fetched and written when its turn comes."""
+    """A manifest without a parent of a state, each tensor of which is fetched and written when its turn comes."""
     with PackWriter(LocalFolder(target), new_pack_name(step, 0)) as pack:
         entries = {name: write_tensor(pack, fetch()) for name, fetch in tensors.items()}
     return Manifest(step, None, time.strftime("%Y-%m-%dT%H:%M:%S%z"), entries, dict(pack.entries), numbers, about)

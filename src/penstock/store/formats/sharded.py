@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import torch
@@ -40,6 +41,8 @@ def write_safetensors(folder: Path, described: Described, read: Read) -> None:
         places |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": sum(map(_bytes, described.values()))}, "weight_map": places}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for file in set(places.values()):
+        shutil.copymode(folder / INDEX, folder / file)  # which the library would let nobody else read
 
 
 def read_safetensors(folder: Path) -> Foreign:
