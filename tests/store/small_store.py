@@ -48,7 +48,7 @@ class SmallStore:
         manifest = Manifest(step, parent.id if parent else None, created, tensors, _closure(tensors, chunks), {"step": step, "wall_s": step * 60.0}, about)
         saved = write_manifest(self.folder, manifest)
         if tell:
-            tell_snapshot(self.path, manifest, 0.1)
+            tell_snapshot(self.path, manifest)
         self.manifests.append(manifest)
         return saved
 

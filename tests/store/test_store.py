@@ -11,7 +11,18 @@ from ranks import run_ranks
 from penstock.comm import World
 from penstock.config import UserError, load_config
 from penstock.store import (
-    Damaged, attempt, check_format, create_run, find_run, list_runs, list_snapshots, load_snapshot, new_run_folder, read_manifest, read_numbers, save_snapshot,
+    Damaged,
+    attempt,
+    check_format,
+    create_run,
+    find_run,
+    list_runs,
+    list_snapshots,
+    load_snapshot,
+    new_run_folder,
+    read_manifest,
+    read_numbers,
+    save_snapshot,
 )  # fmt: skip
 
 

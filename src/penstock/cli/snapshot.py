@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,13 @@ from penstock.cli import output
 from penstock.monitor import units
 from penstock.store import find_run, find_snapshot, list_snapshots, read_manifest, read_pins, row_of
 
-#: Longest value that is shown; the rest is in `--json`.
-WIDE = 110
+#: Columns of a wrapped line.
+WIDE = 140
+
+
+def many(count: int, what: str) -> str:
+    """1 snapshot, 2 snapshots."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def describe(name: str, runs_dir: str) -> dict[str, Any]:
@@ -46,14 +52,15 @@ def describe(name: str, runs_dir: str) -> dict[str, Any]:
 
 def snapshot_text(described: dict[str, Any]) -> str:
     """What `describe` found."""
-    lines = [f"{described['run']}  {described['state']} at step {described['step']}"]
+    standing = f"{described['run']}  {described['state']} at step {described['step']}"
     snapshot = described["snapshot"]
     if snapshot is None:
-        return lines[0] + ", without a snapshot yet"
-    rows = list(_facts(snapshot)) + list(_flat(snapshot["about"]))
-    width = max(len(name) for name, _ in rows)
-    lines += [f"\nsnapshot of step {snapshot['step']}, {snapshot['id']}"]
-    lines += [f"  {name:{width}}  {value}" for name, value in rows]
+        return f"{standing}, without a snapshot yet"
+    rows = [*_facts(snapshot), *((name, _told(value)) for name, value in snapshot["about"].items() if value and name != "config")]
+    indent = max(len(name) for name, _ in rows) + 4
+    lines = [standing, "", f"step {snapshot['step']}  {snapshot['id']}"]
+    for name, value in rows:
+        lines.append(textwrap.fill(value, WIDE, initial_indent=f"  {name}".ljust(indent), subsequent_indent=" " * indent))
     return "\n".join(lines)
 
 
@@ -61,25 +68,26 @@ def _facts(snapshot: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "written", snapshot["created"] + (", pinned" if snapshot["pinned"] else "")
     yield "parent", snapshot["parent"] or "none"
     how = "in full" if snapshot["full"] else "as increments"
-    yield "state", f"{units.size(snapshot['state_bytes'])} in {snapshot['tensors']} tensors, {how}"
-    yield "stored", f"{units.size(snapshot['stored_bytes'])} in {len(snapshot['packs'])} packs, {units.size(snapshot['added_bytes'])} of it new"
-    yield from _flat({name: value for name, value in snapshot["numbers"].items() if isinstance(value, (int, float, str))})
+    yield "state", f"{units.size(snapshot['state_bytes'])} in {many(snapshot['tensors'], 'tensor')}, {how}"
+    new = units.size(snapshot["added_bytes"])
+    yield "stored", f"{units.size(snapshot['stored_bytes'])} in {many(len(snapshot['packs']), 'pack')}, {new} of it new"
+    yield "numbers", _told({name: value for name, value in snapshot["numbers"].items() if isinstance(value, (int, float, str))})
 
 
-def _flat(values: dict[str, Any], lead: str = "") -> Iterator[tuple[str, str]]:
-    """Values by dotted name, one line each; the settings are `penstock runs diff`'s, and left out."""
-    for name, value in values.items():
-        if isinstance(value, dict) and name != "config":
-            yield from _flat(value, f"{lead}{name}.")
-        elif not isinstance(value, dict) and value is not None:
-            first, *more = str(value).splitlines() or [""]
-            cut = first if len(first) <= WIDE else first[: WIDE - 1] + "…"
-            yield lead + name, cut + (f" … {len(more)} more lines" if more else "")
+def _told(value: Any) -> str:
+    """A value on a line: names with theirs, texts without all but the first of their lines."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_told(item)}" for name, item in value.items() if item not in (None, "", [], {}))
+    if isinstance(value, list):
+        return "; ".join(map(_told, value))
+    first, *more = str(value).splitlines() or [""]
+    return first + (f" … {many(len(more), 'more line')}" if more else "")
 
 
 def verified_text(result: dict[str, Any]) -> str:
     """What `verify` found."""
-    counted = f"{result['snapshots']} snapshots, {result['chunks']} chunks in {units.size(result['bytes'])}, {result['events']} events"
+    chunks = f"{many(result['chunks'], 'chunk')} in {units.size(result['bytes'])}"
+    counted = f"{many(result['snapshots'], 'snapshot')}, {chunks}, {many(result['events'], 'event')}"
     notes = [f"note: {note}" for note in result["notes"]]
     if not result["damaged"]:
         return "\n".join([f"{result['run']}: {counted}: all as written", *notes])
@@ -96,13 +104,13 @@ def collected_text(result: dict[str, Any]) -> str:
     """What `gc` did, or would do."""
     verb = "would drop" if result["dry_run"] else "dropped"
     steps = ", ".join(str(dropped["step"]) for dropped in result["dropped"])
-    dropped = f"{verb} {len(result['dropped'])} snapshots" + (f" (step {steps})" if steps else "")
-    counted = f"{dropped} and {len(result['packs'])} packs, {units.size(result['bytes'])}; {result['kept']} snapshots stay"
+    dropped = f"{verb} {many(len(result['dropped']), 'snapshot')}" + (f" (step {steps})" if steps else "")
+    counted = f"{dropped} and {many(len(result['packs']), 'pack')}, {units.size(result['bytes'])}; {many(result['kept'], 'snapshot')} kept"
     return "\n".join([counted, *(f"note: {left}" for left in result["left"])])
 
 
 def sent_text(result: dict[str, Any]) -> str:
     """What `push` or `pull` did."""
-    sent = f"{result['snapshots']} snapshots, {result['packs']} packs, {units.size(result['bytes'])} sent to {result['to']} and read back"
-    lines = [f"{sent}; {result['there_already']} snapshots were there"]
+    what = f"{many(result['snapshots'], 'snapshot')} in {many(result['packs'], 'pack')}, {units.size(result['bytes'])} in all"
+    lines = [f"sent {what}, to {result['to']}; {many(result['there_already'], 'snapshot')} there already"]
     return "\n".join(lines + [f"not sent: {what}" for what in result["damaged"]])

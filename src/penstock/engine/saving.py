@@ -20,7 +20,7 @@ import torch
 
 from penstock.comm import World
 from penstock.config import Config, UserError
-from penstock.store import Increments, Manifest, Outcome, Policy, Run, Saver, Snapshot, append_event, collect, history_head, published
+from penstock.store import Increments, Manifest, Outcome, Policy, Run, Saver, Snapshot, append_event, collect, history_head, published, tell_snapshot
 
 if TYPE_CHECKING:
     from penstock.engine.build import Parts
@@ -100,7 +100,7 @@ class Saving:
 
     def _after(self, snapshot: Snapshot, manifest: Manifest) -> None:
         """On the lead, in the background: the published snapshot goes into the history, and those that need not be kept go."""
-        append_event(self._run.path, "snapshot", f"saved as {snapshot.id}", snapshot.step, id=manifest.id, parent=manifest.parent)
+        tell_snapshot(self._run.path, manifest)
         collect(self._run.path, self._policy, published=snapshot.step)
 
 

@@ -33,12 +33,14 @@ class Attempt:
         self.state, self.why = "writing", ""
 
     def go_on(self, seconds: float) -> None:
-        """Write for about so long."""
+        """Write for about so long, a cell at least."""
         end = time.monotonic() + seconds
         try:
-            while self.state == "writing" and time.monotonic() < end:
+            while self.state == "writing":
                 if next(self.writer, "through") == "through":
                     self.state = "done"
+                if time.monotonic() > end:
+                    break
         except (OSError, UserError) as error:
             self.state, self.why = "refused", str(error)
         except Exception as error:  # the other ranks must not wait for this one

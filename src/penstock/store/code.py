@@ -51,9 +51,14 @@ def read_diff(run: Path, digest: str) -> bytes:
         diff = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}); copy it from where the run was made") from None
-    if blake3(diff).digest(length=20).hex() != digest:
+    if not is_diff(file.name, diff):
         raise UserError(f"{file} is damaged: its content has another digest than its name; copy it anew from where the run was made")
     return diff
+
+
+def is_diff(name: str, content: bytes) -> bool:
+    """Whether a file's content is what its name says."""
+    return name.rpartition("/")[2] == f"{blake3(content).digest(length=20).hex()}.diff"
 
 
 def diffs_of(manifest: Manifest) -> list[str]:

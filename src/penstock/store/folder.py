@@ -63,6 +63,12 @@ class Folder(ABC):
     def settle(self, prefix: str) -> None:
         """Bring removals in folder `prefix` to the disk, before what comes next."""
 
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and isinstance(other, Folder) and self.label == other.label
+
+    def __hash__(self) -> int:
+        return hash(self.label)
+
     def names(self, prefix: str = "") -> list[str]:
         """Full names of the files directly in folder `prefix`, in order; those of files half-written end in `.partial`."""
         return list(self.sizes(prefix))

@@ -28,8 +28,6 @@ from penstock.parallel import Box, Layout, Placement
 #: Bytes that a cell holds at most, of a tensor below and above `LARGE_TENSOR` bytes.
 CELL, LARGE_CELL = 1 << 20, 1 << 22
 LARGE_TENSOR = 1 << 27
-#: Bytes of straddling cells that a rank puts together in one round.
-ROUND = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -198,7 +196,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def rounds(cells: Sequence[Cell], limit: int = ROUND) -> list[list[Cell]]:
+def rounds(cells: Sequence[Cell], limit: int) -> list[list[Cell]]:
     """The cells that are not whole, in rounds: in each an owner puts together no more than `limit` bytes (or one cell)."""
     found: list[list[Cell]] = []
     filled: dict[int, tuple[int, int]] = {}  # of each owner, its present round and the bytes in it

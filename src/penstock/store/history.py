@@ -30,6 +30,8 @@ from penstock.store.locks import store_lock
 
 FILE, HEAD, LOCK = "history.jsonl", "history.head", ".history.lock"
 KINDS = ("start", "snapshot", "resume", "change", "fork", "failure", "recovery", "alert", "note", "gc")
+#: Number and hash before the first line.
+NO_HEAD = (0, "")
 _TAIL = 1 << 16  # bytes read at the end to find the last line
 
 
@@ -76,7 +78,7 @@ def append_event(run: Path, kind: str, text: str, step: int | None = None, **dat
     assert kind in KINDS, f"{kind} is no kind of event"
     folder = LocalFolder(run)
     with store_lock(folder, LOCK):
-        seq, previous = _head(folder)
+        seq, previous = _head(folder) or NO_HEAD
         with disk_errors(run, f"writing {FILE}"):
             descriptor = os.open(run / FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             try:
@@ -88,14 +90,18 @@ def append_event(run: Path, kind: str, text: str, step: int | None = None, **dat
                 _write_line(descriptor, json.dumps(asdict(event), ensure_ascii=False).encode() + b"\n")
             finally:
                 os.close(descriptor)
-        folder.write(HEAD, json.dumps({"seq": event.seq, "hash": event.hash}).encode())
+        folder.write(HEAD, json.dumps(head_of(event.seq, event.hash)).encode())
     return event
 
 
 def history_head(run: Path) -> dict[str, Any]:
     """`seq` and `hash` of the last event, for a manifest's `about.history`; seq 0 where there is none."""
-    seq, last = _head(LocalFolder(run))
-    return {"seq": seq, "hash": last}
+    return head_of(*(_head(LocalFolder(run)) or NO_HEAD))
+
+
+def head_of(seq: int, hash: str) -> dict[str, Any]:
+    """A head as it is stored."""
+    return {"seq": seq, "hash": hash}
 
 
 def last_event(run: Path) -> Event | None:
@@ -143,9 +149,10 @@ def _chained(lines: list[bytes]) -> tuple[list[Event], list[str]]:
 
 
 def _lost_at_end(folder: Folder, events: list[Event], lines: int) -> list[str]:
-    seq, last = _head(folder)
-    if not seq:
+    head = _head(folder)
+    if head is None:
         return [f"{HEAD} is missing or damaged, so lines may be missing at the end"] if lines > 1 else []
+    seq, last = head
     known = {event.seq: event.hash for event in events}
     newest = max(known, default=0)
     if seq > newest:
@@ -153,12 +160,12 @@ def _lost_at_end(folder: Folder, events: list[Event], lines: int) -> list[str]:
     return [] if known.get(seq) in (last, None) else [f"{HEAD} does not fit line {seq}: the history was written again"]
 
 
-def _head(folder: Folder) -> tuple[int, str]:
+def _head(folder: Folder) -> tuple[int, str] | None:
     try:
         head = json.loads(folder.read(HEAD, size=1000))
         return int(head["seq"]), str(head["hash"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return 0, ""
+        return None
 
 
 def _end_of_line(descriptor: int) -> tuple[int, str]:
@@ -167,7 +174,7 @@ def _end_of_line(descriptor: int) -> tuple[int, str]:
     if end < os.fstat(descriptor).st_size:
         os.ftruncate(descriptor, end)
     event = _parsed(line)
-    return (event.seq, event.hash) if event else (0, "")
+    return (event.seq, event.hash) if event else NO_HEAD
 
 
 def _last_line(descriptor: int) -> tuple[bytes, int]:

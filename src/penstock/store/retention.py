@@ -6,7 +6,8 @@ damaged is not counted, so it cannot push out a good one.
 
 The order makes it safe to be killed anywhere: history first, then manifests, then packs. What remains half-way is a store of complete snapshots and
 some packs without a name, which the next collection removes. While a run is being written, its packs have no name yet: then only packs of
-snapshots dropped in the same collection go; likewise where a manifest cannot be read, as nobody knows what it needs.
+snapshots dropped in the same collection go; likewise where a manifest cannot be read, as nobody knows what it needs. Only on a disk too full for
+another line does the history come last.
 
 Cost: one look at the index, and removing files. Space is freed by whole packs: one stays while any chunk of it is needed.
 """
@@ -14,9 +15,9 @@ Cost: one look at the index, and removing files. Space is freed by whole packs: 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Set
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def chosen(rows: list[Row], policy: Policy) -> set[str]:
     if policy.keep_every:
         kept |= {row.file for row in rows if row.step % policy.keep_every == 0}
     if policy.keep_hours:
-        kept |= set({math.floor(row.wall_s / (policy.keep_hours * 3600)): row.file for row in reversed(rows)}.values())
+        kept |= set({row.wall_s // (policy.keep_hours * 3600): row.file for row in reversed(rows)}.values())
     scored = sorted((row.val_loss, row.step, row.file) for row in rows if row.val_loss is not None)
     return kept | {file for _, _, file in scored[: policy.keep_best]}
 
@@ -126,12 +127,10 @@ def _to_come(name: str, published: int | None) -> bool:
 
 
 def _remove(folder: LocalFolder, collected: Collected, published: int | None, written: bool) -> None:
-    dropped = collected.dropped
-    if dropped:
-        steps = f"step {dropped[0].step}" if len(dropped) == 1 else f"{len(dropped)} snapshots from step {dropped[0].step} to {dropped[-1].step}"
-        ids = [row.id for row in dropped]
-        append_event(folder.path, "gc", f"dropped {steps}", dropped=ids, bytes=collected.bytes, automatic=published is not None)
-    for row in dropped:
+    told = not collected.dropped
+    with suppress(UserError):  # on a full disk there is room for an event only afterwards
+        told = told or _tell(folder.path, collected, published is not None)
+    for row in collected.dropped:
         folder.remove(row.file)
     folder.settle(SNAPSHOTS)
     for name in collected.packs:
@@ -141,6 +140,15 @@ def _remove(folder: LocalFolder, collected: Collected, published: int | None, wr
             if name.endswith(PARTIAL) and not _to_come(name, published):
                 folder.remove(name)
     folder.settle(PACKS)
+    if not told:
+        _tell(folder.path, collected, published is not None)
+
+
+def _tell(run: Path, collected: Collected, automatic: bool) -> bool:
+    first, last = collected.dropped[0].step, collected.dropped[-1].step
+    steps = f"step {first}" if len(collected.dropped) == 1 else f"{len(collected.dropped)} snapshots from step {first} to {last}"
+    append_event(run, "gc", f"dropped {steps}", dropped=[row.id for row in collected.dropped], bytes=collected.bytes, automatic=automatic)
+    return True
 
 
 def read_pins(run: Path) -> set[str]:

@@ -26,6 +26,8 @@ from penstock.store.grid import Cell, StatePlan, common, inside, rounds
 
 #: Bytes that a cell's place begins at a multiple of, and a part's in a message.
 ALIGN, PART_ALIGN = 64, 8
+#: Bytes of straddling cells that a rank puts together in one round.
+ROUND = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Share:
         self.whole = {place: self._source(cell.name, cell.box) for place, cell in enumerate(self.cells) if cell.whole}
         #: Every loose part that this rank gives: where it is, its size, and its offset.
         self.gives: list[tuple[Source, Box, int]] = []
-        self.trips = self._trips(rounds(plan.cells))
+        self.trips = self._trips(rounds(plan.cells, ROUND))
 
     @property
     def n_bytes(self) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from penstock.store.history import append_event, read_history
 from penstock.store.manifest import Manifest, Snapshot, TensorEntry, write_manifest
 from penstock.store.packs import PackWriter, new_pack_name, pack_file
 from penstock.store.publish import closure
-from penstock.store.timeline import snapshot_facts
+from penstock.store.timeline import tell_snapshot
 
 
 def link_packs(source: Path, target: Path, packs: Iterable[str]) -> dict[str, int]:
@@ -72,10 +72,10 @@ def begin_from(target: Path, source: Path, manifest: Manifest, text: str, **data
     append_event(target, "fork", text, manifest.step, **origin, **data, dropped=dropped)
 
 
-def adopt(target: Path, manifest: Manifest, text: str) -> Snapshot:
-    """Publish a snapshot in `target`, where its packs are, and tell it in the history."""
+def adopt(target: Path, manifest: Manifest, how: str) -> Snapshot:
+    """Publish a snapshot in `target`, where its packs are, and tell in the history how it came there."""
     snapshot = write_manifest(LocalFolder(target), manifest)
-    append_event(target, "snapshot", text, manifest.step, **snapshot_facts(manifest))
+    tell_snapshot(target, manifest, how)
     return snapshot
 
 

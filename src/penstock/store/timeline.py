@@ -65,15 +65,10 @@ class Timeline:
         return {"snapshots": snapshots, "events": events, "head": self.head, "damage": self.damage, "notes": self.notes}
 
 
-def tell_snapshot(run: Path, manifest: Manifest, seconds: float) -> Event:
-    """Record that a snapshot has been published, which took `seconds` since its step."""
-    return append_event(run, "snapshot", f"written in {seconds:.2f} s", manifest.step, seconds=seconds, **snapshot_facts(manifest))
-
-
-def snapshot_facts(manifest: Manifest) -> dict[str, Any]:
-    """What a history tells of a snapshot."""
+def tell_snapshot(run: Path, manifest: Manifest, how: str = "saved") -> Event:
+    """Add to a run's history that a snapshot has been published, with what remains known of it when it is dropped."""
     row = asdict(row_of(manifest))
-    return {name: row[name] for name in _TOLD}
+    return append_event(run, "snapshot", f"{how} as {manifest.id[:12]}", manifest.step, **{name: row[name] for name in _TOLD})
 
 
 def run_timeline(run: Path) -> Timeline:

@@ -21,7 +21,7 @@ from penstock.store.chunks import Damaged
 from penstock.store.folder import PARTIAL, Folder, LocalFolder
 from penstock.store.forest import Forest
 from penstock.store.history import FILE as HISTORY
-from penstock.store.history import HEAD
+from penstock.store.history import HEAD, NO_HEAD, head_of
 from penstock.store.index import indexed
 from penstock.store.locks import all_in_use, writer_lock
 from penstock.store.manifest import Manifest, Snapshot, list_snapshots, read_manifest, write_manifest
@@ -66,9 +66,8 @@ def transfer(source: Folder, target: Folder) -> Sent:
         for first in range(0, len(missing), BATCH):
             work.send(missing[first : first + BATCH])
         work.send_files()
-        for name, data in ((HISTORY, history), (HEAD, head)):
-            if data:
-                target.write(name, data)
+        if history:
+            _send_history(history, head, target)
     return work.sent
 
 
@@ -146,6 +145,14 @@ class _Transfer:
                 wanted = name in FILES if not prefix else not name.endswith(PARTIAL)
                 if wanted and (size <= SMALL or theirs.get(name) != size):
                     self._copy(name)
+
+
+def _send_history(history: bytes, head: bytes, target: Folder) -> None:
+    """The lines before their head, which says how many there should be: it may be behind them, but neither ahead nor missing."""
+    if not target.has(HEAD):
+        target.write(HEAD, json.dumps(head_of(*NO_HEAD)).encode())
+    target.write(HISTORY, history)
+    target.write(HEAD, head)
 
 
 @contextmanager
