@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -63,7 +62,7 @@ def start(*arguments):
 def wait_for_snapshot(run, process, deadline_s=120):
     """Wait until the run at `run` has a snapshot."""
     end = time.monotonic() + deadline_s
-    while not list_snapshots(run / "snapshots"):
+    while not list_snapshots(run):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "no snapshot in time"
         time.sleep(0.02)
@@ -141,7 +140,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, answer, 
     assert process.returncode == 130, err
     assert f"penstock resume {run}" in err and "Traceback" not in err
     result = json.loads(out)
-    assert result["state"] == "interrupted" and list_snapshots(run / "snapshots")[-1].step == result["step"]
+    assert result["state"] == "interrupted" and list_snapshots(run)[-1].step == result["step"]
     more = answer("resume", run, "--nproc", nproc, "--set", f"train.steps={result['step'] + 3}")
     assert more["step"] == result["step"] + 3
 
@@ -234,8 +233,8 @@ def test_a_tokenizer_that_does_not_fit_the_run_is_refused(tmp_path, here, refuse
 def test_a_run_without_a_snapshot_says_so(tmp_path, here, refuses):
     run = tmp_path / "r"
     assert here("train", *small_sets(tmp_path), "--run-dir", run)[0] == 0
-    for snapshot in list_snapshots(find_run(run).snapshots):
-        shutil.rmtree(snapshot.path)
+    for snapshot in list_snapshots(find_run(run).folder):
+        snapshot.path.unlink()
     assert "no snapshot" in refuses("generate", run)
     assert "no snapshot" in refuses("resume", run)
 
@@ -247,7 +246,7 @@ def test_a_full_disk_while_training_keeps_the_last_snapshot_and_says_so(tmp_path
         pytest.skip("cannot mount a small file system here")
     try:
         message = refuses("train", *small_sets(tmp_path, snapshot__keep=0, metrics__tensorboard=False), "--run-dir", disk / "r")
-        last = list_snapshots(disk / "r" / "snapshots")[-1].step
+        last = list_snapshots(disk / "r")[-1].step
         assert "is full while saving a snapshot" in message and f"last good snapshot is step {last}" in message and last < 6
     finally:
         subprocess.run(["umount", str(disk)], check=True)

@@ -1,6 +1,5 @@
 """Gradient exchange between nodes: hierarchical sums equal one plain process, compression keeps its books, and the state goes on anywhere."""
 
-import shutil
 import time
 from types import SimpleNamespace
 
@@ -259,11 +258,11 @@ def test_a_compressed_run_goes_on_bit_for_bit_and_on_other_ranks(tmp_path, kind)
     whole, again = (make_run(small_config(tmp_path, **base), "test", "test", tmp_path / name, None) for name in ("whole", "again"))
     first = run_ranks(go_on, 2, whole.path, timeout_s=200)[0]
     run_ranks(go_on, 2, again.path, timeout_s=200)
-    shutil.rmtree(list_snapshots(again.snapshots)[-1].path)
+    list_snapshots(again.folder)[-1].path.unlink()
     assert run_ranks(go_on, 2, again.path, timeout_s=200)[0] == first
     tensor = {"exchange.topology": "2x2", "layout.replicate": 2, "layout.tensor": 2, "exchange.rank": 2}
     for changes, ranks in (({"exchange.topology": "4x1", "layout.replicate": 4}, 4), (tensor, 4), ({"exchange.topology": "auto", "exchange.kind": "dense", "exchange.momentum": 0.0, "layout.replicate": 0, "layout.tensor": 1}, 1)):
-        shutil.rmtree(list_snapshots(again.snapshots)[-1].path)
+        list_snapshots(again.folder)[-1].path.unlink()
         save_config(again, with_values(again.config(), changes))
         loss = run_ranks(go_on, ranks, again.path, timeout_s=200)[0]["val_loss"]
         assert loss == pytest.approx(first["val_loss"], rel=0.02)
@@ -303,12 +302,12 @@ def test_auto_lets_nodes_train_apart_where_the_network_is_slow_and_stays_dense_w
     events = {name: [row["text"] for row in MetricStore(run.path / "metrics").read("event") if row["what"] == "exchange"] for name, run in runs.items()}
     assert "from now on nodes train apart and meet every step" in events["slow"][0] and not events["fast"]
     assert slow[0][0] == pytest.approx(fast[0][0], rel=0.02)
-    shutil.rmtree(list_snapshots(runs["slow"].snapshots)[-1].path)
+    list_snapshots(runs["slow"].folder)[-1].path.unlink()
     again = run_ranks(chosen, 2, runs["slow"].path, 3e5, timeout_s=200)
     assert again[0] == again[1]
-    numbers = read_numbers(list_snapshots(runs["slow"].snapshots)[-1])
+    numbers = read_numbers(list_snapshots(runs["slow"].folder)[-1])
     assert numbers["exchange"]["every"] >= 1
-    shutil.rmtree(list_snapshots(runs["slow"].snapshots)[-1].path)
+    list_snapshots(runs["slow"].folder)[-1].path.unlink()
     save_config(runs["slow"], with_values(runs["slow"].config(), {"exchange.topology": "auto", "layout.replicate": 0}))
     alone = run_ranks(chosen, 1, runs["slow"].path, 3e5, timeout_s=200)[0]  # there is nobody to be apart from
     assert alone[0] == pytest.approx(slow[0][0], rel=0.02)

@@ -298,6 +298,17 @@ class SnapshotSection(Section):
 
     every: Count = Field(100, description="Steps between snapshots; the last step is always written; 0: only the last.")
     keep: Count = Field(2, description="Newest snapshots kept; 0: all.")
+    keep_every: Count = Field(0, description="Snapshots of steps divisible by this are kept too; 0: none.")
+    keep_hours: Annotated[float, Field(ge=0.0)] = Field(0.0, description="The first snapshot of each so many hours of training is kept too; 0: none.")
+    keep_best: Count = Field(0, description="So many snapshots of the lowest validation loss are kept too; taken right after an evaluation.")
+    increments: Literal["lossless", "bounded", "off"] = Field(
+        "lossless",
+        description="How a snapshot is stored: as what changed since the one before, bit for bit; with a bounded error, in a fraction of the bytes "
+        "(the last one of a run is exact); or in full each time.",
+    )
+    chain: Annotated[int, Field(ge=0, le=32)] = Field(
+        8, description="Increments between snapshots in full. More: fewer bytes written, more read on resuming, and older files kept longer."
+    )
 
 
 class MetricsSection(Section):

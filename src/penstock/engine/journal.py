@@ -36,6 +36,8 @@ class Journal:
         self._config, self._world, self._peak = config, world, peak_flops
         self._flops_per_token = flops_per_token(config.model)
         self.sample: dict[str, str] = {}
+        #: What was measured at the current step: its loss, and its validation loss if it was evaluated.
+        self.measured: dict[str, float] = {}
         #: What this rank has sent and waited for.
         self.exchanged = ExchangeTotals()
         self._steps, self._seconds, self._tokens = 0, 0.0, 0
@@ -44,15 +46,25 @@ class Journal:
         self._live: LiveLine | None = None
         if world.is_lead:
             self._store = MetricStore(run.path / "metrics")
-            self._store.truncate_after(from_step)
-            self._board = TensorBoardWriter(run.path / "events", from_step) if config.metrics.tensorboard else None
+            self._events = run.path / "events"
             self._live = LiveLine(config.train.steps)
+        self.rewind(from_step)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was recorded of later steps, which will be taken again."""
+        if self._store is not None:
+            self._store.truncate_after(step)
+        if self._board is not None:
+            self._board.close()
+        if self._live is not None and self._config.metrics.tensorboard:
+            self._board = TensorBoardWriter(self._events, step)
 
     def step(self, parts: Parts, result: StepResult, seconds: float) -> None:
         """Record a finished step that took `seconds`."""
         phases, traffic, notes = parts.timer.take(), parts.world.meter.take(), parts.notes
         parts.notes = {}
         self.exchanged.add(traffic, seconds)
+        self.measured = {"loss": result.loss}
         self._steps += 1
         if self._steps <= WARM_UP_STEPS + 1:
             self._seconds, self._tokens = 0.0, 0  # until there are others, the last of the first steps counts
@@ -79,6 +91,7 @@ class Journal:
 
     def evaluation(self, progress: Progress, loss: float, prompt: str, text: str, seconds: float) -> None:
         """Record a validation loss (nats per token) and a sample."""
+        self.measured |= {"val_loss": loss}
         row = {"step": progress.step, "tokens": progress.tokens, "val_loss": loss, "seconds": seconds}
         if self._live is not None:
             self._write("eval", row)

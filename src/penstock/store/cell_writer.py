@@ -1,0 +1,135 @@
+"""One rank's cells of a snapshot into a pack: skip what is stored, encode the rest against the parent's content, append.
+
+`Lineage` is what a rank knows of the snapshot before: the digests of its own cells, with their content while that is in memory, and which chunks
+the store has of them and their bases. A cell whose digest is among those is not written again. Otherwise it becomes an increment of the parent's
+cell, unless that ends a chain of `Increments.chain` of them, or its content is not at hand: then it is written in full.
+
+With bounded error the snapshot's content is what was decoded, not what was copied: it takes the cell's place in memory, and the digest is of it.
+
+Cost: a pass of BLAKE3 over each cell, and the codec over those that changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from penstock.store.chunks import ChunkEntry, chunk_digest
+from penstock.store.codec import encode
+from penstock.store.folder import Folder
+from penstock.store.grid import dtype_name
+from penstock.store.packs import PackWriter
+from penstock.store.staging import HostCells, Share
+
+
+@dataclass(frozen=True)
+class Increments:
+    """How a snapshot is stored against the one before: at most `chain` increments deep before a cell is written in full."""
+
+    kind: Literal["off", "lossless", "bounded"] = "lossless"
+    chain: int = 8
+
+
+@dataclass
+class Lineage:
+    """What a rank knows of the snapshot that the next one follows."""
+
+    #: Of the chunks that snapshot needs, as far as this rank knows: the base of each, by digest.
+    bases: dict[str, str | None] = field(default_factory=dict)
+    #: The content of this rank's own cells there, and their digests; None: not in memory.
+    cells: HostCells | None = None
+    digests: list[str] = field(default_factory=list)
+
+    def forget_content(self) -> None:
+        """Let the content go; the next cells are written in full, unless they are stored."""
+        self.cells, self.digests = None, []
+
+    def depth(self, digest: str) -> int:
+        """How many increments a chunk is above one that needs no base."""
+        base, steps = self.bases[digest], 0
+        while base is not None:
+            base, steps = self.bases[base], steps + 1
+        return steps
+
+    def base_of(self, place: int, increments: Increments) -> str | None:
+        """Digest of what own cell number `place` may be an increment of."""
+        if increments.kind == "off" or self.cells is None or self.depth(self.digests[place]) >= increments.chain:
+            return None
+        return self.digests[place]
+
+
+class CellWriter:
+    """Writes a rank's own cells into a new pack, one with each `next`; the outcome is there when they are through.
+
+    Raises `UserError` or OSError when the disk refuses; then nothing is left of the pack.
+    """
+
+    def __init__(self, folder: Folder, pack: str, share: Share, cells: HostCells, before: Lineage, increments: Increments) -> None:
+        self._share, self._cells, self._before, self._increments = share, cells, before, increments
+        self._pack = PackWriter(folder, pack)
+        #: Digests of the own cells, in order.
+        self.digests: list[str] = []
+        self._work = self._write_all()
+
+    def __next__(self) -> None:
+        next(self._work)
+
+    def __iter__(self) -> Iterator[None]:
+        return self
+
+    @property
+    def chunks(self) -> dict[str, ChunkEntry]:
+        """What the pack holds, by digest."""
+        return self._pack.entries
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes written."""
+        return self._pack.size
+
+    def lineage(self) -> Lineage:
+        """What the rank knows for the next snapshot, once this one is published."""
+        bases = self._before.bases | {digest: entry.base for digest, entry in self.chunks.items()}
+        kept: dict[str, str | None] = {}
+        for digest in self.digests:
+            at: str | None = digest
+            while at is not None and at not in kept:
+                kept[at] = bases[at]
+                at = kept[at]
+        return Lineage(kept, self._cells if self._increments.kind != "off" else None, self.digests)
+
+    def _write_all(self) -> Iterator[None]:
+        with self._pack:
+            for place in range(len(self._share.cells)):
+                self.digests.append(self._write(place))
+                yield
+
+    def _write(self, place: int) -> str:
+        """Write one cell unless it is stored; return its digest."""
+        flat = self._cells.cells[place].view(-1)
+        dtype = dtype_name(flat.dtype)
+        digest = digest_of(flat, dtype)
+        if self._stored(digest):
+            return digest
+        base = self._before.base_of(place, self._increments)
+        content = self._before.cells.cells[place].view(-1) if base is not None and self._before.cells is not None else None
+        bounded = content is not None and self._increments.kind == "bounded"
+        encoded = encode(flat, content, "bounded" if bounded else "lossless")
+        if bounded:
+            flat.copy_(encoded.content)
+            digest = digest_of(flat, dtype)
+        if not self._stored(digest):
+            self._pack.add(digest, encoded.payload, encoded.codec, base, dtype, flat.numel())
+        return digest
+
+    def _stored(self, digest: str) -> bool:
+        return digest in self._before.bases or digest in self._pack.entries
+
+
+def digest_of(flat: Tensor, dtype: str) -> str:
+    """Digest of a flat tensor in host memory."""
+    return chunk_digest(dtype, memoryview(flat.view(torch.uint8).numpy()))  # type: ignore[arg-type]
