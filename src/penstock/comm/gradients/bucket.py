@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from penstock.comm.axis import Axis
 
@@ -117,8 +117,13 @@ def _rows_here(tensor: Tensor, parts: int, route: Route) -> int:
 
 def local(tensor: Tensor) -> Tensor:
     """The plain tensor that this rank holds of a parameter or gradient, which FSDP2 makes a DTensor; it shares its memory."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    here: Any = tensor.detach()
+    return here.to_local() if is_sharded(here) else here
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether FSDP2 made a DTensor of it; asked in this way because only a run that shards need import that class, which takes a second."""
+    return hasattr(tensor, "to_local")
 
 
 def cut_buckets(parameters: list[tuple[nn.Parameter, Route]], limit_bytes: int) -> list[tuple[list[nn.Parameter], Route]]:
