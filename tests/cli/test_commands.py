@@ -12,46 +12,7 @@ import pytest
 from ranks import free_port
 from small_runs import penstock, refused, small_sets, summary
 
-from penstock.cli import main
 from penstock.store import find_run, list_snapshots
-
-
-@pytest.fixture
-def here(capsys, monkeypatch):
-    """Run a command in this process: a function of its arguments that returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["penstock", *map(str, arguments)])
-        capsys.readouterr()
-        code = main()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
-@pytest.fixture
-def refuses(here):
-    """Run a command that must be refused: exit code 2 and nothing on stdout; returns the message."""
-
-    def run(*arguments):
-        code, out, err = here(*arguments)
-        assert code == 2 and out == "", (arguments, code, err)
-        return err
-
-    return run
-
-
-@pytest.fixture
-def answer(here):
-    """Run a command that must succeed, with --json: a function of its arguments that returns the object printed."""
-
-    def run(*arguments):
-        code, out, err = here(*arguments, "--json")
-        assert code == 0, err
-        return json.loads(out)
-
-    return run
 
 
 def start(*arguments):

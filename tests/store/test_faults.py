@@ -39,7 +39,7 @@ def loads(snapshot):
     """The snapshot's content is that of its step."""
     manifest = read_manifest(snapshot)
     content = read_content(snapshot.folder, manifest.chunks, manifest.tensors["w"].cells[0])
-    return torch.equal(content, SmallStore.weights(SmallStore(snapshot.folder.path), snapshot.step))
+    return torch.equal(content, SmallStore(snapshot.folder.path).weights(snapshot.step))
 
 
 def steps(folder):

@@ -134,7 +134,7 @@ def test_a_manifest_that_was_changed_cut_or_filled_with_anything_is_damaged(tmp_
         with pytest.raises(Damaged, match=re.escape(saved.file)):
             read_manifest(saved)
     saved.path.write_bytes(whole.replace(b'"format":3', b'"format":4'))
-    with pytest.raises(UserError, match="format 4.*reads 3"):
+    with pytest.raises(Damaged, match=r"its format is 4, and this version of Penstock reads 3"):
         read_manifest(saved)
 
 

@@ -25,7 +25,6 @@ from typing import Any, NoReturn
 
 import blake3
 
-from penstock.config import UserError
 from penstock.store.canonical import canonical, plain
 from penstock.store.chunks import DIGEST, ITEM_BYTES, MAX_CHAIN, ChunkEntry, Damaged
 from penstock.store.folder import Folder, LocalFolder
@@ -176,12 +175,12 @@ def check_packs(folder: Folder, manifest: Manifest) -> None:
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """A manifest from its file's bytes; raises ValueError that says what is wrong, `UserError` for another format."""
+    """A manifest from its file's bytes; raises ValueError that says what is wrong."""
     raw = json.loads(data)
     if not isinstance(raw, dict) or "format" not in raw:
         _wrong("it is not a manifest")
     if raw["format"] != FORMAT:
-        raise UserError(f"a snapshot has format {raw['format']}, and this version of Penstock reads {FORMAT}; use the version that wrote it")
+        _wrong(f"its format is {str(raw['format'])[:20]}, and this version of Penstock reads {FORMAT}; use the version that wrote it")
     missing = {"id", "step", "parent", "created", "packs", "chunks", "tensors", "numbers", "about"} - raw.keys()
     if missing:
         _wrong(f"it has no {', '.join(sorted(missing))}")

@@ -174,11 +174,11 @@ def _history(folder: Folder) -> tuple[bytes, bytes]:
 
 def _check_same_run(source: Folder, history: bytes, target: Folder) -> None:
     theirs = _history(target)[1]
-    if theirs.startswith(history) and len(theirs) > len(history):
-        raise UserError(f"{target.label} is further on than {source.label}; nothing was sent")
     born = {_born(folder) for folder in (source, target) if folder.has("run.json")}
-    if not history.startswith(theirs) or len(born) > 1:
+    if len(born) > 1 or not (history.startswith(theirs) or theirs.startswith(history)):
         raise UserError(f"{target.label} holds another run, or one that went on in another way than {source.label}; choose another place")
+    if len(theirs) > len(history):
+        raise UserError(f"{target.label} is further on than {source.label}; nothing was sent")
 
 
 def _born(folder: Folder) -> str:
