@@ -145,6 +145,8 @@ def _encode_floats(
     old = np.zeros_like(x) if base is None else base
     marks, mark_sections, moved = still.find(x, old, shape)
     left, was = moved.of(x), moved.of(old)
+    if not left.size:
+        return None
     ways = _rough_ways(left, was, base, form, quality) if kind == "bounded" else _exact_ways(left, base)
     way = _shortest(ways, left, was, moved.shape, form) if len(ways) > 1 and left.size else ways[0]
     sections, content = _write(way, left, was, moved.shape, form)
