@@ -218,7 +218,7 @@ def test_a_full_disk_while_training_keeps_the_last_snapshot_and_says_so(tmp_path
     try:
         message = refuses("train", *small_sets(tmp_path, snapshot__keep=0, metrics__tensorboard=False), "--run-dir", disk / "r")
         last = list_snapshots(disk / "r")[-1].step
-        assert "is full while saving a snapshot" in message and f"last good snapshot is step {last}" in message and last < 6
+        assert "is full while writing packs/" in message and f"last good snapshot is step {last}" in message and last < 6
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

@@ -23,6 +23,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from penstock.config import UserError
 from penstock.store.formats import WRITERS, open_foreign, sharded
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:Detected pickle protocol")
+
 
 def some_state():
     generator = torch.Generator().manual_seed(1)

@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from penstock.comm import World
-from penstock.config import Config
+from penstock.config import Config, UserError
 from penstock.engine.exchange_report import ExchangeTotals, exchange_summary
 from penstock.engine.state import Progress
 from penstock.models import flops_per_token
@@ -42,6 +42,7 @@ class Journal:
         self.exchanged = ExchangeTotals()
         self._steps, self._seconds, self._tokens = 0, 0.0, 0
         self._store: MetricStore | None = None
+        self._refused = False
         self._board: TensorBoardWriter | None = None
         self._live: LiveLine | None = None
         if world.is_lead:
@@ -99,12 +100,12 @@ class Journal:
             self._live.message(f"step {progress.step}: validation loss {loss:.4f}")
         if self._store is not None and text:
             self.sample = {"prompt": prompt, "text": text}
-            self._store.append("sample", {"step": progress.step} | self.sample)
+            self._append("sample", {"step": progress.step} | self.sample)
 
     def event(self, step: int, what: str, text: str) -> None:
         """Record something that happened, such as a snapshot or a failure."""
         if self._store is not None:
-            self._store.append("event", {"step": step, "what": what, "text": text})
+            self._append("event", {"step": step, "what": what, "text": text})
 
     def warn(self, text: str) -> None:
         """Tell the user and record it."""
@@ -135,9 +136,19 @@ class Journal:
             if part is not None:
                 part.close()
 
-    def _write(self, kind: str, row: dict[str, Any]) -> None:
+    def _append(self, kind: str, row: dict[str, Any]) -> None:
+        """Add a row; one that the disk does not take is missed, which is said once, as no training should end for it."""
         assert self._store is not None
-        self._store.append(kind, row)
+        try:
+            self._store.append(kind, row)
+            self._refused = False
+        except UserError as error:
+            if not self._refused:
+                self.say(f"warning: {error}; rows of metrics are missing meanwhile")
+            self._refused = True
+
+    def _write(self, kind: str, row: dict[str, Any]) -> None:
+        self._append(kind, row)
         if self._board is not None:
             self._board.write(row["step"], {f"{kind}/{name}": value for name, value in row.items() if name != "step"})
 

@@ -177,7 +177,8 @@ def _scratch(run: Path) -> Iterator[Path]:
 def _otherwise(told: SnapshotDiff) -> list[str]:
     """What is known to be otherwise than it was."""
     found = [f"other {part}: {_changed(told, part)}" for part in ("layout", "environment") if told.parts[part]]
-    return found + [f"other code: {change.checkout}, {_code(change.before)} then, {_code(change.after)} now" for change in told.code if not change.same]
+    other = [change for change in told.code if not change.same]
+    return found + [f"other code: {change.checkout}, {_code(change.before)} then, {_code(change.after)} now" for change in other]
 
 
 def _followed(config: Config) -> list[str]:

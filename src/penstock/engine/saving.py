@@ -90,7 +90,7 @@ class Saving:
         if self.step == outcome.step:
             self.step = -1
         parts.journal.warn(f"step {outcome.step} could not be saved: {outcome.failure}; earlier snapshots are whole, and the run goes on")
-        self.tell_history("failure", f"could not be saved: {outcome.failure}", outcome.step)
+        self.tell_history("alert", f"could not be saved: {outcome.failure}", outcome.step)
 
     def tell_history(self, kind: str, text: str, step: int, **data: Any) -> None:
         """Add to the run's history, on the lead, if the disk lets us."""

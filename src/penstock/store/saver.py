@@ -97,7 +97,7 @@ class Saver:
     ) -> None:
         self._folder, self._device, self._after = folder, world.device, after
         self._increments = increments or Increments()
-        self._ranks = Ranks(world, timeout_s)
+        self._ranks, self._meter = Ranks(world, timeout_s), world.meter
         self._parent = before
         self._lineage = Lineage({digest: entry.base for digest, entry in before.chunks.items()} if before else {})
         self._plan: StatePlan | None = None
@@ -168,6 +168,7 @@ class Saver:
 
     def _do_all(self) -> None:
         lower_priority()
+        self._meter.run_aside()
         while (given := self._work.get()) is not None:
             work, done = given
             try:

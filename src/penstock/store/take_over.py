@@ -109,9 +109,9 @@ def write_tensor(pack: PackWriter, tensor: Tensor) -> TensorEntry:
 
 
 def _write_cell(pack: PackWriter, content: Tensor, dtype: str) -> str:
-    flat = content.detach().to("cpu").contiguous().view(-1)
-    digest = digest_of(flat, dtype)
+    cell = content.detach().to("cpu").contiguous()
+    digest = digest_of(cell.view(-1), dtype)
     if digest not in pack.entries:
-        encoded = encode(flat)
-        pack.add(digest, encoded.payload, encoded.codec, None, dtype, flat.numel())
+        encoded = encode(cell)
+        pack.add(digest, encoded.payload, encoded.codec, None, dtype, cell.numel())
     return digest
