@@ -44,7 +44,7 @@ def fork(
     snap: SnapName,
     sets: Sets = None,
     run_dir: NewRun = None,
-    nproc: Annotated[int, typer.Option("--nproc", help="Ranks that it will go on with, to check the layout for.")] = 1,
+    nproc: Annotated[int, typer.Option("--nproc", help="Ranks that it will go on with, to see that the layout fits them.")] = 0,
     partial: Partial = False,
     runs_dir: RunsDir = "runs",
     json: Json = False,
@@ -155,5 +155,6 @@ def _made(made: dict[str, Any]) -> list[str]:
 
     lines = [f"  {name}  {shown(before)} → {shown(after)}" for name, (before, after) in made["settings"].items()]
     lines += [f"  {what} {name}" for what, names in (("begins anew", made["anew"]), ("left out", made["left_out"])) for name in names]
+    ranks = f" --nproc {made['nproc']}" if made.get("nproc", 0) > 1 else ""
     further = "" if made["steps"] > made["step"] else f" --set train.steps={made['step'] + made['steps']}"
-    return [*lines, f"go on with: penstock resume {made['run']}{further}"]
+    return [*lines, f"go on with: penstock resume {made['run']}{ranks}{further}"]

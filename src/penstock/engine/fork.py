@@ -52,12 +52,16 @@ class Plan:
 def fork_run(
     source: Snapshot, values: dict[str, Any], folder: Path | None, nproc: int, partial: bool, command: str, progress: Progress | None
 ) -> dict[str, Any]:
-    """Make a new run from a snapshot, with settings changed; returns what was made. Raises `UserError` where the state does not fit."""
+    """Make a new run from a snapshot, with settings changed; returns what was made.
+
+    Raises `UserError` where the state does not fit, or the layout not `nproc` ranks (0: whatever it will go on with).
+    """
     assert isinstance(source.folder, LocalFolder)
     with in_use(source):
         contents, run = Contents(source), Run(source.folder.path)
         plan, target = _plan(run, contents, values, folder, command, progress)
-        check_world(plan.config, nproc)
+        if nproc:
+            check_world(plan.config, nproc)
         if plan.fit.why and not partial:
             raise UserError(
                 f"the state of {source.path} does not fit these settings: {plan.fit.sentence()}; give --partial to keep what fits and begin the "
@@ -71,8 +75,8 @@ def fork_run(
         append_event(run.path, "fork", f"forked to {target.resolve()}{said(told)}", step, snapshot=name, to=str(target.resolve()), **told)
     except UserError as error:  # the fork is there, and says where it comes from
         untold = str(error)
-    facts = {"run": str(target), "from": str(run.path), "step": step, "snapshot": name, "steps": plan.config.train.steps, "untold": untold}
-    return facts | told | done
+    steps = {"step": step, "steps": plan.config.train.steps, "nproc": nproc}
+    return {"run": str(target), "from": str(run.path), "snapshot": name} | steps | told | done | {"untold": untold}
 
 
 def recorded_config(manifest: Manifest, run: Run) -> Config:
