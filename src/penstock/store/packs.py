@@ -2,7 +2,8 @@
 
     "PENSTOCKPACK" version(u32)   payload payload payload …   trailer(JSON)   blake3(trailer)[:16] length(u64)
 
-The trailer lists digest, offset, size, codec, base, dtype and count of every payload, so that manifests can be held against it and an index made
+A payload ends in the XXH3 of what comes before, so that any changed bit of it is noticed, also one that decodes to the same numbers, and no
+decoder is given what was not encoded. The trailer lists digest, offset, size, codec, base, dtype and count of every payload, so that manifests can be held against it and an index made
 again. Numbers are little-endian. A pack appears when it is whole, and is never changed: a rank writes one for each snapshot in which it has
 anything new. One file instead of thousands: a disk writes it at full speed, a bucket takes it in one request.
 
@@ -17,11 +18,13 @@ from contextlib import ExitStack
 from types import TracebackType
 
 import blake3
+import xxhash
 
 from penstock.store.chunks import DIGEST, ChunkEntry, Damaged
 from penstock.store.folder import Folder, Stream
 
 MAGIC = b"PENSTOCKPACK" + (1).to_bytes(4, "little")
+SEAL = 8  # bytes of a payload's checksum
 FOOT = 24  # bytes: checksum of the trailer, and its length
 PACKS = "packs"
 MAX_TRAILER = 1 << 30
@@ -63,8 +66,9 @@ class PackWriter:
         if self._stream is None:
             self._stream = self._open.enter_context(self._folder.create(pack_file(self.name)))
             self._put(MAGIC)
-        entry = ChunkEntry(self.name, self.size, len(payload), codec, base, dtype, count).check()
+        entry = ChunkEntry(self.name, self.size, len(payload) + SEAL, codec, base, dtype, count).check()
         self._put(payload)
+        self._put(xxhash.xxh3_64_digest(payload))
         self.entries[digest] = entry
         return entry
 
@@ -89,8 +93,8 @@ def _trailer(entries: dict[str, ChunkEntry]) -> bytes:
     return text + blake3.blake3(text).digest(length=16) + len(text).to_bytes(8, "little")
 
 
-def read_chunk(folder: Folder, digest: str, entry: ChunkEntry) -> bytes:
-    """A chunk's payload, as it was encoded; raises `Damaged` if the pack is missing or too short for it. What it decodes to is checked later."""
+def read_chunk(folder: Folder, digest: str, entry: ChunkEntry) -> memoryview:
+    """A chunk's payload, as it was encoded; raises `Damaged` if the pack is missing, too short for it, or changed there."""
     file = pack_file(entry.check().pack)
     try:
         payload = folder.read(file, entry.offset, entry.size)
@@ -100,7 +104,10 @@ def read_chunk(folder: Folder, digest: str, entry: ChunkEntry) -> bytes:
         raise Damaged(f"{file} in {folder.label} cannot be read ({error.strerror}), which holds chunk {digest[:12]}", file) from None
     if len(payload) != entry.size:
         raise Damaged(f"{file} in {folder.label} is cut off: chunk {digest[:12]} should have {entry.size} bytes at {entry.offset}", file)
-    return payload
+    content = memoryview(payload)[:-SEAL]
+    if xxhash.xxh3_64_digest(content) != payload[-SEAL:]:
+        raise Damaged(f"{file} in {folder.label} is damaged: chunk {digest[:12]} at {entry.offset} is not what was written there", file)
+    return content
 
 
 def read_pack(folder: Folder, pack: str) -> dict[str, ChunkEntry]:
