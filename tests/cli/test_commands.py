@@ -12,7 +12,7 @@ import pytest
 from ranks import free_port
 from small_runs import penstock, refused, small_sets, summary
 
-from penstock.store import find_run, list_snapshots
+from penstock.store import find_run, list_snapshots, read_history
 
 
 def start(*arguments):
@@ -159,6 +159,7 @@ def test_a_killed_rank_is_named_and_the_command_ends(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
     assert re.search(r"rank \d was killed by SIGKILL.*penstock resume", err), err
+    assert re.fullmatch(r"rank \d was killed by SIGKILL", read_history(run).events[-1].text)
 
 
 def test_bad_input_is_refused_in_one_line_with_exit_code_two(tmp_path, refuses):
