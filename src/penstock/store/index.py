@@ -14,9 +14,9 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import blake3
 
@@ -29,8 +29,7 @@ VERSION = 1
 _WAIT_S = 5.0
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """What the index knows of a snapshot. `packs` is JSON: by pack, the bytes of it that the snapshot needs to be there."""
 
     file: str
@@ -52,6 +51,9 @@ class Row:
     def ends(self) -> dict[str, int]:
         """By name of each pack, how many bytes it must have."""
         return json.loads(self.packs)
+
+
+FULL = Row._fields.index("full")
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,7 @@ def _database(path: Path | str) -> Iterator[sqlite3.Connection]:
         (version,) = database.execute("PRAGMA user_version").fetchone()
         if version != VERSION:
             database.execute("DROP TABLE IF EXISTS snapshots")
-            names = [field.name for field in fields(Row)]
-            database.execute(f"CREATE TABLE snapshots ({', '.join(names)}, seal, PRIMARY KEY (file))")
+            database.execute(f"CREATE TABLE snapshots ({', '.join(Row._fields)}, seal, PRIMARY KEY (file))")
             database.execute(f"PRAGMA user_version = {VERSION}")
         yield database
 
@@ -110,16 +111,17 @@ def _refreshed(database: sqlite3.Connection, snapshots: list[Snapshot]) -> Index
 
 
 def _rows(database: sqlite3.Connection) -> Iterator[Row]:
-    for *values, seal in database.execute("SELECT * FROM snapshots"):
-        if len(values) == len(fields(Row)) and seal == _seal(values):
-            values[5] = bool(values[5])
-            yield Row(*values)
+    names = ", ".join(Row._fields)
+    for *values, seal in database.execute(f"SELECT {names}, seal FROM snapshots"):
+        if seal == _seal(values):
+            values[FULL] = bool(values[FULL])
+            yield Row._make(values)
 
 
 def _replace(database: sqlite3.Connection, gone: Iterable[str], new: list[Row]) -> None:
     database.executemany("DELETE FROM snapshots WHERE file = ?", [(file,) for file in gone])
-    marks = ", ".join("?" * (len(fields(Row)) + 1))
-    rows = [[*astuple(row)[:5], int(row.full), *astuple(row)[6:]] for row in new]
+    marks = ", ".join("?" * (len(Row._fields) + 1))
+    rows = [[int(value) if isinstance(value, bool) else value for value in row] for row in new]
     database.executemany(f"INSERT OR REPLACE INTO snapshots VALUES ({marks})", [(*row, _seal(row)) for row in rows])
 
 
