@@ -53,9 +53,6 @@ class Row(NamedTuple):
         return json.loads(self.packs)
 
 
-FULL = Row._fields.index("full")
-
-
 @dataclass(frozen=True)
 class Indexed:
     """Snapshots whose manifests are whole, the newest last; and what is wrong with others, by file."""
@@ -90,7 +87,7 @@ def _database(path: Path | str) -> Iterator[sqlite3.Connection]:
         (version,) = database.execute("PRAGMA user_version").fetchone()
         if version != VERSION:
             database.execute("DROP TABLE IF EXISTS snapshots")
-            database.execute(f"CREATE TABLE snapshots ({', '.join(Row._fields)}, seal, PRIMARY KEY (file))")
+            database.execute("CREATE TABLE snapshots (file TEXT PRIMARY KEY, facts TEXT, packs TEXT, seal BLOB)")
             database.execute(f"PRAGMA user_version = {VERSION}")
         yield database
 
@@ -111,22 +108,21 @@ def _refreshed(database: sqlite3.Connection, snapshots: list[Snapshot]) -> Index
 
 
 def _rows(database: sqlite3.Connection) -> Iterator[Row]:
-    names = ", ".join(Row._fields)
-    for *values, seal in database.execute(f"SELECT {names}, seal FROM snapshots"):
-        if seal == _seal(values):
-            values[FULL] = bool(values[FULL])
-            yield Row._make(values)
+    found = database.execute("SELECT facts, packs, seal FROM snapshots")
+    whole = [(facts, packs) for facts, packs, seal in found if seal == _seal(facts, packs)]
+    facts = json.loads(f"[{','.join(facts for facts, _ in whole)}]")
+    return (Row._make([*fact, packs]) for fact, (_, packs) in zip(facts, whole))
 
 
 def _replace(database: sqlite3.Connection, gone: Iterable[str], new: list[Row]) -> None:
     database.executemany("DELETE FROM snapshots WHERE file = ?", [(file,) for file in gone])
-    marks = ", ".join("?" * (len(Row._fields) + 1))
-    rows = [[int(value) if isinstance(value, bool) else value for value in row] for row in new]
-    database.executemany(f"INSERT OR REPLACE INTO snapshots VALUES ({marks})", [(*row, _seal(row)) for row in rows])
+    rows = [(row.file, json.dumps(row[:-1]), row.packs) for row in new]
+    marked = [(file, facts, packs, _seal(facts, packs)) for file, facts, packs in rows]
+    database.executemany("INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?)", marked)
 
 
-def _seal(values: list[Any]) -> bytes:
-    return blake3.blake3(repr(values).encode()).digest(length=8)
+def _seal(facts: str, packs: str) -> bytes:
+    return blake3.blake3(f"{facts}\0{packs}".encode()).digest(length=8)
 
 
 def row_of(manifest: Manifest) -> Row:

@@ -22,7 +22,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import blake3
 
@@ -97,8 +97,7 @@ class Manifest:
         }
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """A complete snapshot by its manifest's name: `file` in `folder`; `id` is the first 12 digits of its id."""
 
     folder: Folder
