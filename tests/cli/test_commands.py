@@ -12,7 +12,7 @@ import pytest
 from ranks import free_port
 from small_runs import penstock, refused, small_sets, summary
 
-from penstock.store import find_run, list_snapshots
+from penstock.store import find_run, list_snapshots, read_history
 
 
 def start(*arguments):
@@ -149,6 +149,7 @@ def test_a_killed_rank_is_named_and_the_command_ends(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
     assert re.search(r"rank \d was killed by SIGKILL.*penstock resume", err), err
+    assert re.fullmatch(r"rank \d was killed by SIGKILL", read_history(run).events[-1].text)
 
 
 def test_bad_input_is_refused_in_one_line_with_exit_code_two(tmp_path, refuses):
@@ -203,10 +204,10 @@ def test_a_run_without_a_snapshot_says_so(tmp_path, here, refuses):
 def test_a_full_disk_while_training_keeps_the_last_snapshot_and_says_so(tmp_path, refuses):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)], capture_output=True).returncode:
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1000k", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("cannot mount a small file system here")
     try:
-        message = refuses("train", *small_sets(tmp_path, snapshot__keep=0, metrics__tensorboard=False), "--run-dir", disk / "r")
+        message = refuses("train", *small_sets(tmp_path, snapshot__keep=0, snapshot__increments="off", metrics__tensorboard=False), "--run-dir", disk / "r")
         last = list_snapshots(disk / "r")[-1].step
         assert "is full while writing packs/" in message and f"last good snapshot is step {last}" in message and last < 6
     finally:

@@ -34,7 +34,7 @@ class Saving:
 
     def __init__(self, run: Run, config: Config, world: World, before: Manifest | None) -> None:
         section = config.snapshot
-        self._run, self._lead = run, world.is_lead
+        self._run, self._lead, self._alone = run, world.is_lead, world.size == 1
         self._policy = Policy(section.keep, section.keep_every, section.keep_hours, section.keep_best)
         if world.is_lead:
             collect(run.path, Policy(keep=0), published=NEVER)
@@ -57,7 +57,7 @@ class Saving:
         if self.step != step:
             parts.progress.slots, parts.progress.shares = parts.placer.numbers(), parts.balancer.numbers()
             parts.progress.exchange = parts.chooser.numbers()
-            about = about_state(parts) | ({"history": history_head(self._run.path)} if self._lead else {})
+            about = about_state(parts) | {"history": history_head(self._run.path)} if self._lead else {}
             waited = self._saver.save(step, parts.tensors(), parts.placements(), parts.layout, parts.progress.numbers(), about, exact=last)
             self.step = step
             parts.notes |= {"snapshot_wait_s": waited, "snapshot_stall_s": time.perf_counter() - began}
@@ -79,6 +79,13 @@ class Saving:
         for outcome in outcomes:
             self._tell(parts, outcome)
         return outcomes
+
+    def close(self) -> None:
+        """Let the background thread end. A process alone waits for what it is writing; among others, one that failed must not wait for them."""
+        if self._alone:
+            with suppress(Exception):  # what ends the run has been raised
+                self._saver.wait()
+        self._saver.close()
 
     def _tell(self, parts: Parts, outcome: Outcome) -> None:
         for text in outcome.warnings:

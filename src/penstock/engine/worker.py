@@ -50,6 +50,7 @@ def run_rank(run: Run, world: World, supervised: bool = False, until: int = 0) -
                 finish(parts, "failed")
             raise
         finally:
+            parts.saving.close()
             parts.journal.close()
         return finish(parts, "finished" if complete else "interrupted")
 

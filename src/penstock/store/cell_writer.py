@@ -110,20 +110,20 @@ class CellWriter:
 
     def _write(self, place: int) -> str:
         """Write one cell unless it is stored; return its digest."""
-        flat = self._cells.cells[place].view(-1)
-        dtype = dtype_name(flat.dtype)
-        digest = digest_of(flat, dtype)
+        cell = self._cells.cells[place]
+        dtype = dtype_name(cell.dtype)
+        digest = digest_of(cell.view(-1), dtype)
         if self._stored(digest):
             return digest
         base = self._before.base_of(place, self._increments)
-        content = self._before.cells.cells[place].view(-1) if base is not None and self._before.cells is not None else None
+        content = self._before.cells.cells[place] if base is not None and self._before.cells is not None else None
         bounded = content is not None and self._increments.kind == "bounded"
-        encoded = encode(flat, content, "bounded" if bounded else "lossless")
+        encoded = encode(cell, content, "bounded" if bounded else "lossless")
         if bounded:
-            flat.copy_(encoded.content)
-            digest = digest_of(flat, dtype)
+            cell.view(-1).copy_(encoded.content)
+            digest = digest_of(encoded.content, dtype)
         if not self._stored(digest):
-            self._pack.add(digest, encoded.payload, encoded.codec, base, dtype, flat.numel())
+            self._pack.add(digest, encoded.payload, encoded.codec, base if encoded.needs_base else None, dtype, cell.numel())
         return digest
 
     def _stored(self, digest: str) -> bool:

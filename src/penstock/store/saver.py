@@ -32,6 +32,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from penstock.comm import World
@@ -111,10 +112,10 @@ class Saver:
         if self._plan is not None and self._plan.fits(tensors, placements, layout):
             return
         self.wait()
-        self._plan = StatePlan(tensors, placements, layout)
-        self._staging = Staging(Share(self._plan, self._ranks.rank), self._device)
         self._lineage.forget_content()
         self._free: HostCells | None = None
+        self._plan = StatePlan(tensors, placements, layout)
+        self._staging = Staging(Share(self._plan, self._ranks.rank), self._device)
         self._begin(self._make_room)
 
     def save(
@@ -155,8 +156,10 @@ class Saver:
         return [self._outcomes.get() for _ in range(self._outcomes.qsize())]
 
     def close(self) -> None:
-        """Let the background thread end when it is through with what it has."""
+        """Let the background thread end when it is through with what it has; waits for that if nothing is under way."""
         self._work.put(None)
+        if self._thread is not None and (self._last is None or self._last.done()):
+            self._thread.join()
 
     def _begin(self, work: Callable[[], None]) -> None:
         """Let the background thread do something when it is through with what it has."""
@@ -169,6 +172,8 @@ class Saver:
     def _do_all(self) -> None:
         lower_priority()
         self._meter.run_aside()
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # pinned memory belongs to a device's context
         while (given := self._work.get()) is not None:
             work, done = given
             try:
