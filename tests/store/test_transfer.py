@@ -77,7 +77,7 @@ def test_what_is_gone_or_was_left_half_is_sent_again(made, bucket, tmp_path):
 def test_a_damaged_snapshot_is_not_passed_on_and_is_sent_when_it_is_mended(made, bucket):
     pack = made.path / made.folder.names("packs")[2]
     good = pack.read_bytes()
-    pack.write_bytes(good[:20] + bytes([good[20] ^ 1]) + good[21:])
+    pack.write_bytes(good[:20] + bytes(byte ^ 0x10 for byte in good[20:50]) + good[50:])
     sent = transfer(made.folder, bucket)
     assert sent.snapshots == 3 and len(sent.damaged) == 1 and "step 3" in sent.damaged[0] and pack.name in sent.damaged[0]
     assert [snapshot["step"] for snapshot in verify_run(bucket).intact] == [1, 2, 4]

@@ -67,6 +67,11 @@ class ChunkEntry:
         """As files have it beside the pack: offset, size, codec, base, dtype, count."""
         return self.offset, self.size, self.codec, self.base, self.dtype, self.count
 
+    @property
+    def content_bytes(self) -> int:
+        """Bytes of the decoded content."""
+        return self.count * ITEM_BYTES[self.dtype]
+
     def check(self) -> ChunkEntry:
         """This entry, if it may be one; raises ValueError that says what is wrong with it."""
         pack, offset, size, codec, base, dtype, count = self.pack, self.offset, self.size, self.codec, self.base, self.dtype, self.count

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import blake3
 
-from penstock.store.chunks import ITEM_BYTES, Damaged
+from penstock.store.chunks import Damaged
 from penstock.store.folder import Folder, LocalFolder
 from penstock.store.manifest import Manifest, Snapshot, list_snapshots, read_manifest
 
@@ -143,7 +143,7 @@ def row_of(manifest: Manifest) -> Row:
         as_number(metrics.get("loss")),
         as_number(metrics.get("val_loss")),
         as_number(manifest.numbers.get("wall_s")) or 0.0,
-        sum(manifest.chunks[digest].count * ITEM_BYTES[tensor.dtype] for tensor in manifest.tensors.values() for digest in tensor.cells),
+        sum(manifest.chunks[digest].content_bytes for tensor in manifest.tensors.values() for digest in tensor.cells),
         sum(entry.size for entry in manifest.chunks.values() if entry.pack.startswith(own)),
         sum(entry.size for entry in manifest.chunks.values()),
         len(manifest.tensors),

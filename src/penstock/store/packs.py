@@ -2,10 +2,10 @@
 
     "PENSTOCKPACK" version(u32)   payload payload payload …   trailer(JSON)   blake3(trailer)[:16] length(u64)
 
-A payload ends in the XXH3 of what comes before, so that any changed bit of it is noticed, also one that decodes to the same numbers, and no
-decoder is given what was not encoded. The trailer lists digest, offset, size, codec, base, dtype and count of every payload, so that manifests can be held against it and an index made
-again. Numbers are little-endian. A pack appears when it is whole, and is never changed: a rank writes one for each snapshot in which it has
-anything new. One file instead of thousands: a disk writes it at full speed, a bucket takes it in one request.
+The trailer lists digest, offset, size, codec, base, dtype and count of every payload, so that manifests can be held against it and an index made
+again, and has the BLAKE3 of all before it, as a decoder need not notice every bit that has changed. Numbers are little-endian. A pack appears when it
+is whole, and is never changed: a rank writes one for each snapshot in which it has anything new. One file instead of thousands: a disk writes it at
+full speed, a bucket takes it in one request.
 
 Cost: 60 bytes before compression a chunk beside the payloads. Reading a chunk is one read of its bytes; nothing else of the pack is looked at.
 """
@@ -16,18 +16,18 @@ import json
 import secrets
 from contextlib import ExitStack
 from types import TracebackType
+from typing import Any
 
 import blake3
-import xxhash
 
 from penstock.store.chunks import DIGEST, ChunkEntry, Damaged
 from penstock.store.folder import Folder, Stream
 
 MAGIC = b"PENSTOCKPACK" + (1).to_bytes(4, "little")
-SEAL = 8  # bytes of a payload's checksum
 FOOT = 24  # bytes: checksum of the trailer, and its length
 PACKS = "packs"
 MAX_TRAILER = 1 << 30
+BLOCK = 8 << 20
 
 
 def new_pack_name(step: int, rank: int) -> str:
@@ -52,7 +52,7 @@ class PackWriter:
         self.entries: dict[str, ChunkEntry] = {}
         #: Bytes written so far, without the trailer.
         self.size = 0
-        self._folder = folder
+        self._folder, self._body = folder, blake3.blake3()
         self._open = ExitStack()
         self._stream: Stream | None = None
 
@@ -66,16 +66,15 @@ class PackWriter:
         if self._stream is None:
             self._stream = self._open.enter_context(self._folder.create(pack_file(self.name)))
             self._put(MAGIC)
-        entry = ChunkEntry(self.name, self.size, len(payload) + SEAL, codec, base, dtype, count).check()
+        entry = ChunkEntry(self.name, self.size, len(payload), codec, base, dtype, count).check()
         self._put(payload)
-        self._put(xxhash.xxh3_64_digest(payload))
         self.entries[digest] = entry
         return entry
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None and self._stream is not None:
             try:
-                self._put(_trailer(self.entries))
+                self._put(_trailer(self._body.hexdigest(), self.entries))
             except BaseException as failure:
                 self._open.__exit__(type(failure), failure, failure.__traceback__)
                 raise
@@ -84,17 +83,18 @@ class PackWriter:
     def _put(self, data: bytes | memoryview) -> None:
         assert self._stream is not None
         self._stream.write(data)
+        self._body.update(data)
         self.size += len(data)
 
 
-def _trailer(entries: dict[str, ChunkEntry]) -> bytes:
+def _trailer(body: str, entries: dict[str, ChunkEntry]) -> bytes:
     rows = [[digest, *entry.row] for digest, entry in entries.items()]
-    text = json.dumps(rows, separators=(",", ":")).encode()
+    text = json.dumps({"body": body, "chunks": rows}, separators=(",", ":")).encode()
     return text + blake3.blake3(text).digest(length=16) + len(text).to_bytes(8, "little")
 
 
-def read_chunk(folder: Folder, digest: str, entry: ChunkEntry) -> memoryview:
-    """A chunk's payload, as it was encoded; raises `Damaged` if the pack is missing, too short for it, or changed there."""
+def read_chunk(folder: Folder, digest: str, entry: ChunkEntry) -> bytes:
+    """A chunk's payload, as it was encoded; raises `Damaged` if the pack is missing or too short for it. What it decodes to is checked later."""
     file = pack_file(entry.check().pack)
     try:
         payload = folder.read(file, entry.offset, entry.size)
@@ -104,34 +104,47 @@ def read_chunk(folder: Folder, digest: str, entry: ChunkEntry) -> memoryview:
         raise Damaged(f"{file} in {folder.label} cannot be read ({error.strerror}), which holds chunk {digest[:12]}", file) from None
     if len(payload) != entry.size:
         raise Damaged(f"{file} in {folder.label} is cut off: chunk {digest[:12]} should have {entry.size} bytes at {entry.offset}", file)
-    content = memoryview(payload)[:-SEAL]
-    if xxhash.xxh3_64_digest(content) != payload[-SEAL:]:
-        raise Damaged(f"{file} in {folder.label} is damaged: chunk {digest[:12]} at {entry.offset} is not what was written there", file)
-    return content
+    return payload
 
 
-def read_pack(folder: Folder, pack: str) -> dict[str, ChunkEntry]:
-    """What a pack holds, by digest, from its trailer; raises `Damaged` if that is not whole."""
+def read_pack(folder: Folder, pack: str, whole: bool = False) -> dict[str, ChunkEntry]:
+    """What a pack holds, by digest, from its trailer; raises `Damaged` if that is not whole. `whole`: nor any other byte of it."""
     file = pack_file(pack)
     try:
-        size = folder.size(file)
-        head, foot = folder.read(file, 0, len(MAGIC)), folder.read(file, max(0, size - FOOT), FOOT)
-        length = int.from_bytes(foot[16:], "little")
-        end = size - FOOT
-        if head != MAGIC:
-            raise ValueError("does not begin as a pack of this version does")
-        if length > min(end - len(MAGIC), MAX_TRAILER):
-            raise ValueError("is cut off")
-        text = folder.read(file, end - length, length)
-        if blake3.blake3(text).digest(length=16) != foot[:16]:
-            raise ValueError("is cut off, or its trailer has changed")
-        return {_digest(row[0]): _inside(ChunkEntry(pack, *row[1:]).check(), end - length) for row in json.loads(text)}
+        end, trailer = _read_trailer(folder, file)
+        chunks = {_digest(row[0]): _inside(ChunkEntry(pack, *row[1:]).check(), end) for row in trailer["chunks"]}
+        if whole and _body(folder, file, end) != trailer["body"]:
+            raise ValueError("has changed since it was written")
     except FileNotFoundError:
         raise Damaged(f"{file} in {folder.label} is missing", file) from None
     except OSError as error:
         raise Damaged(f"{file} in {folder.label} cannot be read ({error.strerror})", file) from None
-    except (ValueError, TypeError, IndexError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise Damaged(f"{file} in {folder.label} is damaged: it {error}", file) from None
+    return chunks
+
+
+def _read_trailer(folder: Folder, file: str) -> tuple[int, Any]:
+    """Where a pack's payloads end, and its trailer; raises ValueError."""
+    size = folder.size(file)
+    head, foot = folder.read(file, 0, len(MAGIC)), folder.read(file, max(0, size - FOOT), FOOT)
+    length = int.from_bytes(foot[16:], "little")
+    end = size - FOOT - length
+    if head != MAGIC:
+        raise ValueError("does not begin as a pack of this version does")
+    if end < len(MAGIC) or length > MAX_TRAILER:
+        raise ValueError("is cut off")
+    text = folder.read(file, end, length)
+    if blake3.blake3(text).digest(length=16) != foot[:16]:
+        raise ValueError("is cut off, or its trailer has changed")
+    return end, json.loads(text)
+
+
+def _body(folder: Folder, file: str, end: int) -> str:
+    hasher = blake3.blake3()
+    for start in range(0, end, BLOCK):
+        hasher.update(folder.read(file, start, min(BLOCK, end - start)))
+    return hasher.hexdigest()
 
 
 def _digest(text: object) -> str:

@@ -2,7 +2,7 @@
 
 Each chunk is decoded and held against its digest, once (`forest.py`). What is damaged is named by file, with the steps whose snapshots it takes with
 it; so is what still loads. What is only unusual (a line that a crash tore, a pack that no snapshot needs) is noted, and is no damage.
-Cost: reading and decoding all that the manifests name.
+Cost: reading all of it twice, and decoding it.
 """
 
 from __future__ import annotations
@@ -99,16 +99,16 @@ def _check_packs(folder: Folder, forest: Forest, result: Verified) -> None:
     named: dict[str, list[tuple[str, ChunkEntry]]] = defaultdict(list)
     for digest, entry, _ in forest.chunks:
         named[entry.pack].append((digest, entry))
-    files = folder.sizes(PACKS)
+    files, told = folder.sizes(PACKS), {damage.file for damage in result.damage}
     for pack, entries in sorted(named.items()):
         if pack_file(pack) in files:
             try:
-                listed = read_pack(folder, pack)
+                listed = read_pack(folder, pack, whole=True)
                 wrong = [digest for digest, entry in entries if listed.get(digest) != entry]
                 if wrong:
                     result.damage.append(Damage(pack_file(pack), f"it does not list chunk {wrong[0][:12]} as a manifest does"))
             except Damaged as error:
-                result.damage.append(Damage(error.file, str(error)))
+                result.damage += [Damage(error.file, str(error))] if error.file not in told else []
     unnamed = {name: size for name, size in files.items() if name.removeprefix(f"{PACKS}/") not in named}
     if unnamed:
         result.notes.append(f"{len(unnamed)} files in {PACKS}/ that no snapshot needs, {sum(unnamed.values()):,} bytes; gc removes them")
