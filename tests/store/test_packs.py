@@ -75,9 +75,10 @@ def forged(made, change):
     raw = json.loads(list_snapshots(made.path)[-1].path.read_text())
     list_snapshots(made.path)[-1].path.unlink()
     raw = change(raw) or raw
-    raw["id"] = blake3.blake3(canonical({key: value for key, value in raw.items() if key != "id"})).hexdigest()
-    path = made.path / manifest_file(raw["step"] if isinstance(raw["step"], int) else 0, raw["id"])
-    path.write_text(json.dumps(raw))
+    content = canonical({key: value for key, value in raw.items() if key != "id"})
+    id = blake3.blake3(content).hexdigest()
+    path = made.path / manifest_file(raw["step"] if isinstance(raw["step"], int) else 0, id)
+    path.write_bytes(b'{"id":"' + id.encode() + b'",' + content[1:] + b"\n")
     return next(snapshot for snapshot in list_snapshots(made.path) if snapshot.path == path)
 
 
@@ -94,11 +95,11 @@ FORGERIES = {
     "a huge payload": (in_chunk(2, 1 << 50), "more than a chunk may have"),
     "a huge content": (in_chunk(6, 1 << 50), "more than a chunk may have"),
     "a negative offset": (in_chunk(1, -5), "more than a chunk may have"),
-    "a truth for a size": (in_chunk(2, True), "True is not int"),
+    "a truth for a size": (in_chunk(2, True), "another type"),
     "an unknown dtype": (in_chunk(5, "object"), "no dtype"),
     "a strange codec": (in_chunk(3, "../codec"), "codec"),
     "a base that is not there": (in_chunk(4, "0" * 40), "increment of a chunk that is not there"),
-    "a base of its own": (lambda raw: [row.__setitem__(4, digest) for digest, row in raw["chunks"].items()] and None, "without an end"),
+    "a base of its own": (lambda raw: [row.__setitem__(4, digest) for digest, row in raw["chunks"].items()] and None, "one of its own"),
     "a huge shape": (lambda raw: raw["tensors"]["w"].update(shape=[1 << 40]), "do not make up its shape"),
     "a negative shape": (lambda raw: raw["tensors"]["w"].update(shape=[-4, -16]), "natural number"),
     "cells of nothing": (lambda raw: raw["tensors"]["w"].update(cells=["0" * 40]), "are not there"),

@@ -25,6 +25,10 @@ Url = Annotated[str, typer.Argument(metavar="URL", help="A folder, or any URL th
 def list_(context: typer.Context, runs_dir: RunsDir = "runs", json: Json = False) -> None:
     """List the runs; or look into one, verify it, send it elsewhere."""
     if context.invoked_subcommand is not None:
+        from penstock.config import UserError
+
+        if json or runs_dir != "runs":
+            raise UserError(f"--json and --runs-dir belong behind the command: penstock runs {context.invoked_subcommand} … --json")
         return
     from penstock.store import list_runs
 

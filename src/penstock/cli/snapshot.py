@@ -9,7 +9,7 @@ from typing import Any
 
 from penstock.cli import output
 from penstock.monitor import units
-from penstock.store import find_run, find_snapshot, list_snapshots, read_manifest, read_pins, row_of
+from penstock.store import check_format, find_run, find_snapshot, list_snapshots, read_manifest, read_pins, row_of
 
 #: Columns of a wrapped line.
 WIDE = 140
@@ -24,6 +24,7 @@ def describe(name: str, runs_dir: str) -> dict[str, Any]:
     """A snapshot and how its run stands; of a run that has none yet, only the latter. Raises `UserError`."""
     run = None if name.endswith(".json") or ("@" in name and not Path(name).is_dir()) else find_run(name, runs_dir)
     if run is not None and not list_snapshots(run.path):
+        check_format(run)
         return output.run_row(run) | {"snapshot": None}
     snapshot = find_snapshot(name, runs_dir)
     run = run or find_run(snapshot.folder.label)

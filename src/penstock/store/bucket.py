@@ -63,6 +63,7 @@ class UrlFolder(Folder):
             except BaseException:
                 with suppress(Exception):
                     stream.discard()
+                    stream.closed = True  # else some libraries end the upload when they forget the stream
                 raise
             self._system.invalidate_cache()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import blake3
@@ -26,9 +27,9 @@ MAX_CONTENT, MAX_PAYLOAD = 1 << 26, 1 << 27
 MAX_CHAIN = 64
 
 DIGEST = re.compile(r"[0-9a-f]{40}")
-PACK = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}\.pack")
-CODEC = re.compile(r"[a-z0-9][a-z0-9._+-]{0,39}")
-_KINDS = ((str,), (int,), (int,), (str,), (str, type(None)), (str,), (int,))
+_PACK = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}\.pack")
+_CODEC = re.compile(r"[a-z0-9][a-z0-9._+-]{0,39}")
+_TYPES = {(str, int, int, str, base, str, int) for base in (str, type(None))}
 
 
 class Damaged(UserError):
@@ -37,6 +38,16 @@ class Damaged(UserError):
     def __init__(self, message: str, file: str = "") -> None:
         super().__init__(message)
         self.file = file
+
+
+@lru_cache(4096)
+def _is_pack(name: str) -> bool:
+    return _PACK.fullmatch(name) is not None
+
+
+@lru_cache(64)
+def _is_codec(name: str) -> bool:
+    return _CODEC.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +67,19 @@ class ChunkEntry:
         """As files have it beside the pack: offset, size, codec, base, dtype, count."""
         return self.offset, self.size, self.codec, self.base, self.dtype, self.count
 
-    @property
-    def content_bytes(self) -> int:
-        """Bytes of the decoded content."""
-        return self.count * ITEM_BYTES[self.dtype]
-
     def check(self) -> ChunkEntry:
         """This entry, if it may be one; raises ValueError that says what is wrong with it."""
-        for value, kinds in zip((self.pack, *self.row), _KINDS):
-            if type(value) not in kinds:
-                raise ValueError(f"{value!r} is not {' or '.join(kind.__name__ for kind in kinds)}")
-        if not PACK.fullmatch(self.pack):
-            raise ValueError(f"{self.pack!r} is not the name of a pack")
-        if not CODEC.fullmatch(self.codec) or (self.base is not None and not DIGEST.fullmatch(self.base)):
-            raise ValueError(f"codec {self.codec!r} or base {self.base!r} is not one")
-        if self.dtype not in ITEM_BYTES:
-            raise ValueError(f"there is no dtype {self.dtype!r}")
-        if self.offset < 0 or not 0 <= self.size <= MAX_PAYLOAD or not 0 <= self.count * ITEM_BYTES[self.dtype] <= MAX_CONTENT:
-            raise ValueError(f"{self.size} bytes at {self.offset} for {self.count} numbers is more than a chunk may have")
+        pack, offset, size, codec, base, dtype, count = self.pack, self.offset, self.size, self.codec, self.base, self.dtype, self.count
+        if (type(pack), type(offset), type(size), type(codec), type(base), type(dtype), type(count)) not in _TYPES:
+            raise ValueError(f"{(pack, *self.row)!r} has a value of another type")
+        if not _is_pack(pack):
+            raise ValueError(f"{pack!r} is not the name of a pack")
+        if not _is_codec(codec) or (base is not None and not DIGEST.fullmatch(base)):
+            raise ValueError(f"codec {codec!r} or base {base!r} is not one")
+        if dtype not in ITEM_BYTES:
+            raise ValueError(f"there is no dtype {dtype!r}")
+        if offset < 0 or not 0 <= size <= MAX_PAYLOAD or not 0 <= count * ITEM_BYTES[dtype] <= MAX_CONTENT:
+            raise ValueError(f"{size} bytes at {offset} for {count} numbers is more than a chunk may have")
         return self
 
 

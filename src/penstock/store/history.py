@@ -17,7 +17,7 @@ import json
 import os
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,7 @@ class Event:
 
     def sealed(self) -> str:
         """The hash that its content should have; an empty one for content that is no JSON."""
-        content = asdict(self)
-        content.pop("hash")
+        content = {name: value for name, value in vars(self).items() if name != "hash"}
         try:
             return blake3.blake3(canonical(content)).hexdigest()
         except (ValueError, RecursionError):
@@ -86,8 +85,8 @@ def append_event(run: Path, kind: str, text: str, step: int | None = None, **dat
                 if last_seq >= seq:  # else lines are missing at the end, and the gap must stay visible
                     seq, previous = last_seq, last_hash
                 event = Event(seq + 1, time.strftime("%Y-%m-%dT%H:%M:%S%z"), kind, step, text, plain(data), previous)
-                event = Event(**asdict(event) | {"hash": event.sealed()})
-                _write_line(descriptor, json.dumps(asdict(event), ensure_ascii=False).encode() + b"\n")
+                event = replace(event, hash=event.sealed())
+                _write_line(descriptor, json.dumps(vars(event), ensure_ascii=False).encode() + b"\n")
             finally:
                 os.close(descriptor)
         folder.write(HEAD, json.dumps(head_of(event.seq, event.hash)).encode())

@@ -14,9 +14,9 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import blake3
 
@@ -29,8 +29,7 @@ VERSION = 1
 _WAIT_S = 5.0
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """What the index knows of a snapshot. `packs` is JSON: by pack, the bytes of it that the snapshot needs to be there."""
 
     file: str
@@ -88,8 +87,7 @@ def _database(path: Path | str) -> Iterator[sqlite3.Connection]:
         (version,) = database.execute("PRAGMA user_version").fetchone()
         if version != VERSION:
             database.execute("DROP TABLE IF EXISTS snapshots")
-            names = [field.name for field in fields(Row)]
-            database.execute(f"CREATE TABLE snapshots ({', '.join(names)}, seal, PRIMARY KEY (file))")
+            database.execute("CREATE TABLE snapshots (file TEXT PRIMARY KEY, facts TEXT, packs TEXT, seal BLOB)")
             database.execute(f"PRAGMA user_version = {VERSION}")
         yield database
 
@@ -110,21 +108,21 @@ def _refreshed(database: sqlite3.Connection, snapshots: list[Snapshot]) -> Index
 
 
 def _rows(database: sqlite3.Connection) -> Iterator[Row]:
-    for *values, seal in database.execute("SELECT * FROM snapshots"):
-        if len(values) == len(fields(Row)) and seal == _seal(values):
-            values[5] = bool(values[5])
-            yield Row(*values)
+    found = database.execute("SELECT facts, packs, seal FROM snapshots")
+    whole = [(facts, packs) for facts, packs, seal in found if seal == _seal(facts, packs)]
+    facts = json.loads(f"[{','.join(facts for facts, _ in whole)}]")
+    return (Row._make([*fact, packs]) for fact, (_, packs) in zip(facts, whole))
 
 
 def _replace(database: sqlite3.Connection, gone: Iterable[str], new: list[Row]) -> None:
     database.executemany("DELETE FROM snapshots WHERE file = ?", [(file,) for file in gone])
-    marks = ", ".join("?" * (len(fields(Row)) + 1))
-    rows = [[*astuple(row)[:5], int(row.full), *astuple(row)[6:]] for row in new]
-    database.executemany(f"INSERT OR REPLACE INTO snapshots VALUES ({marks})", [(*row, _seal(row)) for row in rows])
+    rows = [(row.file, json.dumps(row[:-1]), row.packs) for row in new]
+    marked = [(file, facts, packs, _seal(facts, packs)) for file, facts, packs in rows]
+    database.executemany("INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?)", marked)
 
 
-def _seal(values: list[Any]) -> bytes:
-    return blake3.blake3(repr(values).encode()).digest(length=8)
+def _seal(facts: str, packs: str) -> bytes:
+    return blake3.blake3(f"{facts}\0{packs}".encode()).digest(length=8)
 
 
 def row_of(manifest: Manifest) -> Row:

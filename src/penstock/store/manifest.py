@@ -1,13 +1,14 @@
 """A snapshot's manifest: one small JSON file that says which chunks make up the state at a step, and how it came about.
 
-    format 3, id, step, parent, created      its place in the run's tree
+    id, format 3, step, parent, created      its place in the run's tree
     packs, chunks                            {digest: [pack, offset, size, codec, base, dtype, count]}, `pack` being a place in `packs`
     tensors                                  {name: {shape, dtype, cells: digests in the grid's order}}
     numbers, about                           the engine's plain numbers; config, code, environment, data, layout, metrics
 
 Chunks that are increments name their base, which is listed too, down to one that needs none: a manifest and the packs it names suffice to load the
-snapshot, whatever else is gone. The id is BLAKE3 of the JSON without it, keys sorted and no spaces, so whoever holds an id can tell that nothing
-was changed: the parents' ids make a chain of a run. The clock only labels: order comes from steps, and of equal steps from the history.
+snapshot, whatever else is gone. The id stands first in the file and is BLAKE3 of the JSON without it, keys sorted and no spaces, so whoever holds an
+id can tell that nothing was changed; the parents' ids make a chain of a run. The clock only labels: order comes from steps, and of equal steps from
+the history.
 
 A manifest is written after everything it names is on the disk, and read with suspicion: types, digests, names of packs, sizes and the id are
 checked before any of it is used. Cost: some 150 bytes a chunk.
@@ -18,10 +19,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import blake3
 
@@ -36,6 +37,7 @@ FORMAT = 3
 SNAPSHOTS = "snapshots"
 MAX_BYTES = 1 << 30  # of a manifest: what is larger was not written by us
 ID = re.compile(r"[0-9a-f]{64}")
+_LEAD = re.compile(rb'\{"id":"([0-9a-f]{64})",')
 _FILE = re.compile(rf"{SNAPSHOTS}/step-(\d{{8,12}})-([0-9a-f]{{12}})\.json")
 
 
@@ -76,10 +78,8 @@ class Manifest:
         return manifest_file(self.step, self.id)
 
     def as_json(self) -> bytes:
-        """The file's bytes; the id and the place in the tree come first, for people who look into it."""
-        content = self._content()
-        first = {"format": FORMAT, "id": self.id} | {key: content.pop(key) for key in ("step", "parent", "created", "numbers", "about")}
-        return json.dumps(first | content, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+        """The file's bytes."""
+        return b'{"id":"' + self.id.encode() + b'",' + canonical(self._content())[1:] + b"\n"
 
     def _content(self) -> dict[str, Any]:
         packs = self.packs
@@ -89,7 +89,7 @@ class Manifest:
             "step": self.step,
             "parent": self.parent,
             "created": self.created,
-            "tensors": {name: asdict(entry) for name, entry in self.tensors.items()},
+            "tensors": {name: vars(entry) for name, entry in self.tensors.items()},
             "packs": packs,
             "chunks": {digest: [place[entry.pack], *entry.row] for digest, entry in self.chunks.items()},
             "numbers": plain(self.numbers),
@@ -97,8 +97,7 @@ class Manifest:
         }
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """A complete snapshot by its manifest's name: `file` in `folder`; `id` is the first 12 digits of its id."""
 
     folder: Folder
@@ -176,12 +175,14 @@ def check_packs(folder: Folder, manifest: Manifest) -> None:
 
 def parse_manifest(data: bytes) -> Manifest:
     """A manifest from its file's bytes; raises ValueError that says what is wrong."""
-    raw = json.loads(data)
-    if not isinstance(raw, dict) or "format" not in raw:
+    lead = _LEAD.match(data)
+    if lead is None:
         _wrong("it is not a manifest")
-    if raw["format"] != FORMAT:
-        _wrong(f"its format is {str(raw['format'])[:20]}, and this version of Penstock reads {FORMAT}; use the version that wrote it")
-    missing = {"id", "step", "parent", "created", "packs", "chunks", "tensors", "numbers", "about"} - raw.keys()
+    content = b"{" + data[lead.end() : -1]
+    raw = _mapping(json.loads(content), "it")
+    if raw.get("format") != FORMAT:
+        _wrong(f"its format is {str(raw.get('format'))[:20]}, and this version of Penstock reads {FORMAT}; use the version that wrote it")
+    missing = {"step", "parent", "created", "packs", "chunks", "tensors", "numbers", "about"} - raw.keys()
     if missing:
         _wrong(f"it has no {', '.join(sorted(missing))}")
     chunks = _chunks(raw["packs"], raw["chunks"])
@@ -194,8 +195,10 @@ def parse_manifest(data: bytes) -> Manifest:
         _mapping(raw["numbers"], "numbers"),
         _mapping(raw["about"], "about"),
     )
-    if raw["id"] != manifest.id:
-        _wrong(f"its content does not have the id {str(raw['id'])[:12]}")
+    id = lead[1].decode()
+    if blake3.blake3(content).hexdigest() != id or data[-1:] != b"\n":
+        _wrong(f"its content does not have the id {id[:12]}")
+    vars(manifest)["id"] = id  # as has just been seen; working it out again would double the cost of reading
     return manifest
 
 
@@ -216,26 +219,15 @@ def _chunks(packs: Any, rows: Any) -> dict[str, ChunkEntry]:
 
 def _check_bases(chunks: dict[str, ChunkEntry]) -> None:
     """Every increment ends, by its bases, at a chunk that needs none, and has its base's dtype and count."""
-    depth: dict[str, int] = {}
-    for digest in chunks:
-        chain: list[str] = []
-        at: str | None = digest
-        while at is not None and at not in depth:
-            if len(chain) > MAX_CHAIN:
-                _wrong(f"chunk {digest[:12]} is an increment of an increment without an end")
-            entry = chunks[at]
-            if entry.base is not None and not _alike(entry, chunks.get(entry.base)):
-                _wrong(f"chunk {at[:12]} is an increment of a chunk that is not there, or is of another kind")
-            chain.append(at)
-            at = entry.base
-        below = depth[at] if at is not None else 0
-        depth |= {link: step for step, link in enumerate(reversed(chain), below + 1)}
-        if depth[digest] > MAX_CHAIN:
-            _wrong(f"chunk {digest[:12]} has more than {MAX_CHAIN} bases")
-
-
-def _alike(entry: ChunkEntry, base: ChunkEntry | None) -> bool:
-    return base is not None and (base.dtype, base.count) == (entry.dtype, entry.count)
+    for digest, entry in chunks.items():
+        length = 0
+        while entry.base is not None:
+            base, length = chunks.get(entry.base), length + 1
+            if base is None or (base.dtype, base.count) != (entry.dtype, entry.count):
+                _wrong(f"chunk {digest[:12]} is an increment of a chunk that is not there, or is of another kind")
+            if length > MAX_CHAIN:
+                _wrong(f"chunk {digest[:12]} has more than {MAX_CHAIN} bases, or is one of its own")
+            entry = base
 
 
 def _tensors(rows: Any, chunks: dict[str, ChunkEntry]) -> dict[str, TensorEntry]:

@@ -17,8 +17,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Set
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from penstock.store.manifest import ID, SNAPSHOTS, Snapshot, read_manifest
 from penstock.store.packs import PACKS, pack_file
 
 PINS = "pins.json"
+THREADS = 16  # that remove files
 _STEP = re.compile(r"/step-(\d{8,12})-")
 
 
@@ -70,7 +72,7 @@ class Collected:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
-        return asdict(self) | {"dropped": [{"id": row.id, "step": row.step} for row in self.dropped]}
+        return vars(self) | {"dropped": [{"id": row.id, "step": row.step} for row in self.dropped]}
 
 
 def collect(run: Path, policy: Policy, dry_run: bool = False, published: int | None = None) -> Collected:
@@ -130,18 +132,19 @@ def _remove(folder: LocalFolder, collected: Collected, published: int | None, wr
     told = not collected.dropped
     with suppress(UserError):  # on a full disk there is room for an event only afterwards
         told = told or _tell(folder.path, collected, published is not None)
-    for row in collected.dropped:
-        folder.remove(row.file)
+    partial = [name for name in [*folder.names(SNAPSHOTS), *folder.names(PACKS)] if name.endswith(PARTIAL) and not _to_come(name, published)]
+    _remove_all(folder, [row.file for row in collected.dropped])
     folder.settle(SNAPSHOTS)
-    for name in collected.packs:
-        folder.remove(name)
-    if not written:
-        for name in [*folder.names(SNAPSHOTS), *folder.names(PACKS)]:
-            if name.endswith(PARTIAL) and not _to_come(name, published):
-                folder.remove(name)
+    _remove_all(folder, collected.packs + ([] if written else partial))
     folder.settle(PACKS)
     if not told:
         _tell(folder.path, collected, published is not None)
+
+
+def _remove_all(folder: LocalFolder, names: list[str]) -> None:
+    """Remove files, several at a time: each may wait for a disk or a network."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(folder.remove, names))
 
 
 def _tell(run: Path, collected: Collected, automatic: bool) -> bool:

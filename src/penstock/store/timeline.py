@@ -6,7 +6,7 @@ the manifest, what was dropped from its event, and a snapshot whose writer died 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +60,14 @@ class Timeline:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
-        snapshots = [{"step": entry.step, "time": entry.time} | asdict(entry.snapshot) for entry in self.entries if entry.snapshot]
-        events = [{name: value for name, value in asdict(entry).items() if name != "snapshot"} for entry in self.entries if entry.seq]
+        snapshots = [{"step": entry.step, "time": entry.time} | vars(entry.snapshot) for entry in self.entries if entry.snapshot]
+        events = [{name: value for name, value in vars(entry).items() if name != "snapshot"} for entry in self.entries if entry.seq]
         return {"snapshots": snapshots, "events": events, "head": self.head, "damage": self.damage, "notes": self.notes}
 
 
 def tell_snapshot(run: Path, manifest: Manifest) -> Event:
     """Add to a run's history that a snapshot has been published, with what remains known of it when it is dropped."""
-    row = asdict(row_of(manifest))
+    row = row_of(manifest)._asdict()
     return append_event(run, "snapshot", f"saved as {manifest.id[:12]}", manifest.step, **{name: row[name] for name in _TOLD})
 
 
@@ -84,10 +84,10 @@ def run_timeline(run: Path) -> Timeline:
         told = None
         if id:
             state = states.get(id, "damaged" if id[:12] in damaged else "lost")
-            told = _told(asdict(rows.pop(id)) if id in rows else event.data, state, id in pins, id == newest)
+            told = _told(rows.pop(id)._asdict() if id in rows else event.data, state, id in pins, id == newest)
         entries.append(Entry(event.seq, event.time, event.kind, event.step, event.text, event.data, told))
     for row in rows.values():
-        told = _told(asdict(row), "here", row.id in pins, row.id == newest)
+        told = _told(row._asdict(), "here", row.id in pins, row.id == newest)
         entries.append(Entry(None, row.created, "snapshot", row.step, "its writer died before it could be told", {}, told))
     damage = history.damage + list(found.damaged.values())
     head = history.events[-1].hash if history.events else ""

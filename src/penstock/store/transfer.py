@@ -94,9 +94,7 @@ class _Transfer:
                 self.sent.damaged.append(str(error))
                 continue
             manifests.append((manifest, set(forest.add(manifest.chunks))))
-            parent = self.snapshots.get((manifest.parent or "")[:12])
-            if parent and parent.file in self.there:
-                trusted |= set(forest.add(read_manifest(parent).chunks))
+            trusted |= self._verified_before(manifest, forest)
         wanted = {number for _, numbers in manifests for number in numbers} - trusted
         bad = forest.check(self.target, wanted)
         if stale := {error.file for error in bad.values()} - fresh:  # left by another attempt
@@ -112,6 +110,16 @@ class _Transfer:
         for file in {error.file for error in bad.values()} & fresh:
             self.target.remove(file)  # so that a mended one is sent
             self.packs.pop(file, None)
+
+    def _verified_before(self, manifest: Manifest, forest: Forest) -> set[int]:
+        """The chunks of a manifest's parent, if that is there: they were held against their digests when it was sent."""
+        parent = self.snapshots.get((manifest.parent or "")[:12])
+        if parent is None or parent.file not in self.there:
+            return set()
+        try:
+            return set(forest.add(read_manifest(parent).chunks))
+        except Damaged:
+            return set()
 
     def _send_packs(self, manifest: Manifest) -> set[str]:
         """Send the packs that are not there in full; returns their files."""
