@@ -35,6 +35,16 @@ def test_help_is_instant_and_needs_no_torch():
     assert "train" in penstock("--help").stdout
 
 
+def test_a_run_that_compiles_nothing_imports_no_compiler(tmp_path):
+    """It takes longer than all else that a command imports."""
+    train, generate = ["train", *small_sets(tmp_path), "--run-dir", str(tmp_path / "run")], ["generate", str(tmp_path / "run"), "--tokens", "5"]
+    code = (
+        f"import sys\nfrom penstock.cli import main\nfor words in ({train}, {generate}):\n    sys.argv = ['penstock', *words]\n    assert main() == 0\n"
+        "assert not {'torch._dynamo', 'torch._inductor', 'torch.distributed.fsdp', 'sympy'} & set(sys.modules), 'imported too much'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
 def test_train_then_use_the_run(tmp_path, here, answer):
     run = tmp_path / "runs" / "mine"
     result = answer("train", *small_sets(tmp_path), "--run-dir", run)

@@ -36,6 +36,7 @@ def test_a_snapshot_knows_what_made_it_and_the_history_what_happened(whole):
     assert about["config"] == run.config().tree() and about["layout"]["ranks"] == 1 and about["environment"] == run.read("run.json")["environment"]
     assert about["data"] == {"digest": run.read("run.json")["data_digest"], "seed": run.config().run.seed, "step": 6}
     rows = {row["step"]: row for row in MetricStore(run.path / "metrics").read("train")}
+    assert about["metrics"].pop("tokens_per_s") > 0
     assert about["metrics"] == {"loss": rows[6]["loss"], "val_loss": result["val_loss"], "tokens": result["tokens"]}
     assert "val_loss" not in second.about["metrics"] and second.about["metrics"]["loss"] == rows[4]["loss"]
     assert any(entry.base for entry in second.chunks.values()), "the second is stored as what changed"

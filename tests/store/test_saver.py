@@ -13,7 +13,7 @@ from ranks import run_ranks
 import penstock.store.grid as grids
 from penstock.comm import World
 from penstock.parallel import Layout, Placement, Split
-from penstock.store import Increments, LocalFolder, Saver, attempt, cell_writer, list_snapshots, load_snapshot, read_manifest, staging
+from penstock.store import Increments, LocalFolder, Saver, attempt, cell_writer, list_snapshots, load_snapshot, read_manifest, saver, staging
 
 PLAIN = Layout()
 
@@ -204,6 +204,36 @@ def test_a_rank_whose_disk_fails_costs_that_snapshot_alone_and_all_ranks_know(tm
         assert same(loaded(snapshot, some_state()), some_state(snapshot.step))
     packs = {pack for snapshot in list_snapshots(tmp_path) for pack in read_manifest(snapshot).packs}
     assert {file.name for file in (tmp_path / "packs").iterdir()} == packs, "nothing is left of the one that was given up"
+
+
+def swap(world, folder):
+    """Two ranks have a tensor each; the first's becomes what the second's is, and then again what it was."""
+    writer = Saver(LocalFolder(folder), world)
+    one, other = torch.arange(1.0, 1001.0), torch.arange(1.0, 1001.0) * (1 + 2**-20)
+    for step, first in ((1, one), (2, other), (3, one)):
+        writer.save(step, {"a": first, "b": other}, {}, Layout(replicate=2), {"step": step}, {})
+        writer.wait()
+    return [outcome.failure for outcome in writer.outcomes()]
+
+
+def test_what_another_rank_has_written_already_is_no_base_to_rely_on(tmp_path):
+    assert run_ranks(swap, 2, tmp_path) == [[""] * 3] * 2
+    assert torch.equal(loaded(list_snapshots(tmp_path)[-1], {"a": torch.zeros(1000), "b": torch.zeros(1000)})["a"], torch.arange(1.0, 1001.0))
+
+
+def test_a_manifest_that_is_there_counts_though_the_disk_would_not_flush_its_folder(tmp_path, monkeypatch):
+    def refused(folder, manifest):
+        made(folder, manifest)
+        raise OSError(5, "Input/output error")
+
+    made = saver.write_manifest
+    monkeypatch.setattr(saver, "write_manifest", refused)
+    writer = Saver(LocalFolder(tmp_path), World())
+    save(writer, 1, some_state())
+    writer.wait()
+    (outcome,) = writer.outcomes()
+    assert outcome.snapshot == list_snapshots(tmp_path)[0] and "perhaps not safe" in outcome.warnings[0]
+    assert same(loaded(outcome.snapshot, some_state()), some_state())
 
 
 def at_fault(world, folder):

@@ -62,7 +62,7 @@ def written(folder, state, placements, layout):
 
     with ThreadPoolExecutor(layout.ranks) as pool:
         answers = list(pool.map(save, range(layout.ranks)))
-    return make_manifest(1, None, {}, {}, answers[0][0], [told for _, told in answers])
+    return make_manifest(1, None, {}, {}, {}, answers[0][0], [told for _, told in answers])
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,7 +9,10 @@ from small_store import SmallStore
 
 from penstock.config import UserError
 from penstock.store import LocalFolder, append_event, collect, list_snapshots, open_folder, transfer, verify_run, writer_lock
+from penstock.store.code import keep_diff
 from penstock.store.retention import Policy
+
+DIFF = b"--- a\n+++ b\n"
 
 
 @pytest.fixture
@@ -28,7 +31,8 @@ def made(tmp_path):
     run.tell("start", "began", 0)
     for step in range(1, 5):
         run.save(step)
-    for name in ("tokenizer/tokenizer.json", "metrics/train.jsonl", "code/0.diff"):
+    keep_diff(run.path, DIFF)
+    for name in ("tokenizer/tokenizer.json", "metrics/train.jsonl"):
         (run.path / name).parent.mkdir(exist_ok=True)
         (run.path / name).write_text(name)
     (run.path / "index.sqlite.partial").write_text("debris")
@@ -51,7 +55,7 @@ def test_a_run_goes_to_a_bucket_and_comes_back_whole_and_is_not_sent_twice(made,
     assert transfer(made.folder, bucket).packs == 1 and whole(bucket) == [1, 2, 3, 4, 5]
     back = open_folder(f"file://{tmp_path}/back")
     assert isinstance(back, LocalFolder) and transfer(bucket, back).snapshots == 5 and whole(back) == [1, 2, 3, 4, 5]
-    for name in ("run.json", "history.jsonl", "history.head", "tokenizer/tokenizer.json", "metrics/train.jsonl", "code/0.diff"):
+    for name in ("run.json", "history.jsonl", "history.head", "tokenizer/tokenizer.json", "metrics/train.jsonl", made.folder.names("code")[0]):
         assert back.read(name) == made.folder.read(name), name
     assert [snapshot.file for snapshot in list_snapshots(back)] == [snapshot.file for snapshot in list_snapshots(made.path)]
     assert not bucket.has("index.sqlite.partial")

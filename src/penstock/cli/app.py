@@ -17,6 +17,7 @@ import typer
 from penstock.cli import output
 from penstock.cli.lab import lab
 from penstock.cli.runs import runs
+from penstock.cli.story import replay
 from penstock.cli.threads import set_waiting
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app = typer.Typer(
 
 app.add_typer(lab)
 app.add_typer(runs)
+app.command()(replay)
 
 INTERRUPTED = 130
 

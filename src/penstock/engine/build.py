@@ -181,6 +181,8 @@ class Parts(Core):
     journal: Journal = field(kw_only=True)
     progress: Progress = field(default_factory=Progress, kw_only=True)
     saving: Saving = field(kw_only=True)
+    #: The step after which the loop ends.
+    until: int = field(kw_only=True)
     watch: Watch = field(default_factory=Watch, kw_only=True)
 
 
@@ -276,7 +278,8 @@ def _build(
     manifest = agreed_manifest(snapshot, world) if snapshot else None
     core = build_core(config, world, plan, stop, journal.warn, Progress(**manifest.numbers) if manifest else None)
     saving = Saving(run, config, core.world, manifest)
-    parts = Parts(**{f.name: getattr(core, f.name) for f in fields(core)}, run=run, corpus=corpus, journal=journal, saving=saving)
+    shared = {f.name: getattr(core, f.name) for f in fields(core)}
+    parts = Parts(**shared, run=run, corpus=corpus, journal=journal, saving=saving, until=config.train.steps)
     if snapshot and manifest:
         parts.progress = Progress(**load_snapshot(snapshot, parts.tensors(), world, parts.placements(), parts.layout, when_nodes_change))
         if not any(name.endswith(".local") for name in manifest.tensors):

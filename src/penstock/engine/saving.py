@@ -16,6 +16,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from penstock.comm import World
 from penstock.config import Config, UserError
 from penstock.store import Increments, Manifest, Outcome, Policy, Run, Saver, Snapshot, append_event, collect, history_head, published, tell_snapshot
@@ -118,6 +120,11 @@ def about_state(parts: Parts) -> dict[str, Any]:
         "code": identity.get("code"),
         "environment": identity.get("environment"),
         "data": {"digest": identity.get("data_digest"), "seed": config.run.seed, "step": step},
-        "layout": parts.layout.as_dict(),
-        "metrics": parts.journal.measured | {"tokens": parts.progress.tokens},
+        "layout": placed(parts),
+        "metrics": parts.journal.measured | {"tokens": parts.progress.tokens, "tokens_per_s": parts.journal.speed()},
     }
+
+
+def placed(parts: Parts) -> dict[str, Any]:
+    """The layout with what else decides in which order numbers are added: the device, and the threads of a rank."""
+    return parts.layout.as_dict() | {"device": parts.world.device.type, "threads": torch.get_num_threads()}

@@ -18,14 +18,14 @@ from penstock.comm import World, join_world, leave_world, under_launcher
 from penstock.config import Config, ConfigError, EchoedError, UserError, walk_settings, with_values
 from penstock.data import prepare
 from penstock.engine.launch import launch
+from penstock.engine.origin import record_origin
 from penstock.engine.resolve import check_ranks, check_world, cores, resolve
 from penstock.engine.worker import run_rank
-from penstock.plan import describe_environment
 from penstock.store import Run, append_event, check_format, create_run, current_writer, list_snapshots, new_run_folder, save_config
 
 Progress = Callable[[float, str], None]
 
-#: Sections a resumed run may change; everything else decides what the state means or what was already computed.
+#: Sections a resumed run may change; all else decides what the state means or what was already computed, and is a fork's to change (`fork.py`).
 CHANGEABLE = (
     "train.steps", "batch.micro", "eval.", "snapshot.", "metrics.", "layout.", "exchange.", "balance.", "compile.", "run.device", "run.threads",
     "optim.lr", "optim.muon_lr", "optim.weight_decay", "optim.clip", "optim.schedule", "optim.decay", "optim.min_lr", "optim.warmup",
@@ -56,6 +56,7 @@ def resume_run(run: Run, values: dict[str, Any], nproc: int, progress: Progress 
         prepare(config.data, progress=progress)
         tell_changes(run, before, config)
         save_config(run, config)
+        record_origin(run)
         return run
 
     if under_launcher():
@@ -69,14 +70,9 @@ def make_run(config: Config, label: str, command: str, folder: Path | None, prog
     """Prepare the corpus, resolve the config, and create the run's folder."""
     corpus = prepare(config.data, progress=progress)
     config = resolve(config, corpus, cores())
-    identity = {
-        "command": command,
-        "environment": describe_environment(),
-        "data": corpus.summary,
-        "data_digest": corpus.digest,
-        "source": label,
-    }
+    identity = {"command": command, "data": corpus.summary, "data_digest": corpus.digest, "source": label}
     run = create_run(config, folder or new_run_folder(config, label), identity)
+    record_origin(run)
     corpus.tokenizer.save(run.path / "tokenizer")
     return run
 
@@ -97,7 +93,7 @@ def changed(config: Config, values: dict[str, Any]) -> Config:
         if value != before[name] and not name.startswith(CHANGEABLE):
             raise ConfigError(
                 f"{name} was {before[name]!r} when the run began and cannot become {value!r} on resuming: "
-                "its snapshots hold that model, data and optimizer; start a new run, or leave it out"
+                "its snapshots hold that model, data and optimizer; leave it out, or fork the run (`penstock runs fork`), which makes it another one"
             )
     return new
 

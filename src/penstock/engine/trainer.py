@@ -1,6 +1,6 @@
 """The training loop: take a step, write it down, evaluate and save when due, stop when asked.
 
-    while step < train.steps:
+    while step < until:
         next_result      data → forward, backward → exchange → clip → update      (step.py, late.py)
         balancer         each replica's share of the next batch, where that is measured (balance.py)
         journal          metrics store, TensorBoard, live line                     (journal.py)
@@ -25,10 +25,10 @@ from penstock.engine.step import NonFinite
 
 
 def train(parts: Parts) -> bool:
-    """Train until `train.steps` or a stop request; return whether the run is complete."""
+    """Train until step `parts.until` or a stop request; return whether it was reached."""
     config, progress = parts.config, parts.progress
     started = time.perf_counter() - progress.wall_s
-    while progress.step < config.train.steps:
+    while progress.step < parts.until:
         began = time.perf_counter()
         try:
             result = next_result(parts, progress.step, settled_after(parts))
@@ -43,7 +43,7 @@ def train(parts: Parts) -> bool:
         tune_micro(parts, seconds)
         parts.watch.after_step(parts, seconds)
         parts.chooser.after_step(parts, seconds)
-        finished = progress.step == config.train.steps
+        finished = progress.step == parts.until
         if finished or (due(progress.step, config.eval.every) and not result.stop):
             evaluate(parts)
         progress.wall_s = time.perf_counter() - started
@@ -58,7 +58,7 @@ def train(parts: Parts) -> bool:
 def settled_after(parts: Parts) -> bool:
     """Whether the loop does something with the state after the coming step, so that no later one may have begun."""
     config, step = parts.config, parts.progress.step + 1
-    return step == config.train.steps or any(due(step, every) for every in (config.eval.every, config.snapshot.every, parts.watch.every(parts)))
+    return step == parts.until or any(due(step, every) for every in (config.eval.every, config.snapshot.every, parts.watch.every(parts)))
 
 
 def due(step: int, every: int) -> bool:

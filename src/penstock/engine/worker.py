@@ -22,6 +22,7 @@ from penstock.engine.exchange import consensus
 from penstock.engine.exchange_report import announcement
 from penstock.engine.journal import Journal, summary
 from penstock.engine.resolve import check_world, cores
+from penstock.engine.saving import placed
 from penstock.engine.state import weights_digest
 from penstock.engine.trainer import train
 from penstock.monitor import write_report
@@ -29,14 +30,15 @@ from penstock.plan import measure_peak
 from penstock.store import Run, list_snapshots, writer_lock
 
 
-def run_rank(run: Run, world: World, supervised: bool = False) -> dict[str, Any]:
-    """Train `run` to its end on this rank, or until asked to stop; return its summary."""
+def run_rank(run: Run, world: World, supervised: bool = False, until: int = 0) -> dict[str, Any]:
+    """Train `run` on this rank to its end, to step `until` if that is not 0, or until asked to stop; return its summary."""
     config = run.config()
     check_world(config, world.size)
     use_threads(config)
     corpus = open_corpus(run, config)
     with only_writer(run, world), StopRequest(supervised) as stop:
         parts = build(run, config, world, corpus, stop, open_journal(run, config, world))
+        parts.until = until or config.train.steps
         announce(parts)
         try:
             complete = train(parts)
@@ -116,7 +118,7 @@ def announce(parts: Parts) -> None:
         parts.journal.say(f"going on from step {step} of {config.train.steps}")
         parts.journal.event(step, "resume", f"went on from step {step} on {how}")
     text = f"went on from step {step} on {how}" if step else f"began on {how}"
-    parts.saving.tell_history("resume" if step else "start", text, step, snapshot=parts.saving.taken_up, layout=parts.layout.as_dict())
+    parts.saving.tell_history("resume" if step else "start", text, step, snapshot=parts.saving.taken_up, layout=placed(parts))
 
 
 def finish(parts: Parts, state: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ Cost: a pass of BLAKE3 over each cell, and the codec over those that changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -91,9 +91,9 @@ class CellWriter:
         """Bytes written."""
         return self._pack.size
 
-    def lineage(self) -> Lineage:
-        """What the rank knows for the next snapshot, once this one is published."""
-        bases = self._before.bases | {digest: entry.base for digest, entry in self.chunks.items()}
+    def lineage(self, superseded: Iterable[str]) -> Lineage:
+        """What the rank knows for the next snapshot, once this one is published; of the `superseded` chunks it does not know the bases."""
+        bases = self._before.bases | {digest: entry.base for digest, entry in self.chunks.items()} | dict.fromkeys(superseded)
         kept: dict[str, str | None] = {}
         for digest in self.digests:
             at: str | None = digest

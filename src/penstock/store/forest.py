@@ -84,7 +84,7 @@ class Forest:
         return self._numbers[key]
 
 
-def decoded(digest: str, entry: ChunkEntry, payload: bytes, base: Tensor | None) -> Tensor:
+def decoded(digest: str, entry: ChunkEntry, payload: bytes | memoryview, base: Tensor | None) -> Tensor:
     """A chunk's content as a flat tensor, from its payload and its base's content; raises `Damaged` if that is not what its digest says."""
     where = f"chunk {digest[:12]} in {entry.pack} at {entry.offset}"
     try:

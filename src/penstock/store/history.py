@@ -67,8 +67,8 @@ class History:
 
     @property
     def dropped(self) -> set[str]:
-        """Ids of the snapshots that collections dropped."""
-        lists = [event.data.get("dropped") for event in self.events if event.kind == "gc"]
+        """Ids of the snapshots that collections dropped, or that a fork left where it came from."""
+        lists = [event.data.get("dropped") for event in self.events if event.kind in ("gc", "fork")]
         return {id for ids in lists if isinstance(ids, list) for id in ids if isinstance(id, str)}
 
 

@@ -23,9 +23,15 @@ def report(writer: CellWriter) -> dict[str, Any]:
 
 
 def make_manifest(
-    step: int, parent: Manifest | None, numbers: dict[str, Any], about: dict[str, Any], plan: StatePlan, reports: Sequence[dict[str, Any]]
+    step: int,
+    parent: str | None,
+    stored: Mapping[str, ChunkEntry],
+    numbers: dict[str, Any],
+    about: dict[str, Any],
+    plan: StatePlan,
+    reports: Sequence[dict[str, Any]],
 ) -> Manifest:
-    """The manifest of a snapshot of which the ranks have told these reports."""
+    """The manifest of a snapshot of which the ranks have told these reports; `stored` are the chunks of its parent."""
     digests: dict[tuple[str, int], str] = {}
     fresh: dict[str, ChunkEntry] = {}
     for rank, told in enumerate(reports):
@@ -36,8 +42,13 @@ def make_manifest(
         shape = plan.placements[name].shape
         cells = tuple(digests[name, index] for index in range(len(grid(shape, dtype.itemsize))))
         tensors[name] = TensorEntry(shape, dtype_name(dtype), cells)
-    chunks = closure(digests.values(), fresh | (parent.chunks if parent else {}))
-    return Manifest(step, parent.id if parent else None, time.strftime("%Y-%m-%dT%H:%M:%S%z"), tensors, chunks, numbers, about)
+    chunks = closure(digests.values(), fresh | dict(stored))
+    return Manifest(step, parent, time.strftime("%Y-%m-%dT%H:%M:%S%z"), tensors, chunks, numbers, about)
+
+
+def superseded(manifest: Manifest, reports: Sequence[dict[str, Any]]) -> list[str]:
+    """Digests of what some rank has written and the manifest takes from elsewhere: its base may not be what that rank believes."""
+    return sorted({digest for told in reports for digest, row in told["chunks"].items() if manifest.chunks[digest] != ChunkEntry(*row)})
 
 
 def closure(digests: Iterable[str], stored: Mapping[str, ChunkEntry]) -> dict[str, ChunkEntry]:

@@ -40,12 +40,12 @@ from penstock.config import SharedError, UserError
 from penstock.parallel import Layout, Placement
 from penstock.store.attempt import remove_pack, try_again, write_together
 from penstock.store.cell_writer import CellWriter, Increments, Lineage
-from penstock.store.chunks import Damaged
+from penstock.store.chunks import ChunkEntry, Damaged
 from penstock.store.folder import Folder, LocalFolder
 from penstock.store.grid import StatePlan
 from penstock.store.manifest import Manifest, Snapshot, list_snapshots, read_manifest, write_manifest
 from penstock.store.packs import new_pack_name
-from penstock.store.publish import make_manifest, report
+from penstock.store.publish import make_manifest, report, superseded
 from penstock.store.staging import HostCells, Share, Staging
 from penstock.store.together import Ranks
 
@@ -99,7 +99,9 @@ class Saver:
         self._folder, self._device, self._after = folder, world.device, after
         self._increments = increments or Increments()
         self._ranks, self._meter = Ranks(world, timeout_s), world.meter
-        self._parent = before
+        #: The id of the snapshot that the next one follows, and the chunks which that one needs; the lead's.
+        self._parent: str | None = before.id if before else None
+        self._stored: dict[str, ChunkEntry] = before.chunks if before else {}
         self._lineage = Lineage({digest: entry.base for digest, entry in before.chunks.items()} if before else {})
         self._plan: StatePlan | None = None
         self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
@@ -203,9 +205,9 @@ class Saver:
         if verdict["failure"]:
             remove_pack(self._folder, pack)
             if verdict["forget"]:
-                self._parent, self._lineage = None, Lineage()
+                self._stored, self._lineage = {}, Lineage()
             return Outcome(job.step, None, verdict["failure"], n_bytes, time.perf_counter() - began)
-        self._follow(written, job)
+        self._follow(written, verdict["superseded"], job)
         snapshot = Snapshot(self._folder, verdict["file"], job.step, verdict["id"])
         return Outcome(job.step, snapshot, "", n_bytes, time.perf_counter() - began, tuple(verdict["warnings"]))
 
@@ -214,26 +216,37 @@ class Saver:
         verdict: dict[str, Any] = {"failure": "", "fault": "", "forget": False, "warnings": []}
         assert self._plan is not None
         try:
-            manifest = make_manifest(job.step, self._parent, job.numbers, job.about, self._plan, reports)
-            verdict["failure"] = try_again(lambda: write_manifest(self._folder, manifest))
-            if verdict["failure"]:
-                return verdict
-            self._parent = manifest
+            manifest = make_manifest(job.step, self._parent, self._stored, job.numbers, job.about, self._plan, reports)
             snapshot = Snapshot(self._folder, manifest.file, manifest.step, manifest.id[:12])
+            why = try_again(lambda: write_manifest(self._folder, manifest))
+            if why and not is_there(snapshot):
+                return verdict | {"failure": why}
+            if why:
+                verdict["warnings"].append(f"step {job.step} is saved, but perhaps not safe from a loss of power: {why}")
+            self._parent, self._stored = manifest.id, manifest.chunks
             with warned(verdict["warnings"]):
                 self._after(snapshot, manifest)
-            return verdict | {"file": snapshot.file, "id": snapshot.id}
+            return verdict | {"file": snapshot.file, "id": snapshot.id, "superseded": superseded(manifest, reports)}
         except Damaged as error:  # what it builds on has been removed: the next one builds on nothing
             return verdict | {"failure": str(error), "forget": True}
         except Exception as error:  # the other ranks must not wait for this one
             traceback.print_exc()
             return verdict | {"fault": f"{type(error).__name__}: {error}"}
 
-    def _follow(self, writer: CellWriter, job: Job) -> None:
+    def _follow(self, writer: CellWriter, superseded: list[str], job: Job) -> None:
         """Let the next snapshot build on this one."""
-        before, self._lineage = self._lineage.cells, writer.lineage()
+        before, self._lineage = self._lineage.cells, writer.lineage(superseded)
         self._free = job.cells if self._lineage.cells is None else before
         self._make_room()
+
+
+def is_there(snapshot: Snapshot) -> bool:
+    """Whether a snapshot is there, although it was said that it could not be written: its name was, and only the flush of the disk was refused."""
+    try:
+        read_manifest(snapshot)
+    except Damaged:
+        return False
+    return True
 
 
 @contextmanager

@@ -65,10 +65,10 @@ class Timeline:
         return {"snapshots": snapshots, "events": events, "head": self.head, "damage": self.damage, "notes": self.notes}
 
 
-def tell_snapshot(run: Path, manifest: Manifest) -> Event:
+def tell_snapshot(run: Path, manifest: Manifest, how: str = "saved") -> Event:
     """Add to a run's history that a snapshot has been published, with what remains known of it when it is dropped."""
     row = row_of(manifest)._asdict()
-    return append_event(run, "snapshot", f"saved as {manifest.id[:12]}", manifest.step, **{name: row[name] for name in _TOLD})
+    return append_event(run, "snapshot", f"{how} as {manifest.id[:12]}", manifest.step, **{name: row[name] for name in _TOLD})
 
 
 def run_timeline(run: Path) -> Timeline:

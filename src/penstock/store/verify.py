@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from penstock.store.chunks import ChunkEntry, Damaged
+from penstock.store.code import FOLDER as CODE
+from penstock.store.code import diffs_of, is_diff
 from penstock.store.folder import Folder
 from penstock.store.forest import Forest
 from penstock.store.history import FILE, History, read_history
@@ -57,6 +59,7 @@ class _Facts:
     id: str
     chunks: array[int]
     head: Any  #: its `about.history`
+    diffs: list[str]  #: files of the code's changes that it names
 
 
 def verify_run(folder: Folder) -> Verified:
@@ -66,7 +69,7 @@ def verify_run(folder: Folder) -> Verified:
         result.snapshots += 1
         try:
             manifest = read_manifest(snapshot)
-            found.append(_Facts(snapshot, manifest.id, forest.add(manifest.chunks), manifest.about.get("history")))
+            found.append(_Facts(snapshot, manifest.id, forest.add(manifest.chunks), manifest.about.get("history"), diffs_of(manifest)))
         except Damaged as error:
             result.damage.append(Damage(snapshot.file, str(error), [snapshot.step]))
     result.chunks, result.bytes = len(forest.chunks), sum(entry.size for _, entry, _ in forest.chunks)
@@ -74,6 +77,7 @@ def verify_run(folder: Folder) -> Verified:
     _check_packs(folder, forest, result)
     _check_history(read_history(folder), found, result)
     _check_files(folder, result)
+    _check_code(folder, found, result)
     return result
 
 
@@ -148,6 +152,14 @@ def _check_files(folder: Folder, result: Verified) -> None:
             ids = {snapshot.id for snapshot in list_snapshots(folder)}
             gone = [str(pin)[:12] for pin in _list(content) if str(pin)[:12] not in ids]
             result.damage += [Damage(name, f"the pinned snapshot {id} is not there") for id in gone]
+
+
+def _check_code(folder: Folder, found: list[_Facts], result: Verified) -> None:
+    """The code's uncommitted changes against the digests that they are named by."""
+    here = folder.names(CODE)
+    result.damage += [Damage(name, "its content has another digest than its name") for name in here if not is_diff(name, folder.read(name))]
+    for name in sorted({name for facts in found for name in facts.diffs} - set(here)):
+        result.damage.append(Damage(name, "it is missing, and a snapshot names it as the code's changes"))
 
 
 def _list(value: Any) -> list[Any]:

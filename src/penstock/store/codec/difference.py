@@ -1,14 +1,14 @@
 """Numbers by their differences from a base: the part of a difference that says something is coded, and below it as many bits as its number has.
 
 A weight moves by as much in 20 steps whether it is large or small; of the difference, counted in places among the floats (formats.py), a small weight
-has more bits than a large one. Let 2^e be the size of differences in a row and column (scales.py). In the octave 2^(e+c) of the base, a step of 2^(e-2) is
-2^k places, k = mantissa - 2 - c. So
+has more bits than a large one. Let 2^e be the size of differences in a row and column (scales.py). In the octave 2^(e+c) of the base, a step of
+2^(e-2) is 2^k places, k = mantissa - 2 - c. So
 
     symbol = (place - base's place) >> k,        the low k bits follow as they are, and k, known from the base, varies from number to number
 
-Symbols are then distributed alike whatever the octave, normal if differences are, and what follows is random: nothing is left to win but by foretelling
-the differences themselves. A base below 2^(e+1) says little more than a sign: there k = mantissa - 3, and the symbol, in a list of its own, is the
-number's own magnitude in steps of 1/8 octave, and whether its sign is the base's. Numbers out of the symbols' reach are written in full.
+Symbols are then distributed alike whatever the octave, normal if differences are, and what follows is random: nothing is left to win but by
+foretelling the differences themselves. A base below 2^(e+1) says little more than a sign: there k = mantissa - 3, and the symbol, in a list of its
+own, is the number's own magnitude in steps of 1/8 octave, and whether its sign is the base's. Numbers out of the symbols' reach are written in full.
 
 Of the low bits, whole bytes that nearly all numbers have are planes; the rest are packed by varbits.py.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from penstock.store.codec.blocks import ESCAPE, Offsets, Shape, escaped, put_escaped, to_symbols
+from penstock.store.codec.blocks import ESCAPE, Offsets, Shape, entropy_bits, escaped, put_escaped, to_symbols
 from penstock.store.codec.formats import SINGLE_BIAS, Format, to_single
 from penstock.store.codec.scales import fit
 from penstock.store.codec.sections import expand, raw, squeeze
@@ -36,25 +36,23 @@ def encode(x: np.ndarray, base: np.ndarray, shape: Shape, form: Format) -> list[
     offsets = scales_of(x, base, shape, form)
     octaves = _octaves(base, offsets, form)
     widths, whole = _widths(octaves, form)
-    symbols, rest = np.empty(x.size, np.uint8), np.empty(x.size, np.uint32)
+    most, kind = form.mantissa - 3 - 8 * whole, np.dtype("u1" if whole == 2 or form.bits == 16 else "u4")
+    symbols, rest, planes = np.empty(x.size, np.uint8), np.empty(x.size, kind), np.empty(x.size if whole else 0, f"u{max(whole, 1)}")
+    wide = widths - 8 * whole
     far, near = [], []
     for part, _ in offsets.blocks():
-        close, width = octaves[part] <= 0, widths[part].astype(np.int32)
-        where, elsewhere = np.flatnonzero(close), np.flatnonzero(~close)
-        change = np.subtract(x[part], base[part], dtype=np.int32)
-        its, was = x[part].take(where).astype(np.int32), base[part].take(where).astype(np.int32)
-        change[where] = its
-        symbol = symbols[part]
-        to_symbols((change >> width) + MIDDLE, symbol)
-        symbol[where] = _near_symbols(its, was, octaves[part].take(where), form)
-        np.bitwise_and(change, ~(np.int32(-1) << width), out=rest[part].view(np.int32))
+        symbol, where, elsewhere, change = _symbols(x[part], base[part], octaves[part], widths[part], form)
+        symbols[part] = symbol
+        if whole:
+            np.copyto(planes[part], change, casting="unsafe")
+            change >>= 8 * whole
+        np.bitwise_and(change.astype(kind), ~(kind.type(-1 % 2 ** (8 * kind.itemsize)) << wide[part].astype(kind)), out=rest[part])
         far.append(symbol.take(elsewhere))
         near.append(symbol.take(where))
-    planes = rest.astype(f"u{whole}").tobytes() if whole else b""
-    rest >>= 8 * whole
-    most = form.mantissa - 3 - 8 * whole
-    bits = write_bits(rest.astype(np.uint8) if most <= 8 else rest, widths - 8 * whole, most).tobytes()
-    return [offsets.squeezed(), squeeze(np.concatenate(far)), squeeze(np.concatenate(near)), planes, bits, escaped(x, symbols)]
+    bits = write_bits(rest, wide, most)
+    return [
+        offsets.squeezed(), squeeze(np.concatenate(far)), squeeze(np.concatenate(near)), planes.tobytes(), bits.tobytes(), escaped(x, symbols),
+    ]  # fmt: skip
 
 
 def decode(sections: list[memoryview], base: np.ndarray, shape: Shape, form: Format) -> np.ndarray:
@@ -62,9 +60,9 @@ def decode(sections: list[memoryview], base: np.ndarray, shape: Shape, form: For
     offsets = Offsets.expanded(sections[0], shape)
     octaves = _octaves(base, offsets, form)
     widths, whole = _widths(octaves, form)
-    n_near = np.count_nonzero(octaves <= 0)
+    n_near = int(np.count_nonzero(octaves <= 0))
     far, near = expand(sections[1], base.size - n_near, np.uint8), expand(sections[2], n_near, np.uint8)
-    planes = raw(sections[3], base.size if whole else 0, f"u{max(whole, 1)}")
+    planes = raw(sections[3], base.size if whole else 0, np.dtype(f"u{max(whole, 1)}"))
     wide = widths - 8 * whole
     rest = read_bits(raw(sections[4], words_of(wide), np.uint64), wide, form.mantissa - 3 - 8 * whole)
     symbols, words = np.empty(base.size, np.uint8), np.empty(base.size, form.word)
@@ -90,16 +88,30 @@ def decode(sections: list[memoryview], base: np.ndarray, shape: Shape, form: For
     return words
 
 
+def estimate(x: np.ndarray, base: np.ndarray, shape: Shape, form: Format) -> float:
+    """About how many bits a number takes, from a matrix of some."""
+    octaves = _octaves(base, scales_of(x, base, shape, form), form)
+    widths, _ = _widths(octaves, form)
+    symbols, where, elsewhere, _ = _symbols(x, base, octaves, widths, form)
+    coded = sum(entropy_bits(symbols.take(some)) for some in (where, elsewhere)) + form.bits * np.count_nonzero(symbols == ESCAPE)
+    return (coded + float(widths.sum(dtype=np.int64))) / x.size
+
+
 def scales_of(x: np.ndarray, base: np.ndarray, shape: Shape, form: Format) -> Offsets:
     """Log magnitudes of the differences as floats, by row and column, in steps of 1/8 octave."""
 
     def logs(rows: slice, columns: slice) -> np.ndarray:
         new, old = (np.ascontiguousarray(words.reshape(shape)[rows, columns]) for words in (x, base))
-        with np.errstate(all="ignore"):
-            change = to_single(new, form) - to_single(old, form)
-        return ((change.view(np.int32) & 0x7FFFFFFF) >> 20).astype(np.int16)
+        return log_differences(new, old, form)
 
-    return fit(logs, shape, OCTAVE)
+    return fit(logs, shape, OCTAVE, OCTAVE // 4)
+
+
+def log_differences(x: np.ndarray, base: np.ndarray, form: Format) -> np.ndarray:
+    """Log magnitudes of differences as floats (int16, 1/8 octave)."""
+    with np.errstate(all="ignore"):
+        change = to_single(x, form) - to_single(base, form)
+    return ((change.view(np.int32) & 0x7FFFFFFF) >> 20).astype(np.int16)
 
 
 def _octaves(base: np.ndarray, offsets: Offsets, form: Format) -> np.ndarray:
@@ -122,11 +134,24 @@ def _widths(octaves: np.ndarray, form: Format) -> tuple[np.ndarray, int]:
     return np.maximum(widths, 8 * whole, out=widths), whole
 
 
+def _symbols(
+    x: np.ndarray, base: np.ndarray, octaves: np.ndarray, widths: np.ndarray, form: Format
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Symbols of a flat block; indices of the numbers whose base is near zero, and of the others; and what low bits are taken from (int32)."""
+    close = octaves <= 0
+    where, elsewhere = np.flatnonzero(close), np.flatnonzero(~close)
+    change = np.subtract(x, base, dtype=np.int32)
+    its, was = x.take(where).astype(np.int32), base.take(where).astype(np.int32)
+    change[where] = its
+    symbols = to_symbols((change >> widths.astype(np.int32)) + MIDDLE)
+    symbols[where] = _near_symbols(its, was, octaves.take(where), form)
+    return symbols, where, elsewhere, change
+
+
 def _near_symbols(x: np.ndarray, base: np.ndarray, octaves: np.ndarray, form: Format) -> np.ndarray:
     """Symbols of numbers whose base is near zero."""
     height = ((x & form.magnitudes) >> (form.mantissa - 3)) - _zero(base, octaves, form)
-    symbol = 2 * height + (((x ^ base) >> (form.bits - 1)) & 1)
-    return np.minimum(symbol.view(np.uint32), ESCAPE).astype(np.uint8)
+    return to_symbols(2 * height + (((x ^ base) >> (form.bits - 1)) & 1))
 
 
 def _near_numbers(symbol: np.ndarray, base: np.ndarray, octaves: np.ndarray, form: Format) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Numbers of any kind as byte planes: all lowest bytes, all second ones and so on, each squeezed by itself, as bytes of one significance are alike.
 
-Against a base their differences as integers are taken, modulo 2^bits and folded so that small ones of either sign have small bytes, if that is shorter.
-It serves integers, truth values, float64, and whatever is too short for anything better.
+Against a base their differences as integers are taken, if that is shorter, modulo 2^bits and folded so that small ones of either sign have small
+bytes. It serves integers, truth values, float64, and whatever is too short for anything better.
 """
 
 from __future__ import annotations

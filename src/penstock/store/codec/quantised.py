@@ -18,7 +18,7 @@ import math
 import numpy as np
 
 from penstock.store.codec.blocks import ESCAPE, Offsets, Shape, escaped, put_escaped, to_symbols
-from penstock.store.codec.difference import OCTAVE, scales_of
+from penstock.store.codec.difference import log_differences, scales_of
 from penstock.store.codec.formats import SINGLE_BIAS, SINGLE_MANTISSA, Format, from_single, to_single
 from penstock.store.codec.sections import expand, squeeze
 
@@ -30,6 +30,11 @@ _QUARTER = math.sqrt(math.sqrt(2.0))  # exactly rounded everywhere, as `2 ** 0.2
 QUARTERS = np.array([1.0, _QUARTER, math.sqrt(2.0), math.sqrt(2.0) * _QUARTER])
 
 
+def size_of(x: np.ndarray, base: np.ndarray, form: Format) -> float:
+    """Mean log magnitude of differences, in steps."""
+    return float(log_differences(x, base, form).mean())
+
+
 def encode(x: np.ndarray, base: np.ndarray, shape: Shape, form: Format, quality: float) -> tuple[list[bytes], np.ndarray]:
     """The sections of a matrix of words, and what they decode to."""
     offsets = scales_of(x, base, shape, form)
@@ -38,8 +43,8 @@ def encode(x: np.ndarray, base: np.ndarray, shape: Shape, form: Format, quality:
         for part, scale in offsets.blocks():
             old, step = to_single(base[part], form), _steps(scale, quality)
             multiple = np.rint((to_single(x[part], form) - old) / step)
-            multiple = np.fmin(np.fmax(multiple, -1 - MIDDLE), 1 + MIDDLE)  # NaN to a bound
-            to_symbols(multiple.astype(np.int16) + MIDDLE, symbols[part])
+            multiple = np.fmin(np.fmax(multiple, -1 - MIDDLE), 1 + MIDDLE) + np.float32(0.0)  # NaN to a bound, and -0 to 0
+            symbols[part] = to_symbols(multiple.astype(np.int16) + MIDDLE)
             content[part] = from_single(multiple * step + old, form)
     symbols[(content & form.magnitudes) >= form.infinity] = ESCAPE
     np.copyto(content, x, where=symbols == ESCAPE)

@@ -3,10 +3,10 @@
     symbol = round((x - base) / 2^s) - row - column,        decoded = base + (symbol + row + column) · 2^s,
     | decoded - x |  ≤  2^(s-1)                                                     all counted in places (formats.py)
 
-Places are a logarithm, 2^mantissa of them an octave, so the bound is of the ratio: 2^s is at most `quality` times the root mean square of the cell's
-differences in places, and at most `quality` / 2 of an octave (at 0.25: decoded / x is between 1 ± 1/16). What is zero stays zero, and nothing becomes
-zero, negative or infinite: such numbers, and those out of the symbols' reach, are written in full. The base is what an earlier snapshot decodes to, so
-errors do not add up along a chain.
+Places are a logarithm, 2^mantissa of them an octave, so the bound is of the ratio: 2^s is at most `quality` times the root mean square of the
+cell's differences in places, and at most `quality` / 2 of an octave (at 0.25: decoded / x is between 1 ± 1/16). What is zero stays zero, and nothing
+becomes zero, negative or infinite: such numbers, and those out of the symbols' reach, are written in full. The base is what an earlier snapshot
+decodes to, so errors do not add up along a chain.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from penstock.store.codec.scales import fit
 from penstock.store.codec.sections import expand, squeeze
 
 MIDDLE = 127  # the symbol of no difference
-OCTAVE = 8  # steps within which offsets of rows and columns are taken as alike, times four
+SPREAD = 8  # steps, about the spread of numbers, in whose terms scales.py knows outliers
 NORMAL = 1.25  # root mean square of normal numbers over their mean magnitude
 SECTIONS = 3
 
@@ -40,10 +40,10 @@ def encode(x: np.ndarray, base: np.ndarray, shape: Shape, form: Format, shift: i
         new, old = (words.reshape(shape)[rows, columns] for words in (x, base))
         return np.clip(_steps(new, old, shift), -32768, 32767).astype(np.int16)
 
-    offsets = fit(logs, shape, OCTAVE)
+    offsets = fit(logs, shape, SPREAD, 1)
     symbols, content = np.empty(x.size, np.uint8), np.empty_like(x)
     for part, offset in offsets.blocks():
-        to_symbols(_steps(x[part], base[part], shift) - offset + MIDDLE, symbols[part])
+        symbols[part] = to_symbols(_steps(x[part], base[part], shift) - offset + MIDDLE)
         number = _number(symbols[part], offset, base[part], shift)
         symbols[part][(x[part] == 0) | (number <= 0) | (number >= form.infinity)] = ESCAPE
         np.copyto(content[part], number, casting="unsafe")

@@ -14,22 +14,21 @@ from collections.abc import Callable
 
 import numpy as np
 
-from penstock.store.codec.blocks import Offsets
+from penstock.store.codec.blocks import Offsets, Shape
 
 FEW = 16  # rows or columns: fewer say too little to pay for a mean of their own
 ENOUGH = 128
-SPAN = 6  # octaves about the middle beyond which a magnitude does not count for more
+SPAN = 24  # octaves about the middle beyond which a magnitude does not count for more
 
 Logs = Callable[[slice, slice], np.ndarray]
 
 
-def fit(logs: Logs, shape: tuple[int, int], octave: int) -> Offsets:
+def fit(logs: Logs, shape: Shape, octave: int, unit: int) -> Offsets:
     """Offsets whose sums are near the log magnitudes (int16, in units of 1/`octave` octave) that `logs` gives of some rows and columns.
 
-    They are multiples of a quarter octave, which costs little and keeps them short. Zeros and other outliers are cut to 6 octaves from the middle.
+    They are multiples of `unit`, the coarser the shorter. Zeros and other outliers are cut to 24 octaves from the middle.
     """
     rows, columns = shape
-    unit = max(octave // 4, 1)
     per_row = logs(slice(None), slice(None, None, max(columns // ENOUGH, 1)))
     middle = int(np.median(per_row.reshape(-1)[:: max(per_row.size // 2048, 1)]))
     low, high = middle - SPAN * octave, middle + SPAN * octave
@@ -42,7 +41,7 @@ def fit(logs: Logs, shape: tuple[int, int], octave: int) -> Offsets:
         few = slice(None, None, max(rows // ENOUGH, 1))
         per_column = np.clip(logs(few, slice(None)), low, high)
         of_columns = _rounded(per_column.sum(0, dtype=np.int64) - of_rows[few].sum(dtype=np.int64), per_column.shape[0], unit)
-    return Offsets(of_rows, of_columns)
+    return Offsets(of_rows, of_columns, unit)
 
 
 def _rounded(total: np.ndarray, count: int, unit: int) -> np.ndarray:

@@ -48,7 +48,7 @@ class Moved:
 def find(x: np.ndarray, base: np.ndarray, shape: Shape) -> tuple[Marks, list[bytes], Moved]:
     """What to mark, the sections of the marks, and what has moved."""
     still = x == base
-    n_still = np.count_nonzero(still)
+    n_still = int(np.count_nonzero(still))
     if n_still <= FEW * x.size:
         return Marks.NONE, [b"", b""], Moved(None, shape)
     marks, sections, moved = Marks.NONE, [b"", b""], ~still

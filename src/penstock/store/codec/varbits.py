@@ -1,9 +1,9 @@
 """Integers of different widths as one string of bits, by array operations, without a loop over them.
 
-The width of each is known to writer and reader alike. Pairs of numbers are put together, one of each half of the list, the second above the bits of the
-first; then pairs of pairs, as long as 64 bits hold what they may need: sixteen of up to 4 bits, four of up to 16. Each of these few begins where
-those before it end, a cumulative sum of widths, and is shifted to its place in a word of 64 bits; what it has beyond goes to the next word. Those
-that begin in the same word are added up by differences of a cumulative sum, as their bits are apart.
+The width of each is known to writer and reader alike. Pairs of numbers are put together, one of each half of the list, the second above the bits of
+the first; then pairs of pairs, as long as 64 bits hold what they may need: sixteen of up to 4 bits, four of up to 16. Each of these few begins
+where those before it end, a cumulative sum of widths, and is shifted to its place in a word of 64 bits; what it has beyond goes to the next word.
+Those that begin in the same word are added up by differences of a cumulative sum, as their bits are apart.
 
 Words are little-endian. Cost: a nanosecond or two a number of up to 4 bits, to write or to read.
 """
