@@ -40,7 +40,7 @@ from benchmarks.timing import take_turns
 from penstock.engine.build import Parts
 from penstock.engine.evaluate import validation_loss
 from penstock.engine.step import take_step
-from penstock.store.codec import Kind, decode, encode
+from penstock.store.codec import decode, encode
 
 STEPS, EVERY, RESUMED, TURNS = 400, 20, 300, 15
 SETS = [
