@@ -9,7 +9,21 @@ from hypothesis import strategies as st
 from small_store import SmallStore
 
 from penstock.config import UserError
-from penstock.store import Damaged, Policy, Row, collect, find_snapshot, in_use, indexed, list_snapshots, pin, read_history, verify_run, writer_lock
+from penstock.store import (
+    Damaged,
+    Policy,
+    Row,
+    collect,
+    find_snapshot,
+    in_use,
+    indexed,
+    list_snapshots,
+    locks,
+    pin,
+    read_history,
+    verify_run,
+    writer_lock,
+)
 from penstock.store.locks import all_in_use, current_writer
 from penstock.store.retention import chosen
 
@@ -140,7 +154,8 @@ def test_while_a_run_is_written_packs_without_a_name_stay(tmp_path):
     assert "packs/step-00000009-rank-00000-0badcafe.pack" not in made.folder.names("packs") and not verify_run(made.folder).notes
 
 
-def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path):
+def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "WRITER_WAIT_S", 0.1)
     reading, writing = os.pipe()
     first = os.fork()
     if not first:
