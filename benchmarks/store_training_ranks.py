@@ -33,8 +33,8 @@ from penstock.store import LocalFolder, Saver, list_snapshots, load_snapshot
 
 #: 29.5 M parameters, 2,048 tokens a step.
 SETS = [
-    "model.layers=8", "model.dim=512", "model.heads=8", "model.vocab=4096", "data.vocab=4096", "model.context=256", "batch.global=8", "batch.micro=4",
-    "compile.enabled=off", "precision.compute=float32", "optim.warmup=0",
+    "model.layers=8", "model.dim=512", "model.heads=8", "model.vocab=4096", "data.vocab=4096", "model.context=256", "batch.global=8",
+    "batch.micro=4", "compile.enabled=off", "precision.compute=float32", "optim.warmup=0",
 ]  # fmt: skip
 STEPS = 20
 TURNS = int(os.environ.get("PENSTOCK_STORE_TURNS", "3"))

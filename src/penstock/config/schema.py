@@ -305,11 +305,11 @@ class SnapshotSection(Section):
     keep_best: Count = Field(0, description="So many snapshots of the lowest validation loss are kept too; taken right after an evaluation.")
     increments: Literal["lossless", "bounded", "off"] = Field(
         "lossless",
-        description="How a snapshot is stored: as what changed since the one before, bit for bit; with a bounded error, in a fraction of the bytes "
+        description="How a snapshot is stored: as what changed since the last in full, bit for bit; with a bounded error, in a fraction of the bytes "
         "(the last one of a run is exact); or in full each time.",
     )
     chain: Annotated[int, Field(ge=0, le=32)] = Field(
-        8, description="Increments between snapshots in full. More: fewer bytes written, more read on resuming, and older files kept longer."
+        8, description="Increments of a snapshot in full, before the next in full. More: fewer bytes, if the state moves slowly."
     )
 
 

@@ -236,7 +236,7 @@ class Saver:
     def _follow(self, writer: CellWriter, superseded: list[str], job: Job) -> None:
         """Let the next snapshot build on this one."""
         before, self._lineage = self._lineage.cells, writer.lineage(superseded)
-        self._free = job.cells if self._lineage.cells is None else before
+        self._free = before if self._lineage.cells is job.cells else job.cells
         self._make_room()
 
 
