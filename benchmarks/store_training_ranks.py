@@ -31,9 +31,9 @@ from penstock.engine.step import take_step
 from penstock.lab.equivalence import RandomPlan
 from penstock.store import LocalFolder, Saver, list_snapshots, load_snapshot
 
-#: 29.5 M parameters, 2,048 tokens a step.
+#: 29.5 M parameters, 4,096 tokens a step.
 SETS = [
-    "model.layers=8", "model.dim=512", "model.heads=8", "model.vocab=4096", "data.vocab=4096", "model.context=256", "batch.global=8",
+    "model.layers=8", "model.dim=512", "model.heads=8", "model.vocab=4096", "data.vocab=4096", "model.context=256", "batch.global=16",
     "batch.micro=4", "compile.enabled=off", "precision.compute=float32", "optim.warmup=0",
 ]  # fmt: skip
 STEPS = 20
@@ -105,11 +105,12 @@ def figures(world: World, folder: Path) -> dict[str, float]:
     ways: dict[str, Penstock | Torch | None] = {"none": None, "penstock": Penstock(core, folder), "torch": Torch(core, folder)}
     windows: dict[str, list[float]] = {name: [] for name in ways}
     stalls: dict[str, list[float]] = {name: [] for name in ways}
+    asides: dict[str, list[float]] = {name: [] for name in ways}
     copy, copies, step = Copy(core), [], 0
     for turn in range(TURNS + 1):
         for name, way in ways.items():
             copied = longest(world, copy.begin)
-            began = time.perf_counter()
+            began, cpu, own = time.perf_counter(), time.process_time(), time.thread_time()
             stall = longest(world, partial(way.begin, step)) if way else 0.0
             for _ in range(STEPS if turn else 2):
                 take_step(core, step)
@@ -117,14 +118,18 @@ def figures(world: World, folder: Path) -> dict[str, float]:
             if way:
                 way.finish()
             took = max(world.gather_numbers(time.perf_counter() - began, "time"))
+            own = time.thread_time() - own
+            aside = max(world.gather_numbers((time.process_time() - cpu - own) / own, "time"))
             if turn:  # the first warms up
                 copies.append(copied)
                 windows[name].append(took)
                 stalls[name].append(stall)
+                asides[name].append(aside)
     found = {"state_mb": copy.n_bytes / 1e6, "step_s": statistics.median(windows["none"]) / STEPS, "copy_s": statistics.median(copies)}
     for name in ("penstock", "torch"):
         slower = ratio(windows[name], windows["none"])
         found |= {f"{name}_slowdown": slower["ratio"] - 1, f"{name}_slowdown_low": slower["low"] - 1, f"{name}_slowdown_high": slower["high"] - 1}
+        found[f"{name}_cpu_share"] = statistics.median(a - b for a, b in zip(asides[name], asides["none"]))
         found |= {f"{name}_stall_s": max(stalls[name]), f"{name}_stall_over_copy": max(stalls[name]) / found["copy_s"]}
     return found | (restore(copy, folder) if world.is_lead else {})
 
