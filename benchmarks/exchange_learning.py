@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ def learn(tokens: int, kinds: dict[str, dict[str, Any]] = KINDS, seeds: tuple[in
         for seed in seeds:
             for name, settings in kinds.items():
                 runs[name].append(_train(tokens, seed, name, settings, Path(folder)))
+                done = runs[name][-1]
+                print(f"seed {seed} {name}: {done['val_loss']:.4f} in {done['wall_s']:.0f} s, {done['exchange']}", file=sys.stderr, flush=True)
     found: dict[str, float | str] = {"tokens": runs["dense"][0]["tokens"], "seconds_a_run": statistics.median(r["wall_s"] for r in runs["dense"])}
     for name, results in runs.items():
         found[f"{name}_loss"] = statistics.median(result["val_loss"] for result in results)

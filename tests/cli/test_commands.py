@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,46 +12,7 @@ import pytest
 from ranks import free_port
 from small_runs import penstock, refused, small_sets, summary
 
-from penstock.cli import main
-from penstock.store import find_run, list_snapshots
-
-
-@pytest.fixture
-def here(capsys, monkeypatch):
-    """Run a command in this process: a function of its arguments that returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["penstock", *map(str, arguments)])
-        capsys.readouterr()
-        code = main()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
-@pytest.fixture
-def refuses(here):
-    """Run a command that must be refused: exit code 2 and nothing on stdout; returns the message."""
-
-    def run(*arguments):
-        code, out, err = here(*arguments)
-        assert code == 2 and out == "", (arguments, code, err)
-        return err
-
-    return run
-
-
-@pytest.fixture
-def answer(here):
-    """Run a command that must succeed, with --json: a function of its arguments that returns the object printed."""
-
-    def run(*arguments):
-        code, out, err = here(*arguments, "--json")
-        assert code == 0, err
-        return json.loads(out)
-
-    return run
+from penstock.store import find_run, list_snapshots, read_history
 
 
 def start(*arguments):
@@ -63,7 +23,7 @@ def start(*arguments):
 def wait_for_snapshot(run, process, deadline_s=120):
     """Wait until the run at `run` has a snapshot."""
     end = time.monotonic() + deadline_s
-    while not list_snapshots(run / "snapshots"):
+    while not list_snapshots(run):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "no snapshot in time"
         time.sleep(0.02)
@@ -73,6 +33,16 @@ def test_help_is_instant_and_needs_no_torch():
     code = "import sys, penstock.cli.app; assert not {'torch', 'numpy', 'pydantic'} & set(sys.modules), 'imported too much'"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert "train" in penstock("--help").stdout
+
+
+def test_a_run_that_compiles_nothing_imports_no_compiler(tmp_path):
+    """It takes longer than all else that a command imports."""
+    train, generate = ["train", *small_sets(tmp_path), "--run-dir", str(tmp_path / "run")], ["generate", str(tmp_path / "run"), "--tokens", "5"]
+    code = (
+        f"import sys\nfrom penstock.cli import main\nfor words in ({train}, {generate}):\n    sys.argv = ['penstock', *words]\n    assert main() == 0\n"
+        "assert not {'torch._dynamo', 'torch._inductor', 'torch.distributed.fsdp', 'sympy'} & set(sys.modules), 'imported too much'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_train_then_use_the_run(tmp_path, here, answer):
@@ -141,7 +111,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, answer, 
     assert process.returncode == 130, err
     assert f"penstock resume {run}" in err and "Traceback" not in err
     result = json.loads(out)
-    assert result["state"] == "interrupted" and list_snapshots(run / "snapshots")[-1].step == result["step"]
+    assert result["state"] == "interrupted" and list_snapshots(run)[-1].step == result["step"]
     more = answer("resume", run, "--nproc", nproc, "--set", f"train.steps={result['step'] + 3}")
     assert more["step"] == result["step"] + 3
 
@@ -189,6 +159,7 @@ def test_a_killed_rank_is_named_and_the_command_ends(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
     assert re.search(r"rank \d was killed by SIGKILL.*penstock resume", err), err
+    assert re.fullmatch(r"rank \d was killed by SIGKILL", read_history(run).events[-1].text)
 
 
 def test_bad_input_is_refused_in_one_line_with_exit_code_two(tmp_path, refuses):
@@ -234,8 +205,8 @@ def test_a_tokenizer_that_does_not_fit_the_run_is_refused(tmp_path, here, refuse
 def test_a_run_without_a_snapshot_says_so(tmp_path, here, refuses):
     run = tmp_path / "r"
     assert here("train", *small_sets(tmp_path), "--run-dir", run)[0] == 0
-    for snapshot in list_snapshots(find_run(run).snapshots):
-        shutil.rmtree(snapshot.path)
+    for snapshot in list_snapshots(find_run(run).folder):
+        snapshot.path.unlink()
     assert "no snapshot" in refuses("generate", run)
     assert "no snapshot" in refuses("resume", run)
 
@@ -243,12 +214,12 @@ def test_a_run_without_a_snapshot_says_so(tmp_path, here, refuses):
 def test_a_full_disk_while_training_keeps_the_last_snapshot_and_says_so(tmp_path, refuses):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)], capture_output=True).returncode:
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1000k", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("cannot mount a small file system here")
     try:
-        message = refuses("train", *small_sets(tmp_path, snapshot__keep=0, metrics__tensorboard=False), "--run-dir", disk / "r")
-        last = list_snapshots(disk / "r" / "snapshots")[-1].step
-        assert "is full while saving a snapshot" in message and f"last good snapshot is step {last}" in message and last < 6
+        message = refuses("train", *small_sets(tmp_path, snapshot__keep=0, snapshot__increments="off", metrics__tensorboard=False), "--run-dir", disk / "r")
+        last = list_snapshots(disk / "r")[-1].step
+        assert "is full while writing packs/" in message and f"last good snapshot is step {last}" in message and last < 6
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

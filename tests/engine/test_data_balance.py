@@ -194,7 +194,7 @@ def test_a_slowed_rank_is_named_gets_less_to_do_and_its_old_share_when_it_recove
     assert train[11]["imbalance"] > 1.3
     step, text = told[-1]
     assert 26 < step <= 31 and "rank 2" in text and f"every share is {each} of 28 sequences again" in text and len(told) == 2
-    assert read_numbers(list_snapshots(run / "snapshots")[0])["shares"] == {name: shares}
+    assert read_numbers(list_snapshots(run)[0])["shares"] == {name: shares}
     page = write_report(run).read_text()
     assert "rank 2 on host" in page and "Shares of the batch" in page
 

@@ -1,7 +1,7 @@
 """Gradient exchange between nodes: hierarchical sums equal one plain process, compression keeps its books, and the state goes on anywhere."""
 
-import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,11 +9,11 @@ from ranks import run_ranks
 from small_runs import small_config
 
 from lab.models_to_verify import small_question
-from penstock.comm import Axis, codec
+from penstock.comm import Axis, World, build_between, codec
 from penstock.comm.gradients import topk
-from penstock.config import SharedError, UserError, with_values
+from penstock.config import ExchangeSection, SharedError, UserError, with_values
 from penstock.engine.build import Core, build_core
-from penstock.engine.choose_exchange import rejoin
+from penstock.engine.choose_exchange import ExchangeChooser, rejoin
 from penstock.engine.control import StopRequest
 from penstock.engine.exchange import consensus
 from penstock.engine.start import make_run
@@ -23,6 +23,7 @@ from penstock.lab import check, layout_cases
 from penstock.lab.equivalence import RandomPlan, drifted
 from penstock.monitor import MetricStore
 from penstock.parallel import assemble, own_part
+from penstock.plan.layout import planned_traffic, workload
 from penstock.store import Run, list_snapshots, read_numbers, save_config
 
 #: Layouts whose replicas are on two nodes.
@@ -93,7 +94,26 @@ def test_top_k_of_everything_equals_dense_bit_for_bit(layout):
     assert run_ranks(two_kinds, ranks, layout, "float32") == [[]] * ranks
 
 
-KINDS = {"topk": {"exchange.kind": "topk", "exchange.density": 0.1}, "powersgd": {"exchange.kind": "powersgd", "exchange.rank": 2}}
+def sent_and_estimated(world, kinds):
+    """Bytes between nodes of a step, and their estimate, for every kind."""
+    found = []
+    for kind in kinds:
+        core = core_of(world, {"layout.replicate": 4, "exchange.topology": "2x2"} | kind, model__dim=64, model__ffn_dim=128)
+        take_step(core, 0)
+        lines = planned_traffic(core.config, workload(core.config, core.layout))
+        expected = sum(line.sent(core.layout) for line in lines if line.axes == ("node",))
+        found.append((world.meter.take()["node.gradients_between_bytes"], expected))
+    return found
+
+
+def test_the_estimate_of_every_kind_is_near_what_a_step_sends():
+    kinds = [{"exchange.kind": "dense"}, {"exchange.kind": "powersgd", "exchange.rank": 2}]
+    kinds += [{"exchange.kind": kind, "exchange.density": density} for kind in ("topk", "periodic") for density in (0.3, 1.0)]
+    for kind, (sent, expected) in zip(kinds, run_ranks(sent_and_estimated, 4, kinds)[0]):
+        assert sent == pytest.approx(expected, rel=0.0 if kind["exchange.kind"] in ("dense", "powersgd") else 0.1), kind
+
+
+KINDS = {"topk": {"exchange.kind": "topk", "exchange.density": 0.1, "exchange.selection": "exact"}, "powersgd": {"exchange.kind": "powersgd", "exchange.rank": 2}}
 
 
 def books(world, layout, kind):
@@ -233,16 +253,16 @@ def test_nodes_train_apart_and_meet(layout):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["topk", "powersgd", "periodic"])
 def test_a_compressed_run_goes_on_bit_for_bit_and_on_other_ranks(tmp_path, kind):
-    base = {"layout__replicate": 2, "exchange__topology": "2x1", "exchange__kind": kind, "exchange__every": 3, "exchange__density": 0.3, "exchange__rank": 3}
+    base = {"exchange__momentum": 0.9 if kind == "topk" else 0.0, "layout__replicate": 2, "exchange__topology": "2x1", "exchange__kind": kind, "exchange__every": 3, "exchange__density": 0.3, "exchange__rank": 3}
     base |= {"train__steps": 8, "snapshot__every": 4, "snapshot__keep": 0, "eval__every": 0, "metrics__tensorboard": False}
     whole, again = (make_run(small_config(tmp_path, **base), "test", "test", tmp_path / name, None) for name in ("whole", "again"))
     first = run_ranks(go_on, 2, whole.path, timeout_s=200)[0]
     run_ranks(go_on, 2, again.path, timeout_s=200)
-    shutil.rmtree(list_snapshots(again.snapshots)[-1].path)
+    list_snapshots(again.folder)[-1].path.unlink()
     assert run_ranks(go_on, 2, again.path, timeout_s=200)[0] == first
     tensor = {"exchange.topology": "2x2", "layout.replicate": 2, "layout.tensor": 2, "exchange.rank": 2}
-    for changes, ranks in (({"exchange.topology": "4x1", "layout.replicate": 4}, 4), (tensor, 4), ({"exchange.topology": "auto", "exchange.kind": "dense", "layout.replicate": 0, "layout.tensor": 1}, 1)):
-        shutil.rmtree(list_snapshots(again.snapshots)[-1].path)
+    for changes, ranks in (({"exchange.topology": "4x1", "layout.replicate": 4}, 4), (tensor, 4), ({"exchange.topology": "auto", "exchange.kind": "dense", "exchange.momentum": 0.0, "layout.replicate": 0, "layout.tensor": 1}, 1)):
+        list_snapshots(again.folder)[-1].path.unlink()
         save_config(again, with_values(again.config(), changes))
         loss = run_ranks(go_on, ranks, again.path, timeout_s=200)[0]["val_loss"]
         assert loss == pytest.approx(first["val_loss"], rel=0.02)
@@ -282,15 +302,37 @@ def test_auto_lets_nodes_train_apart_where_the_network_is_slow_and_stays_dense_w
     events = {name: [row["text"] for row in MetricStore(run.path / "metrics").read("event") if row["what"] == "exchange"] for name, run in runs.items()}
     assert "from now on nodes train apart and meet every step" in events["slow"][0] and not events["fast"]
     assert slow[0][0] == pytest.approx(fast[0][0], rel=0.02)
-    shutil.rmtree(list_snapshots(runs["slow"].snapshots)[-1].path)
+    list_snapshots(runs["slow"].folder)[-1].path.unlink()
     again = run_ranks(chosen, 2, runs["slow"].path, 3e5, timeout_s=200)
     assert again[0] == again[1]
-    numbers = read_numbers(list_snapshots(runs["slow"].snapshots)[-1])
+    numbers = read_numbers(list_snapshots(runs["slow"].folder)[-1])
     assert numbers["exchange"]["every"] >= 1
-    shutil.rmtree(list_snapshots(runs["slow"].snapshots)[-1].path)
+    list_snapshots(runs["slow"].folder)[-1].path.unlink()
     save_config(runs["slow"], with_values(runs["slow"].config(), {"exchange.topology": "auto", "layout.replicate": 0}))
     alone = run_ranks(chosen, 1, runs["slow"].path, 3e5, timeout_s=200)[0]  # there is nobody to be apart from
     assert alone[0] == pytest.approx(slow[0][0], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("left", "compute_s", "density", "found"),
+    [(0.9, 1.0, "auto", 0.2), (0.2, 1.0, "auto", 0.05), (0.6, 1.0, "auto", 0.1), (0.9, 0.01, "auto", 0.1), (0.9, 1.0, 0.1, 0.1)],
+)
+def test_auto_lets_messages_carry_as_much_as_what_they_leave_out_asks_for(left, compute_s, density, found):
+    section = ExchangeSection(kind="auto", density=density)
+    chooser = ExchangeChooser(section, 2, {"every": 1, "dense_us": 500_000})
+    apart = build_between(chooser.section(), lambda parameter: True)
+    apart.left_share, apart.meeting_s = left, 0.1
+    silent = SimpleNamespace(event=lambda *a: None, say=lambda *a: None)
+    parts = SimpleNamespace(
+        tuner=SimpleNamespace(settled=True), reducer=SimpleNamespace(between=apart), world=World(), journal=silent, progress=SimpleNamespace(step=0)
+    )
+    while parts.progress.step < 120:
+        parts.progress.step += 1
+        chooser.after_step(parts, compute_s + (0.1 if parts.progress.step % apart.every == 0 else 0.0))
+        if apart.density == found != 0.1:
+            break
+    assert apart.density == pytest.approx(found)
+    assert ExchangeChooser(section, 2, chooser.numbers()).section().density == (density if found == 0.1 else pytest.approx(found))
 
 
 def back_to_dense(world):

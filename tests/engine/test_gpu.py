@@ -29,7 +29,7 @@ def test_bfloat16_trains_and_resumes(tmp_path, compiled, changes):
     wide = train(tmp_path, "wide", precision__compute="float32", **changes)
     assert whole["val_loss"] == pytest.approx(wide["val_loss"], rel=2e-2)
     run = find_run(whole["run"])
-    list_snapshots(run.snapshots)[-1].path.rename(tmp_path / "aside")
+    list_snapshots(run.folder)[-1].path.rename(tmp_path / "aside")
     assert resume_run(run, {}, 1, None)["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-3)
 
 

@@ -175,7 +175,7 @@ def test_the_loss_is_that_of_any_fixed_size(tmp_path, changes):
 
 def test_a_resumed_run_begins_to_try_where_it_ended(tmp_path, monkeypatch):
     run = find_run(train(tmp_path, "first")["run"])
-    chosen = read_numbers(list_snapshots(run.snapshots)[-1])["micro"]
+    chosen = read_numbers(list_snapshots(run.folder)[-1])["micro"]
     assert chosen == rows({"run": run.path})[-1]["micro_batch"]
     resume_run(run, {"train.steps": 28}, 1, None)
     assert rows({"run": run.path})[26]["micro_batch"] == chosen

@@ -51,4 +51,4 @@ def test_a_bad_loss_on_one_rank_is_named_by_all_and_the_good_state_saved(tmp_pat
     run = prepared(tmp_path, "bad", eval__every=0)
     said = run_ranks(train_with_a_bad_rank, 2, run)
     assert said[0] == said[1] and "step 3: loss nan" in said[0] and "micro-batch 0 of rank 1" in said[0] and ".txt" in said[0]
-    assert list_snapshots(run / "snapshots")[-1].step == 3
+    assert list_snapshots(run)[-1].step == 3

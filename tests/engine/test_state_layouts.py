@@ -1,12 +1,18 @@
 """The state of a model on every layout is one state: the same digest, exports and snapshots, and optimizers that go on from another's."""
 
 import functools
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from ranks import run_ranks
 
+import penstock.store.grid as grids
 from penstock.comm import World
 from penstock.config import load_config
 from penstock.engine.state import state_placements, state_tensors, weights_digest, whole_model
@@ -14,7 +20,7 @@ from penstock.models import build_decoder, resolve_model
 from penstock.optim import WeightAverage, build_optimizer
 from penstock.parallel import Laid, Layout, Mesh, Placement, Weights, laid_whole, own_part, plan_weights, saved_buffers, shared_matrices
 from penstock.parallel.shard import Sharder
-from penstock.store import list_snapshots, load_snapshot, save_snapshot
+from penstock.store import Increments, LocalFolder, Saver, list_snapshots, load_snapshot, read_manifest, save_snapshot
 
 LAYOUTS = {
     "replicas": (Layout(replicate=4), ()),
@@ -99,7 +105,7 @@ def on_every_layout(world, folder):
         state = State(which, world)
         first, whole = weights_digest(state.laid), whole_model(state.laid)
         state.step(range(2))
-        save_snapshot(folder / which, 2, state.tensors, {}, world, 0, state.placements, layout)
+        save_snapshot(folder / which, 2, state.tensors, {}, world, state.placements, layout)
         trained = weights_digest(state.laid)
         state = State(which, world)
         state.load(folder / "plain", world)
@@ -109,11 +115,45 @@ def on_every_layout(world, folder):
     return found
 
 
+def go_through(world, folder, legs):
+    """Train on one layout after the other, each taking up what the one before saved last, and saving after every step in the background."""
+    grids.CELL = 1 << 10
+    folder, taken, before = LocalFolder(folder), None, 0
+    for which, steps in legs:
+        state = State(which, world)
+        if taken:
+            load_snapshot(taken, state.tensors, world, state.placements, state.mesh.layout)
+        saver = Saver(folder, world, Increments(chain=2), read_manifest(taken) if taken else None)
+        for step in range(before + 1, before + steps + 1):
+            state.step([step])
+            saver.save(step, state.tensors, state.placements, state.mesh.layout, {"step": step}, {})
+        saver.wait()
+        taken = saver.outcomes()[-1].snapshot
+        saver.close()
+        before += steps
+
+
+@examples(max_examples=3)
+@given(st.lists(st.tuples(st.sampled_from(list(LAYOUTS)), st.integers(1, 3)), min_size=2, max_size=4))
+def test_training_that_moves_from_layout_to_layout_is_plain_training(legs):
+    plain = PlainState()
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        run_ranks(go_through, 4, Path(folder), legs)
+        patch.setattr(grids, "CELL", 1 << 10)
+        for snapshot in list_snapshots(Path(folder)):
+            plain.step([snapshot.step])
+            found = {name: torch.zeros_like(tensor) for name, tensor in plain.tensors.items()}
+            assert load_snapshot(snapshot, found) == {"step": snapshot.step}
+            for name, tensor in plain.tensors.items():
+                torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+        assert snapshot.step == sum(steps for _, steps in legs)
+
+
 @functools.cache
 def results(folder):
     plain = PlainState()
     plain.step(range(2))
-    save_snapshot(folder / "plain", 2, plain.tensors, {}, World(), 0)
+    save_snapshot(folder / "plain", 2, plain.tensors, {}, World())
     return run_ranks(on_every_layout, 4, folder, timeout_s=300.0)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import tomllib
 
 import pytest
@@ -42,7 +41,7 @@ def test_a_run_leaves_summary_metrics_snapshot_and_report(plain):
     assert [e["step"] for e in result["evals"]] == [3, 6] and result["val_loss"] == result["evals"][-1]["val_loss"]
     assert run.read("summary.json") == json.loads(json.dumps(result))
     assert (run.path / "report.html").stat().st_size > 2000 and list((run.path / "events").iterdir())
-    assert [s.step for s in list_snapshots(run.snapshots)] == [4, 6]
+    assert [s.step for s in list_snapshots(run.folder)] == [4, 6]
     rows = MetricStore(run.path / "metrics").read("train")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(row["grad_norm"] > 0 and row["tokens_per_s"] > 0 and row["memory_bytes"] > 0 for row in rows)
@@ -89,8 +88,8 @@ def test_resuming_goes_on_as_if_nothing_had_happened(tmp_path):
     whole = train(tmp_path, "whole", optim__ema=0.9)
     half = train(tmp_path, "half", optim__ema=0.9, train__steps=6)
     run = find_run(half["run"])
-    for snapshot in list_snapshots(run.snapshots)[1:]:
-        shutil.rmtree(snapshot.path)
+    for snapshot in list_snapshots(run.folder)[1:]:
+        snapshot.path.unlink()
     resumed = resume_run(run, {}, 1, None)
     assert resumed["weights_digest"] == whole["weights_digest"]
     assert resumed["evals"] == whole["evals"] and resumed["tokens"] == whole["tokens"]
@@ -130,7 +129,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_bad_update(tmp_path,
     with pytest.raises(UserError, match=r"step 3: loss nan.*micro-batch 1 of rank 0: .*\.txt") as error:
         train(tmp_path, "bad", eval__every=0)
     run = Run(tmp_path / "bad")
-    assert [s.step for s in list_snapshots(run.snapshots)][-1] == 3, "the good state is saved"
+    assert [s.step for s in list_snapshots(run.folder)][-1] == 3, "the good state is saved"
     assert run.read("summary.json")["weights_digest"] == whole["weights_digest"] or run.read("summary.json")["step"] == 3
     assert "nan" in str(error.value) and run.read("summary.json")["state"] == "failed"
     monkeypatch.undo()
@@ -160,7 +159,7 @@ def test_switches_train_and_resume_bit_for_bit(tmp_path, changes):
     whole = train(tmp_path, "whole", **changes)
     half = train(tmp_path, "half", snapshot__every=3, snapshot__keep=0, **changes)
     run = find_run(half["run"])
-    shutil.rmtree(list_snapshots(run.snapshots)[-1].path)
+    list_snapshots(run.folder)[-1].path.unlink()
     resumed = resume_run(run, {}, 1, None)
     assert resumed["weights_digest"] == whole["weights_digest"]
     assert whole["evals"][-1]["val_loss"] < math.log(257) + 0.1

@@ -220,7 +220,7 @@ def start_long(tmp_path):
 
     def saved():
         assert process.poll() is None, process.communicate()
-        return list_snapshots(run / "snapshots")
+        return list_snapshots(run)
 
     wait_until(saved, 120, "the first snapshot")
     inside = [subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split() for name in namespaces(process.pid)]

@@ -154,7 +154,7 @@ def update_with_a_gradient_on_one_rank(world):
     weight = own_part(whole, placement, mesh)
     if world.rank == 0:
         weight.grad = own_part(whole, placement, mesh)
-    muon_module.Muon([("w", weight)], 0.1, 0.9, 0.0, Matrices({"w": placement}, mesh)).step()
+    muon_module.Muon([weight], 0.1, 0.9, 0.0, Matrices({"w": placement}, mesh), ["w"]).step()
     return assemble(weight, placement, mesh, "test")
 
 

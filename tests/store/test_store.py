@@ -10,7 +10,20 @@ from ranks import run_ranks
 
 from penstock.comm import World
 from penstock.config import UserError, load_config
-from penstock.store import create_run, find_run, list_runs, list_snapshots, load_snapshot, new_run_folder, read_numbers, save_snapshot
+from penstock.store import (
+    Damaged,
+    attempt,
+    check_format,
+    create_run,
+    find_run,
+    list_runs,
+    list_snapshots,
+    load_snapshot,
+    new_run_folder,
+    read_manifest,
+    read_numbers,
+    save_snapshot,
+)  # fmt: skip
 
 
 def some_state(seed=0):
@@ -40,33 +53,30 @@ def test_a_snapshot_gives_back_every_bit(tmp_path):
     assert same(loaded, state)
 
 
-def test_the_newest_snapshots_are_kept(tmp_path):
-    for step in (1, 2, 10, 11):
-        save_snapshot(tmp_path, step, some_state(step), {}, World(), keep=2)
-    assert [s.step for s in list_snapshots(tmp_path)] == [10, 11]
-    assert not list(tmp_path.glob(".partial*"))
-
-
 def test_no_file_of_a_snapshot_is_a_pickle(tmp_path):
-    saved = save_snapshot(tmp_path, 1, some_state(), {"step": 1}, World())
-    assert {f.suffix for f in saved.path.iterdir()} == {".safetensors", ".json"}
+    save_snapshot(tmp_path, 1, some_state(), {"step": 1}, World())
+    files = [file for file in tmp_path.rglob("*") if file.is_file() and not file.name.startswith(".")]
+    assert {file.suffix for file in files} == {".pack", ".json"}
+    assert all(b"torch" not in file.read_bytes() for file in files)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
-def test_a_damaged_snapshot_is_named_and_the_older_one_offered(tmp_path, damage):
+def test_a_damaged_snapshot_is_named_and_so_is_the_one_before_it(tmp_path, damage):
     save_snapshot(tmp_path, 1, some_state(), {}, World())
-    saved = save_snapshot(tmp_path, 2, some_state(), {}, World())
-    file = next(saved.path.glob("*.safetensors")) if damage != "manifest" else saved.path / "snapshot.json"
+    saved = save_snapshot(tmp_path, 2, some_state(1), {}, World())
+    entry = max((entry for entry in read_manifest(saved).chunks.values() if "step-00000002" in entry.pack), key=lambda entry: entry.size)
+    file = tmp_path / "packs" / entry.pack if damage != "manifest" else saved.path
     content = bytearray(file.read_bytes())
     if damage == "flip":
-        content[-3] ^= 1
+        content[entry.offset + entry.size // 2] ^= 1
         file.write_bytes(content)
     elif damage in ("cut", "manifest"):
-        file.write_bytes(content[:-9])
+        file.write_bytes(content[: len(content) // 3])
     else:
         file.unlink()
-    with pytest.raises(UserError, match=r"damaged.*goes on from step 1"):
+    with pytest.raises(Damaged, match=r"damaged: .*; the one before it is of step 1"):
         load_snapshot(saved, zeros_like(some_state()))
+    assert load_snapshot(list_snapshots(tmp_path)[0], zeros_like(some_state())) == {}
 
 
 def test_a_state_of_another_shape_is_refused_by_name(tmp_path):
@@ -80,54 +90,29 @@ def test_a_state_of_another_shape_is_refused_by_name(tmp_path):
 
 
 def save_together(world, folder):
-    saved = save_snapshot(folder, 3, some_state(), {"step": 3}, world)
-    return sorted(f.name for f in saved.path.glob("*.safetensors"))
+    return read_manifest(save_snapshot(folder, 3, some_state(), {"step": 3}, world)).packs
 
 
 def test_two_ranks_write_one_snapshot_that_one_process_reads(tmp_path):
-    files, also = run_ranks(save_together, 2, tmp_path)
-    assert files == also and len(files) == 2, "replicas share the writing"
+    packs, also = run_ranks(save_together, 2, tmp_path)
+    assert packs == also and len(packs) == 2, "replicas share the writing"
     loaded = zeros_like(some_state())
     assert load_snapshot(list_snapshots(tmp_path)[0], loaded) == {"step": 3}
     assert same(loaded, some_state())
 
 
-def fail_on_rank_one(world, folder):
-    import penstock.store.snapshots as snapshots
-
-    if world.rank == 1:
-        def broken(partial, tensors, world):
-            raise UserError("the disk of rank 1 is full")
-
-        real = snapshots._write_files
-        snapshots._write_files = lambda *args: (real(*args), broken(*args))
-    try:
-        save_snapshot(folder, 5, some_state(), {}, world)
-    except UserError as error:
-        return str(error)
-    return "no error"
-
-
-def test_when_one_rank_cannot_write_all_ranks_stop_and_the_earlier_snapshot_stays(tmp_path):
-    save_snapshot(tmp_path, 1, some_state(), {}, World())
-    messages = run_ranks(fail_on_rank_one, 2, tmp_path)
-    assert "last good snapshot is step 1" in messages[0] and "another rank" in messages[0]
-    assert "rank 1 is full" in messages[1]
-    assert [s.step for s in list_snapshots(tmp_path)] == [1]
-    assert not list(tmp_path.glob(".partial*"))
-
-
-def test_a_full_disk_while_saving_is_said_and_leaves_nothing_half_written(tmp_path):
+def test_a_full_disk_while_saving_is_said_and_leaves_nothing_half_written(tmp_path, monkeypatch):
     disk = tmp_path / "disk"
     disk.mkdir()
     if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("cannot mount a small file system here")
+    monkeypatch.setattr(attempt, "PAUSES", (0.01, 0.01))
     try:
-        small, large = {"model.a": torch.zeros(1000)}, {"model.a": torch.zeros(200_000)}
+        small, large = {"model.a": torch.zeros(1000)}, {"model.a": torch.randn(200_000)}
         save_snapshot(disk, 1, small, {}, World())
-        with pytest.raises(UserError, match=r"disk of .* is full while saving a snapshot.*last good snapshot is step 1"):
+        with pytest.raises(UserError, match=r"disk of .* is full while writing packs/.*last good snapshot is step 1"):
             save_snapshot(disk, 2, large, {}, World())
-        assert [s.step for s in list_snapshots(disk)] == [1] and not list(disk.glob(".partial*"))
+        assert [s.step for s in list_snapshots(disk)] == [1] and len(list((disk / "packs").iterdir())) == 1
         assert load_snapshot(list_snapshots(disk)[0], {"model.a": torch.ones(1000)}) == {}
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -135,12 +120,12 @@ def test_a_full_disk_while_saving_is_said_and_leaves_nothing_half_written(tmp_pa
 
 def test_a_process_killed_while_saving_leaves_the_earlier_snapshot_alone(tmp_path):
     script = """
-import os, sys, torch, penstock.store.snapshots as s
+import os, sys, torch, penstock.store.saver as s
 from penstock.comm import World
 folder = __import__("pathlib").Path(sys.argv[1])
 s.save_snapshot(folder, 1, {"model.a": torch.ones(4)}, {"step": 1}, World())
-s._publish = lambda *a: os.kill(os.getpid(), 9)
-s.save_snapshot(folder, 2, {"model.a": torch.ones(4)}, {"step": 2}, World())
+s.write_manifest = lambda *a: os.kill(os.getpid(), 9)
+s.save_snapshot(folder, 2, {"model.a": torch.zeros(4)}, {"step": 2}, World())
 """
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True)
     assert done.returncode == -9
@@ -179,3 +164,12 @@ def test_a_damaged_run_file_is_named(tmp_path):
     (run.path / "run.json").write_text('{"run": ')
     with pytest.raises(UserError, match=r"run\.json is damaged"):
         run.read("run.json")
+
+
+def test_snapshots_of_the_format_before_are_refused_with_the_version_to_use(tmp_path):
+    run = create_run(load_config("tiny"), tmp_path / "r", {"environment": {"penstock": "0.1.0"}})
+    check_format(run)
+    (run.path / "snapshots" / "step-00000100").mkdir()
+    (run.path / "snapshots" / "step-00000100" / "snapshot.json").write_text('{"format": 2}')
+    with pytest.raises(UserError, match=r"have format 2, and this version of Penstock reads 3; use the version that wrote them, 0\.1\.0"):
+        check_format(run)

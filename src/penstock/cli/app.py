@@ -16,6 +16,8 @@ import typer
 
 from penstock.cli import output
 from penstock.cli.lab import lab
+from penstock.cli.runs import runs
+from penstock.cli.story import replay
 from penstock.cli.threads import set_waiting
 
 app = typer.Typer(
@@ -28,6 +30,8 @@ app = typer.Typer(
 )
 
 app.add_typer(lab)
+app.add_typer(runs)
+app.command()(replay)
 
 INTERRUPTED = 130
 
@@ -214,15 +218,6 @@ def schedule(
     for path in write(found, svg, trace, csv):
         print(f"wrote {path}", file=sys.stderr)
     output.show(found.as_dict(), json, lambda _: found.text())
-
-
-@app.command()
-def runs(runs_dir: RunsDir = "runs", json: Json = False) -> None:
-    """List the runs."""
-    from penstock.store import list_runs
-
-    rows = [output.run_row(run) for run in list_runs(runs_dir)]
-    output.show({"runs": rows}, json, lambda _: output.run_table(rows, runs_dir))
 
 
 @app.command("config")

@@ -55,14 +55,20 @@ def score_line(result: dict[str, Any]) -> str:
 
 def run_row(run: Run) -> dict[str, Any]:
     """What `penstock runs` says of one run."""
-    from penstock.store import list_snapshots
+    from penstock.monitor import MetricStore
+    from penstock.store import list_snapshots, run_state
 
-    identity, summary, saved = run.read("run.json"), run.read("summary.json"), list_snapshots(run.snapshots)
+    identity, summary, saved, state = run.read("run.json"), run.read("summary.json"), list_snapshots(run.path), run_state(run)
+    reached = [saved[-1].step] if saved else []
+    if state == "running":
+        reached.append((MetricStore(run.path / "metrics").last("train") or {}).get("step", 0))
+    elif state != "failed":
+        reached.append(summary.get("step", 0))
     return {
         "run": str(run.path),
         "created": identity.get("created", ""),
-        "state": summary.get("state", "unfinished"),
-        "step": summary.get("step", saved[-1].step if saved else 0),
+        "state": state,
+        "step": max(reached, default=0),
         "snapshot": saved[-1].step if saved else None,
         "val_loss": summary.get("val_loss"),
     }

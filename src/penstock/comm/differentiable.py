@@ -21,27 +21,28 @@ import torch
 from torch import Tensor
 
 from penstock.comm.axis import Axis
+from penstock.comm.opaque import opaque
 
 
-@torch.compiler.disable
+@opaque
 def gather(x: Tensor, axis: Axis, dim: int, purpose: str) -> Tensor:
     """Join the ranks' parts along `dim`."""
     return x if axis.size == 1 else _Gather.apply(x, axis, dim, purpose)
 
 
-@torch.compiler.disable
+@opaque
 def scatter_sum(x: Tensor, axis: Axis, dim: int, purpose: str) -> Tensor:
     """Sum over the axis, and keep this rank's part along `dim`, which must divide evenly."""
     return x if axis.size == 1 else _ScatterSum.apply(x, axis, dim, purpose)
 
 
-@torch.compiler.disable
+@opaque
 def total(x: Tensor, axis: Axis, purpose: str) -> Tensor:
     """Sum over the axis, for every rank to use in its own share of the work."""
     return x if axis.size == 1 else _Total.apply(x, axis, purpose)
 
 
-@torch.compiler.disable
+@opaque
 def exchange(rows: Tensor, axis: Axis, send: Sequence[int], receive: Sequence[int], purpose: str) -> Tensor:
     """Send `send[r]` consecutive rows to each rank r; return the `receive[r]` rows from each, in rank order."""
     return rows if axis.size == 1 else _Exchange.apply(rows, axis, tuple(send), tuple(receive), purpose)

@@ -38,7 +38,7 @@ class Wait(NamedTuple):
 
 
 class ByteMeter:
-    """Bytes, calls and seconds by `axis.purpose`; `take` reads and resets. The courier's thread counts here too (`gradients/courier.py`)."""
+    """Bytes, calls and seconds by `axis.purpose`; `take` reads and resets. Other threads count here too (couriers, the saver)."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -109,9 +109,10 @@ class ByteMeter:
             for name, begin, end in self._events:
                 self._seconds[name] += begin.elapsed_time(end) / 1e3
             self._events.clear()
-        row: dict[str, float] = {f"{name}_bytes": n for name, n in self._bytes.items()}
-        row |= {f"{name}_calls": n for name, n in self._calls.items()} | {f"{name}_s": s for name, s in self._seconds.items()}
-        row |= {f"{name}_between_bytes": n for name, n in self._between.items()}
-        for table in (self._bytes, self._between, self._calls, self._seconds):
-            table.clear()
+        with self._lock:
+            row: dict[str, float] = {f"{name}_bytes": n for name, n in self._bytes.items()}
+            row |= {f"{name}_calls": n for name, n in self._calls.items()} | {f"{name}_s": s for name, s in self._seconds.items()}
+            row |= {f"{name}_between_bytes": n for name, n in self._between.items()}
+            for table in (self._bytes, self._between, self._calls, self._seconds):
+                table.clear()
         return row

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from penstock.config.refusals import impossible
+
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -268,7 +270,17 @@ class ExchangeSection(Section):
     values: Literal["float32", "bf16", "fp8", "int8", "int4", "int2"] = Field(
         "int4", description="Number format of what topk and periodic send; what it rounds off is sent later too."
     )
+    selection: Literal["sampled", "exact"] = Field(
+        "sampled",
+        description="How topk and periodic find the largest entries. sampled: those over a threshold that a sample gives, nearly as many as density "
+        "says; exact: exactly as many, in up to twice the time.",
+    )
     warmup: Count = Field(0, description="Steps in which topk's density falls from 1 to its value.")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0,
+        description="Momentum correction of topk: gradients are summed, decaying so, before the largest are sent, in place of the optimizer's own "
+        "momentum (set optim.beta1 to 0 with it); 0: none.",
+    )
 
 
 class EvalSection(Section):
@@ -288,6 +300,17 @@ class SnapshotSection(Section):
 
     every: Count = Field(100, description="Steps between snapshots; the last step is always written; 0: only the last.")
     keep: Count = Field(2, description="Newest snapshots kept; 0: all.")
+    keep_every: Count = Field(0, description="Snapshots of steps divisible by this are kept too; 0: none.")
+    keep_hours: Annotated[float, Field(ge=0.0)] = Field(0.0, description="The first snapshot of each so many hours of training is kept too; 0: none.")
+    keep_best: Count = Field(0, description="So many snapshots of the lowest validation loss are kept too; taken right after an evaluation.")
+    increments: Literal["lossless", "bounded", "off"] = Field(
+        "lossless",
+        description="How a snapshot is stored: as what changed since the last in full, bit for bit; with a bounded error, in a fraction of the bytes "
+        "(the last one of a run is exact); or in full each time.",
+    )
+    chain: Annotated[int, Field(ge=0, le=32)] = Field(
+        8, description="Increments of a snapshot in full, before the next in full. More: fewer bytes, if the state moves slowly."
+    )
 
 
 class MetricsSection(Section):
@@ -322,70 +345,10 @@ class Config(Section):
     @model_validator(mode="after")
     def check_pairs(self) -> Config:
         """Refuse combinations that cannot work, naming both fields."""
-        for broken, sentence in self._impossible():
+        for broken, sentence in impossible(self):
             if broken:
                 raise ValueError(sentence)
         return self
-
-    def _impossible(self) -> list[tuple[bool, str]]:
-        m, moe, layout = self.model, self.model.moe, self.layout
-        kv, inner = m.kv_heads or m.heads, (layout.tensor, layout.context, layout.expert)
-        measured, together = self.balance.data == "measured", [a for a in ("pipeline", "shard", "expert") if getattr(layout, a) > 1]
-        return [
-            (m.head_dim == 0 and m.dim % m.heads != 0,
-             f"model.dim = {m.dim} is not divisible by model.heads = {m.heads}; change one or set model.head_dim"),
-            (m.head_dim == 0 and m.dim % m.heads == 0 and (m.dim // m.heads) % 2 != 0,
-             f"model.dim = {m.dim} over model.heads = {m.heads} gives an odd head width, which a rotary embedding cannot split"),
-            (m.head_dim % 2 != 0, f"model.head_dim = {m.head_dim} is odd; a rotary embedding needs an even width"),
-            (m.heads % kv != 0, f"model.heads = {m.heads} is not a multiple of model.kv_heads = {kv}; queries share keys in equal groups"),
-            (self.compile.enabled == "on" and max(inner) > 1,
-             f"compile.enabled = 'on' does not go with layout.tensor, layout.context, layout.expert = {', '.join(map(str, inner))}: the exchanges "
-             "inside a block break its graph; set compile.enabled to 'auto' or those to 1"),
-            (self.pipeline.check == "after" and layout.pipeline == 1,
-             "pipeline.check = 'after' takes away a wait between the ranks of a pipeline, and layout.pipeline = 1 has none; set it to 'before'"),
-            (self.pipeline.check == "after" and self.data.document_mask,
-             "pipeline.check = 'after' does not go with data.document_mask = true, whose count of target tokens all ranks must know before the "
-             "update; set pipeline.check to 'before'"),
-            (self.pipeline.check == "after" and moe.experts > 0,
-             f"pipeline.check = 'after' does not go with model.moe.experts = {moe.experts}, whose loads are summed over all ranks in every update; "
-             "set pipeline.check to 'before'"),
-            (self.pipeline.check == "after" and self.exchange.kind != "dense",
-             f"pipeline.check = 'after' does not go with exchange.kind = '{self.exchange.kind}', whose messages all ranks must have received before "
-             "the update; set one to 'before', or the other to 'dense'"),
-            (self.exchange.kind in ("periodic", "auto") and self.optim.ema > 0,
-             f"exchange.kind = '{self.exchange.kind}' does not go with optim.ema = {self.optim.ema}: the weights of nodes that train apart are not "
-             "the model's; set optim.ema to 0, or choose another kind"),
-            (self.exchange.kind in ("periodic", "auto") and layout.expert_every > 0,
-             f"exchange.kind = '{self.exchange.kind}' does not go with layout.expert_every = {layout.expert_every}: experts cannot change places "
-             "on nodes that train apart; set layout.expert_every to 0, or choose another kind"),
-            (measured and self.exchange.kind in ("periodic", "auto"),
-             f"balance.data = 'measured' does not go with exchange.kind = '{self.exchange.kind}', whose nodes train apart on equal shares of the "
-             "batch; set one to 'off', or the other to another kind"),
-            (measured and self.compile.enabled == "on",
-             "balance.data = 'measured' does not go with compile.enabled = 'on', which compiles for one size of micro-batches; set compile.enabled "
-             "to 'off' or 'auto'"),
-            (measured and self.pipeline.check == "after",
-             "balance.data = 'measured' does not go with pipeline.check = 'after': ranks tell each other their times after every step, which is the "
-             "wait that 'after' takes away; set pipeline.check to 'before'"),
-            (measured and self.batch.micro == 1 and bool(together),
-             f"balance.data = 'measured' can move nothing with batch.micro = 1 and layout.{' and layout.'.join(together)} above 1, where all ranks "
-             "have as many micro-batches, and none is smaller than a sequence; raise batch.micro"),
-            (moe.experts > 0 and moe.active > moe.experts,
-             f"model.moe.active = {moe.active} is more than model.moe.experts = {moe.experts}"),
-            (moe.experts > 0 and moe.experts % moe.groups != 0,
-             f"model.moe.experts = {moe.experts} is not a multiple of model.moe.groups = {moe.groups}"),
-            (moe.active_groups > moe.groups,
-             f"model.moe.active_groups = {moe.active_groups} is more than model.moe.groups = {moe.groups}"),
-            (moe.experts > 0 and moe.experts % moe.groups == 0 and moe.active > moe.active_groups * (moe.experts // moe.groups),
-             f"model.moe.active = {moe.active} does not fit into model.moe.active_groups = {moe.active_groups} groups of "
-             f"{moe.experts // moe.groups} experts"),
-            (moe.experts > 0 and moe.groups > 1 and moe.experts // moe.groups < 2,
-             f"model.moe.groups = {moe.groups} leaves fewer than two of model.moe.experts = {moe.experts} in a group"),
-            (moe.experts > 0 and moe.first_dense >= m.layers,
-             f"model.moe.first_dense = {moe.first_dense} leaves none of model.layers = {m.layers} for experts"),
-            (m.rope_scaling.high <= m.rope_scaling.low,
-             f"model.rope_scaling.high = {m.rope_scaling.high} must be above model.rope_scaling.low = {m.rope_scaling.low}"),
-        ]
 
     def tree(self) -> dict[str, Any]:
         """The configuration as nested plain values, with the names users write (`batch.global`)."""

@@ -2,11 +2,12 @@
 
 from penstock.data.batches import Batch, BatchPlan, SamplePlan, ValidationPlan, WindowPlan, validation_plan
 from penstock.data.corpus import corpus_path
+from penstock.data.origins import Excerpt, Origins, SampleOrigin
 from penstock.data.preparation import prepare, text_stream
 from penstock.data.shards import TokenCorpus, TokenStream
 from penstock.data.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
-    "Batch", "BatchPlan", "SamplePlan", "TokenCorpus", "TokenStream", "Tokenizer", "ValidationPlan", "WindowPlan",
-    "corpus_path", "load_tokenizer", "prepare", "text_stream", "validation_plan",
+    "Batch", "BatchPlan", "Excerpt", "Origins", "SampleOrigin", "SamplePlan", "TokenCorpus", "TokenStream", "Tokenizer", "ValidationPlan",
+    "WindowPlan", "corpus_path", "load_tokenizer", "prepare", "text_stream", "validation_plan",
 ]

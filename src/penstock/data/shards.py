@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,26 @@ class TokenStream:
         borders = np.concatenate([[start], self._starts[first:after], [start + length]])
         return np.repeat(np.arange(len(borders) - 1, dtype=np.int32), np.diff(borders))
 
-    def locate(self, token: int) -> str:
-        """Where a token comes from, such as 'books/a.jsonl, line 12', for messages."""
+    def document_at(self, token: int) -> tuple[int, int, int]:
+        """The document that a token belongs to: its number, its first token, and that of the next one."""
         document = int(np.searchsorted(self._starts, token, side="right")) - 1
+        end = int(self._starts[document + 1]) if document + 1 < len(self._starts) else len(self)
+        return document, int(self._starts[document]), end
+
+    def place_of(self, document: int) -> str:
+        """Where a document comes from, such as 'books/a.jsonl, line 12'."""
         source, position = (int(v) for v in self._places[document])
-        path, kind = json.loads((self.folder / SOURCES).read_text(encoding="utf-8"))[source]
-        place = {"jsonl": f", line {position}", "parquet": f", row {position}"}.get(kind, "")
-        return f"{path}{place} ({self.label} document {document})"
+        path, kind = self._sources[source]
+        return path + {"jsonl": f", line {position}", "parquet": f", row {position}"}.get(kind, "")
+
+    def locate(self, token: int) -> str:
+        """Where a token comes from, such as 'books/a.jsonl, line 12 (train document 3)', for messages."""
+        document, _, _ = self.document_at(token)
+        return f"{self.place_of(document)} ({self.label} document {document})"
+
+    @cached_property
+    def _sources(self) -> list[tuple[str, str]]:
+        return [(path, kind) for path, kind in json.loads((self.folder / SOURCES).read_text(encoding="utf-8"))]
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,11 @@ class Tokenizer(ABC):
     def digest(self) -> str:
         """SHA-256 (hexadecimal) of everything that decides the ids."""
 
+    @property
+    def token_bytes(self) -> np.ndarray | None:
+        """Bytes of UTF-8 that each id stands for (int64; an end token: 0), or None where ids do not add up to the text that they were made from."""
+        return None
+
     def encode(self, text: str) -> Ids:
         """Token ids of one text, int64."""
         return self.encode_batch([text])[0]
@@ -72,6 +77,11 @@ class Bytes(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """Token ids of each text, int64."""
         return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64) for text in texts]
+
+    @property
+    def token_bytes(self) -> np.ndarray | None:
+        """One, and 0 for the end."""
+        return np.append(np.ones(256, dtype=np.int64), 0)
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """The text of `ids`; a character cut in the middle becomes U+FFFD."""
@@ -124,6 +134,11 @@ class Characters(Tokenizer):
             )
         return ids
 
+    @property
+    def token_bytes(self) -> np.ndarray | None:
+        """Those of each character."""
+        return np.searchsorted([0x80, 0x800, 0x10000], self._points, side="right").astype(np.int64) + 1
+
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """The text of `ids`."""
         array = np.asarray(ids, dtype=np.int64)
@@ -161,6 +176,22 @@ class HuggingFace(Tokenizer):
         """Token ids of each text, int64."""
         encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    @property
+    def token_bytes(self) -> np.ndarray | None:
+        """Known of byte-level BPE that changes nothing of the text, in whose vocabulary a character stands for a byte."""
+        settings = json.loads(self._model.to_str())
+        steps = settings["pre_tokenizer"] or {}
+        steps = steps.get("pretokenizers", [steps])
+        byte_level = [step for step in steps if step.get("type") == "ByteLevel"]
+        if settings["model"]["type"] != "BPE" or settings["normalizer"] or not byte_level or any(step.get("add_prefix_space") for step in byte_level):
+            return None
+        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        for text, token in self._model.get_vocab(with_added_tokens=False).items():
+            lengths[token] = len(text)
+        for token, added in self._model.get_added_tokens_decoder().items():
+            lengths[token] = 0 if token == self.end_id else len(added.content.encode("utf-8"))
+        return lengths
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """The text of `ids`."""

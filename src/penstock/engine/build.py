@@ -27,6 +27,7 @@ from penstock.engine.late import LateCheck
 from penstock.engine.micro import MicroTuner, build_tuner, skip_what_does_not_fit
 from penstock.engine.pipeline import Pipeline
 from penstock.engine.replan import Watch
+from penstock.engine.saving import Saving
 from penstock.engine.state import Progress, parameter_of, state_placements, state_tensors, when_nodes_change, withheld_placements, withheld_tensors
 from penstock.engine.step import device_batch
 from penstock.engine.timer import PhaseTimer
@@ -36,7 +37,7 @@ from penstock.parallel import Formats, Laid, Layout, Mesh, Placement, Weights, b
 from penstock.parallel.pipeline.plan import PipelinePlan
 from penstock.parallel.shares import Shares
 from penstock.plan.pipeline import agreed_plan, make_plan
-from penstock.store import Run, list_snapshots, load_snapshot, read_numbers, stored_names
+from penstock.store import Damaged, Run, Snapshot, agreed_manifest, list_snapshots, load_snapshot
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -179,7 +180,9 @@ class Parts(Core):
     corpus: TokenCorpus = field(kw_only=True)
     journal: Journal = field(kw_only=True)
     progress: Progress = field(default_factory=Progress, kw_only=True)
-    saved_step: int = field(default=-1, kw_only=True)
+    saving: Saving = field(kw_only=True)
+    #: The step after which the loop ends.
+    until: int = field(kw_only=True)
     watch: Watch = field(default_factory=Watch, kw_only=True)
 
 
@@ -254,14 +257,32 @@ def build_core(
 
 
 def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: StopRequest, journal: Journal) -> Parts:
-    """Build a rank's parts and take up the run's newest snapshot if it has one."""
+    """Build a rank's parts, and take up the run's newest snapshot if it has one; one that is damaged is named, and the one before it taken."""
     plan = BatchPlan(corpus.train, config.model.context, config.batch.global_, config.run.seed, config.data.document_mask)
-    snapshots = list_snapshots(run.snapshots)
-    core = build_core(config, world, plan, stop, journal.warn, Progress(**read_numbers(snapshots[-1])) if snapshots else None)
-    parts = Parts(**{f.name: getattr(core, f.name) for f in fields(core)}, run=run, corpus=corpus, journal=journal)
-    if snapshots:
-        parts.progress = Progress(**load_snapshot(snapshots[-1], parts.tensors(), world, parts.placements(), parts.layout, when_nodes_change))
-        if not any(name.endswith(".local") for name in stored_names(snapshots[-1])):
+    snapshots = list_snapshots(run.folder)
+    while True:
+        try:
+            return _build(run, config, world, plan, corpus, stop, journal, snapshots[-1] if snapshots else None)
+        except Damaged as error:
+            if len(snapshots) == 1:
+                raise
+            snapshots.pop()
+            journal.rewind(snapshots[-1].step)
+            journal.warn(f"{error}; going on from step {snapshots[-1].step} instead")
+
+
+def _build(
+    run: Run, config: Config, world: World, plan: SamplePlan, corpus: TokenCorpus, stop: StopRequest, journal: Journal, snapshot: Snapshot | None
+) -> Parts:
+    """Build a rank's parts, and take up a snapshot; raises `Damaged` on all ranks if that is."""
+    manifest = agreed_manifest(snapshot, world) if snapshot else None
+    core = build_core(config, world, plan, stop, journal.warn, Progress(**manifest.numbers) if manifest else None)
+    saving = Saving(run, config, core.world, manifest)
+    shared = {f.name: getattr(core, f.name) for f in fields(core)}
+    parts = Parts(**shared, run=run, corpus=corpus, journal=journal, saving=saving, until=config.train.steps)
+    if snapshot and manifest:
+        parts.progress = Progress(**load_snapshot(snapshot, parts.tensors(), world, parts.placements(), parts.layout, when_nodes_change))
+        if not any(name.endswith(".local") for name in manifest.tensors):
             begin_together(parts)
-        parts.saved_step = parts.progress.step
+    saving.prepare(parts)
     return parts

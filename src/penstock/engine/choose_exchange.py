@@ -2,8 +2,10 @@
 
     dense       for a few steps, then the share of a step that waits for the exchange is looked at, and again every `AGAIN` steps
                 above `WORTH`:  nodes train apart from here on, meeting every step (`comm/gradients/periodic.py`)
-    periodic    a meeting's seconds are measured; the steps between two are doubled while meetings take more than `WORTH` of the time, and halved
-                when half as many would do; back to dense, for good, if they take as long as the dense exchange did
+    periodic    a meeting's seconds are measured, and as many steps lie between two, a power of two, as keep meetings below `MEETINGS` of the time
+                that steps compute; back to dense, for good, if they take as long as the dense exchange did
+    density     what meetings leave out of the nodes' distances, by its squares, is measured too: over `MUCH` the messages carry twice as many
+                entries from then on, if that keeps the meetings' place, below `LITTLE` half as many (unless `exchange.density` says how many)
 
 All ranks decide from the slowest rank's seconds, so they decide alike. What was chosen is part of the state: a resumed run goes on with it. It
 changes what is computed (each node's updates are its own between meetings); a run that must be the dense one to the bit says "dense".
@@ -26,8 +28,10 @@ from penstock.engine.state import parameter_of
 if TYPE_CHECKING:
     from penstock.engine.build import Core, Parts
 
-#: Share of a step's time that an exchange may take before it is worth a change.
-WORTH = 0.1
+#: Share of a step's time that the dense exchange may take before it is worth a change, and of the time steps compute that meetings may.
+WORTH, MEETINGS = 0.1, 0.5
+#: Share of what nodes have gone apart that messages may leave out, or should, and the densities between which they are made so.
+MUCH, LITTLE, SPARSEST, DENSEST = 0.75, 0.4, 0.02, 0.4
 #: Steps at the start that are not looked at, steps or meetings that are looked at together, and steps until dense is looked at again.
 WARM_UP, LOOK, AGAIN = 2, 4, 50
 #: Most steps between two meetings.
@@ -42,6 +46,7 @@ class ExchangeChooser:
         self._section, self._active = section, section.kind == "auto" and nodes > 1
         self.every = saved.get("every", 0) if nodes > 1 else 0
         self._dense_s = saved.get("dense_us", 0) / 1e6  # what the dense exchange took of a step
+        self._density = saved.get("density_ppm", 0) / 1e6  # if another was found better than the usual one
         self._wait = WARM_UP
         self._steps: list[float] = []
         self._exchanges: list[float] = []
@@ -50,11 +55,14 @@ class ExchangeChooser:
         """The section with the present choice for its kind."""
         if self._section.kind != "auto":
             return self._section
-        return self._section.model_copy(update={"kind": "periodic", "every": self.every} if self.every else {"kind": "dense"})
+        if not self.every:
+            return self._section.model_copy(update={"kind": "dense"})
+        return self._section.model_copy(update={"kind": "periodic", "every": self.every, "density": self._density or self._section.density})
 
     def numbers(self) -> dict[str, int]:
         """The choice, for a snapshot; nothing where none was called for."""
-        return {"every": self.every, "dense_us": round(self._dense_s * 1e6)} if self._dense_s else {}
+        found = {"every": self.every, "dense_us": round(self._dense_s * 1e6), "density_ppm": round(self._density * 1e6)}
+        return found if self._dense_s else {}
 
     def after_step(self, parts: Parts, seconds: float) -> None:
         """Take in a step of so many seconds; all ranks must call it."""
@@ -92,12 +100,25 @@ class ExchangeChooser:
             self.every = 0
             return f"a meeting of the nodes takes {took:.2f} s, more than the dense exchange's {self._dense_s:.2f} s: dense from now on"
         rest, every = max(step_s - took / self.every, 1e-9), 1
-        while every < MOST and took / every > WORTH * rest:
+        while every < MOST and took / every > MEETINGS * rest:
             every *= 2
-        if every == self.every:
-            return ""
+        text = "" if every == self.every else f"now one every {every} steps"
         apart.every = self.every = every
-        return f"a meeting of the nodes takes {took:.2f} s beside {rest:.2f} s of computing a step: now one every {every} steps"
+        if self._section.density == "auto" and not text:
+            text = self._fitted(parts, apart, room=MEETINGS * rest * every / took)
+        return f"a meeting of the nodes takes {took:.2f} s beside {rest:.2f} s of computing a step: {text}" if text else ""
+
+    def _fitted(self, parts: Parts, apart: Periodic, room: float) -> str:
+        """Let messages carry what they should, if there is `room` for them: how many times as long as it does a meeting may take."""
+        left = max(parts.world.gather_numbers(apart.left_share, "exchange"))
+        if left > MUCH and room > 2 and apart.density < DENSEST:
+            density = min(2 * apart.density, DENSEST)
+        elif left < LITTLE and apart.density > SPARSEST:
+            density = max(apart.density / 2, SPARSEST)
+        else:
+            return ""
+        apart.density = self._density = density
+        return f"messages leave {100 * left:.0f}% of what nodes have gone apart: now the largest {100 * density:.3g}%"
 
 
 def rejoin(parts: Core, apart: Periodic, steps: int) -> None:

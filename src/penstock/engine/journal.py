@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from penstock.comm import World
-from penstock.config import Config
+from penstock.config import Config, UserError
 from penstock.engine.exchange_report import ExchangeTotals, exchange_summary
 from penstock.engine.state import Progress
 from penstock.models import flops_per_token
@@ -36,23 +36,36 @@ class Journal:
         self._config, self._world, self._peak = config, world, peak_flops
         self._flops_per_token = flops_per_token(config.model)
         self.sample: dict[str, str] = {}
+        #: What was measured at the current step: its loss, and its validation loss if it was evaluated.
+        self.measured: dict[str, float] = {}
         #: What this rank has sent and waited for.
         self.exchanged = ExchangeTotals()
         self._steps, self._seconds, self._tokens = 0, 0.0, 0
         self._store: MetricStore | None = None
+        self._refused = False
         self._board: TensorBoardWriter | None = None
         self._live: LiveLine | None = None
         if world.is_lead:
             self._store = MetricStore(run.path / "metrics")
-            self._store.truncate_after(from_step)
-            self._board = TensorBoardWriter(run.path / "events", from_step) if config.metrics.tensorboard else None
+            self._events = run.path / "events"
             self._live = LiveLine(config.train.steps)
+        self.rewind(from_step)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was recorded of later steps, which will be taken again."""
+        if self._store is not None:
+            self._store.truncate_after(step)
+        if self._board is not None:
+            self._board.close()
+        if self._live is not None and self._config.metrics.tensorboard:
+            self._board = TensorBoardWriter(self._events, step)
 
     def step(self, parts: Parts, result: StepResult, seconds: float) -> None:
         """Record a finished step that took `seconds`."""
         phases, traffic, notes = parts.timer.take(), parts.world.meter.take(), parts.notes
         parts.notes = {}
         self.exchanged.add(traffic, seconds)
+        self.measured = {"loss": result.loss}
         self._steps += 1
         if self._steps <= WARM_UP_STEPS + 1:
             self._seconds, self._tokens = 0.0, 0  # until there are others, the last of the first steps counts
@@ -79,6 +92,7 @@ class Journal:
 
     def evaluation(self, progress: Progress, loss: float, prompt: str, text: str, seconds: float) -> None:
         """Record a validation loss (nats per token) and a sample."""
+        self.measured |= {"val_loss": loss}
         row = {"step": progress.step, "tokens": progress.tokens, "val_loss": loss, "seconds": seconds}
         if self._live is not None:
             self._write("eval", row)
@@ -86,12 +100,12 @@ class Journal:
             self._live.message(f"step {progress.step}: validation loss {loss:.4f}")
         if self._store is not None and text:
             self.sample = {"prompt": prompt, "text": text}
-            self._store.append("sample", {"step": progress.step} | self.sample)
+            self._append("sample", {"step": progress.step} | self.sample)
 
     def event(self, step: int, what: str, text: str) -> None:
         """Record something that happened, such as a snapshot or a failure."""
         if self._store is not None:
-            self._store.append("event", {"step": step, "what": what, "text": text})
+            self._append("event", {"step": step, "what": what, "text": text})
 
     def warn(self, text: str) -> None:
         """Tell the user and record it."""
@@ -122,9 +136,19 @@ class Journal:
             if part is not None:
                 part.close()
 
-    def _write(self, kind: str, row: dict[str, Any]) -> None:
+    def _append(self, kind: str, row: dict[str, Any]) -> None:
+        """Add a row; one that the disk does not take is missed, which is said once, as no training should end for it."""
         assert self._store is not None
-        self._store.append(kind, row)
+        try:
+            self._store.append(kind, row)
+            self._refused = False
+        except UserError as error:
+            if not self._refused:
+                self.say(f"warning: {error}; rows of metrics are missing meanwhile")
+            self._refused = True
+
+    def _write(self, kind: str, row: dict[str, Any]) -> None:
+        self._append(kind, row)
         if self._board is not None:
             self._board.write(row["step"], {f"{kind}/{name}": value for name, value in row.items() if name != "step"})
 

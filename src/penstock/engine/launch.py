@@ -15,7 +15,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
@@ -26,10 +26,10 @@ from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from penstock.config import UserError
+from penstock.config import RankFailed, UserError
 from penstock.engine.failures import cause, forget_failures
 from penstock.engine.resolve import cores
-from penstock.store import Run
+from penstock.store import Run, append_event
 
 
 class Signalled(Protocol):
@@ -42,7 +42,12 @@ class Signalled(Protocol):
 def launch(run: Run, nproc: int, port: int) -> None:
     """Train `run` on `nproc` ranks of this host; raises `UserError` or `RankFailed` when one fails."""
     mend = f"the run is {run.path}, go on from its last snapshot with `penstock resume {run.path}`"
-    start_ranks("penstock.engine.rank", run.path, nproc, port, mend)
+    try:
+        start_ranks("penstock.engine.rank", run.path, nproc, port, mend)
+    except RankFailed as error:
+        with suppress(UserError, OSError):
+            append_event(run.path, "failure", str(error).partition("; ")[0])
+        raise
 
 
 def start_ranks(module: str, folder: Path, nproc: int, port: int, mend: str) -> None:

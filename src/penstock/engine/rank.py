@@ -11,14 +11,14 @@ from penstock.engine.worker import run_rank
 from penstock.store import Run
 
 
-def main(folder: Path) -> int:
-    """Entry of a rank below the launcher; the exit code is the command's."""
+def main(folder: Path, until: int = 0) -> int:
+    """Entry of a rank below the launcher, which stops after step `until` (0: at the run's end); the exit code is the command's."""
     die_with_parent()
     run = Run(folder)
 
     def work() -> None:
         world = join_world(run.config().run.device, run.config().layout.timeout_s)
-        run_rank(run, world, supervised=True)
+        run_rank(run, world, supervised=True, until=until)
         leave_world(world)
 
     return run_reporting(run.path, work)

@@ -18,14 +18,14 @@ from penstock.comm import World, join_world, leave_world, under_launcher
 from penstock.config import Config, ConfigError, EchoedError, UserError, walk_settings, with_values
 from penstock.data import prepare
 from penstock.engine.launch import launch
+from penstock.engine.origin import record_origin
 from penstock.engine.resolve import check_ranks, check_world, cores, resolve
 from penstock.engine.worker import run_rank
-from penstock.plan import describe_environment
-from penstock.store import Run, create_run, list_snapshots, new_run_folder, save_config
+from penstock.store import Run, append_event, check_format, create_run, current_writer, list_snapshots, new_run_folder, save_config
 
 Progress = Callable[[float, str], None]
 
-#: Sections a resumed run may change; everything else decides what the state means or what was already computed.
+#: Sections a resumed run may change; all else decides what the state means or what was already computed, and is a fork's to change (`fork.py`).
 CHANGEABLE = (
     "train.steps", "batch.micro", "eval.", "snapshot.", "metrics.", "layout.", "exchange.", "balance.", "compile.", "run.device", "run.threads",
     "optim.lr", "optim.muon_lr", "optim.weight_decay", "optim.clip", "optim.schedule", "optim.decay", "optim.min_lr", "optim.warmup",
@@ -45,13 +45,18 @@ def start_run(config: Config, label: str, command: str, nproc: int, folder: Path
 
 def resume_run(run: Run, values: dict[str, Any], nproc: int, progress: Progress | None) -> dict[str, Any]:
     """Go on with a run from its newest snapshot, with some settings changed; return its summary."""
-    config = changed(run.config(), values)
-    if not list_snapshots(run.snapshots):
+    before, config = run.config(), changed(run.config(), values)
+    check_format(run)
+    if not list_snapshots(run.folder):
         raise UserError(f"{run.path} has no snapshot to go on from; start it anew with `penstock train {run.path}/config.toml`")
+    if writer := current_writer(run.path):
+        raise UserError(f"{run.path} is being written by {writer}; wait for it to end, or stop it")
 
     def accept() -> Run:
         prepare(config.data, progress=progress)
+        tell_changes(run, before, config)
         save_config(run, config)
+        record_origin(run)
         return run
 
     if under_launcher():
@@ -65,14 +70,9 @@ def make_run(config: Config, label: str, command: str, folder: Path | None, prog
     """Prepare the corpus, resolve the config, and create the run's folder."""
     corpus = prepare(config.data, progress=progress)
     config = resolve(config, corpus, cores())
-    identity = {
-        "command": command,
-        "environment": describe_environment(),
-        "data": corpus.summary,
-        "data_digest": corpus.digest,
-        "source": label,
-    }
+    identity = {"command": command, "data": corpus.summary, "data_digest": corpus.digest, "source": label}
     run = create_run(config, folder or new_run_folder(config, label), identity)
+    record_origin(run)
     corpus.tokenizer.save(run.path / "tokenizer")
     return run
 
@@ -93,9 +93,18 @@ def changed(config: Config, values: dict[str, Any]) -> Config:
         if value != before[name] and not name.startswith(CHANGEABLE):
             raise ConfigError(
                 f"{name} was {before[name]!r} when the run began and cannot become {value!r} on resuming: "
-                "its snapshots hold that model, data and optimizer; start a new run, or leave it out"
+                "its snapshots hold that model, data and optimizer; leave it out, or fork the run (`penstock runs fork`), which makes it another one"
             )
     return new
+
+
+def tell_changes(run: Run, before: Config, after: Config) -> None:
+    """Write the settings that a resumed run changes into its history."""
+    old, new = flat(before), flat(after)
+    changes = {name: [old[name], value] for name, value in new.items() if value != old[name]}
+    if changes:
+        text = ", ".join(f"{name} {was!r} → {becomes!r}" for name, (was, becomes) in changes.items())
+        append_event(run.path, "change", text, list_snapshots(run.folder)[-1].step, settings=changes)
 
 
 def flat(config: Config) -> dict[str, Any]:

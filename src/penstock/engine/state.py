@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.comm import GradientReducer, PowerSGD
+from penstock.comm import GradientReducer, PowerSGD, TopK
 from penstock.optim import Optimizer, WeightAverage
 from penstock.parallel import Laid, Placement, Weights, assemble
 
@@ -63,7 +63,7 @@ def state_placements(names: Iterable[str], placements: dict[str, Placement]) -> 
 def withheld_tensors(weights: Weights, reducer: GradientReducer) -> dict[str, Tensor]:
     """What the exchange between nodes withholds, by logical name `exchange.<parameter>.withheld`; on a pipeline empty tensors of other stages'.
 
-    Also what PowerSGD begins the next step with, `exchange.<parameter>.factor`.
+    Also what PowerSGD begins the next step with, `exchange.<parameter>.factor`, and top-k's `exchange.<parameter>.velocity`.
     """
     layout, found = weights.mesh.layout, {}
     for name, placement in weights.placements.items() if reducer.between.withholds else ():
@@ -72,6 +72,8 @@ def withheld_tensors(weights: Weights, reducer: GradientReducer) -> dict[str, Te
             parameter = weights.parameters.get(name)
             here = weights.locals[name].new_empty(shape) if parameter is None else reducer.withheld[parameter].view(shape)
             found[f"exchange.{name}.withheld"] = here
+            if isinstance(reducer.between, TopK) and reducer.between.momentum:
+                found[f"exchange.{name}.velocity"] = here.new_empty(shape) if parameter is None else reducer.between.velocities[parameter].view(shape)
             if isinstance(reducer.between, PowerSGD):
                 shape = placement.factor(reducer.between.rank, layout).local_shape(layout, weights.mesh.world.rank)
                 found[f"exchange.{name}.factor"] = here.new_empty(shape) if parameter is None else reducer.between.factors[parameter].view(shape)
@@ -91,8 +93,8 @@ def withheld_placements(names: Iterable[str], weights: Weights, rank: int) -> di
 
 
 def is_withheld(name: str) -> bool:
-    """Whether a tensor of the state is what the nodes withhold of a gradient."""
-    return name.startswith("exchange.") and name.endswith(".withheld")
+    """Whether a tensor of the state is what the nodes withhold of a gradient, or the velocity that it comes of."""
+    return name.startswith("exchange.") and name.endswith((".withheld", ".velocity"))
 
 
 def _is_factor(name: str) -> bool:

@@ -1,6 +1,6 @@
 """The training loop: take a step, write it down, evaluate and save when due, stop when asked.
 
-    while step < train.steps:
+    while step < until:
         next_result      data → forward, backward → exchange → clip → update      (step.py, late.py)
         balancer         each replica's share of the next batch, where that is measured (balance.py)
         journal          metrics store, TensorBoard, live line                     (journal.py)
@@ -8,7 +8,7 @@
         chooser          how gradients travel between nodes, if that is automatic  (choose_exchange.py)
         watch            a pipeline's schedule and split of layers, when stages drift (replan.py)
         evaluate         validation loss and a sample, when due                    (evaluate.py)
-        save             the whole state, when due or when asked to stop           (store/snapshots.py)
+        saving           the whole state, when due or when asked to stop           (saving.py)
 
 A step whose loss is not finite ends the run before its update; the state it started from is saved first.
 """
@@ -22,19 +22,18 @@ from penstock.engine.evaluate import averaged_weights, sample_text, validation_l
 from penstock.engine.late import next_result
 from penstock.engine.micro import tune_micro
 from penstock.engine.step import NonFinite
-from penstock.store import save_snapshot
 
 
 def train(parts: Parts) -> bool:
-    """Train until `train.steps` or a stop request; return whether the run is complete."""
+    """Train until step `parts.until` or a stop request; return whether it was reached."""
     config, progress = parts.config, parts.progress
     started = time.perf_counter() - progress.wall_s
-    while progress.step < config.train.steps:
+    while progress.step < parts.until:
         began = time.perf_counter()
         try:
             result = next_result(parts, progress.step, settled_after(parts))
         except NonFinite:
-            save(parts)
+            parts.saving.save(parts, last=True)
             raise
         progress.step += 1
         progress.tokens += result.tokens
@@ -44,12 +43,13 @@ def train(parts: Parts) -> bool:
         tune_micro(parts, seconds)
         parts.watch.after_step(parts, seconds)
         parts.chooser.after_step(parts, seconds)
-        finished = progress.step == config.train.steps
+        finished = progress.step == parts.until
         if finished or (due(progress.step, config.eval.every) and not result.stop):
             evaluate(parts)
         progress.wall_s = time.perf_counter() - started
+        parts.saving.after_step(parts)
         if finished or result.stop or due(progress.step, config.snapshot.every):
-            save(parts)
+            parts.saving.save(parts, last=finished or result.stop)
         if result.stop:
             return finished
     return True
@@ -58,7 +58,7 @@ def train(parts: Parts) -> bool:
 def settled_after(parts: Parts) -> bool:
     """Whether the loop does something with the state after the coming step, so that no later one may have begun."""
     config, step = parts.config, parts.progress.step + 1
-    return step == config.train.steps or any(due(step, every) for every in (config.eval.every, config.snapshot.every, parts.watch.every(parts)))
+    return step == parts.until or any(due(step, every) for every in (config.eval.every, config.snapshot.every, parts.watch.every(parts)))
 
 
 def due(step: int, every: int) -> bool:
@@ -75,18 +75,3 @@ def evaluate(parts: Parts) -> None:
     parts.progress.evals.append({"step": parts.progress.step, "tokens": parts.progress.tokens, "val_loss": loss})
     parts.journal.evaluation(parts.progress, loss, parts.config.eval.prompt, text, time.perf_counter() - began)
 
-
-def save(parts: Parts) -> None:
-    """Write the state of the current step, unless it is on disk already."""
-    step = parts.progress.step
-    if parts.saved_step == step:
-        return
-    began = time.perf_counter()
-    parts.progress.slots, parts.progress.shares = parts.placer.numbers(), parts.balancer.numbers()
-    parts.progress.exchange = parts.chooser.numbers()
-    save_snapshot(
-        parts.run.snapshots, step, parts.tensors(), parts.progress.numbers(), parts.world, parts.config.snapshot.keep, parts.placements(),
-        parts.weights.mesh.layout,
-    )  # fmt: skip
-    parts.saved_step = step
-    parts.journal.event(step, "snapshot", f"saved the state of step {step} in {time.perf_counter() - began:.2f} s")

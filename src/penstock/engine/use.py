@@ -19,13 +19,13 @@ from penstock.config import Config, UserError, with_values
 from penstock.data import Tokenizer, load_tokenizer, text_stream, validation_plan
 from penstock.engine.build import DTYPES, batch_loss
 from penstock.engine.evaluate import continue_text, window_batch
+from penstock.engine.origin import origin_of, record_origin
 from penstock.engine.resolve import cores, settle_machine
 from penstock.engine.state import Progress, state_tensors
 from penstock.models import Decoder, build_decoder, export_hf, import_hf
 from penstock.optim import WeightAverage, build_optimizer
 from penstock.parallel import laid_whole
-from penstock.plan import describe_environment
-from penstock.store import Run, create_run, list_snapshots, load_snapshot, save_snapshot
+from penstock.store import Run, check_format, create_run, in_use, list_snapshots, load_snapshot, save_snapshot
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Model:
 def open_model(run: Run, device: str | None = None) -> Model:
     """Load the weights of a run's newest snapshot (averaged where kept); raises `UserError` if there is none."""
     config = run.config()
-    snapshots = list_snapshots(run.snapshots)
+    check_format(run)
+    snapshots = list_snapshots(run.folder)
     if not snapshots:
         raise UserError(f"{run.path} has no snapshot yet; train it first, or go on with another run")
     tokenizer = load_tokenizer(run.path / "tokenizer")
@@ -50,7 +51,8 @@ def open_model(run: Run, device: str | None = None) -> Model:
     target = choose_device(device or config.run.device)
     decoder = build_decoder(config.model, config.run.seed, target)
     tensors = plain_state(decoder, config)
-    numbers = load_snapshot(snapshots[-1], tensors)
+    with in_use(snapshots[-1]):
+        numbers = load_snapshot(snapshots[-1], tensors)
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             parameter.copy_(tensors.get(f"ema.{name}", parameter))
@@ -120,8 +122,9 @@ def import_model(source: Path, config: Config, folder: Path) -> Run:
         raise UserError(f"{source} has no tokenizer.json; save the tokenizer beside the weights")
     values = {"model": model.model_dump(by_alias=True), "data.tokenizer": str(folder.resolve() / "tokenizer" / "tokenizer.json")}
     config = settle_machine(with_values(config, values), cores())
-    run = create_run(config, folder, {"command": f"penstock import {source}", "environment": describe_environment(), "source": str(source)})
+    run = create_run(config, folder, {"command": f"penstock import {source}", "source": str(source)})
     try:
+        record_origin(run)
         _write_first_state(run, config, tensors, source)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -134,4 +137,4 @@ def _write_first_state(run: Run, config: Config, tensors: dict[str, torch.Tensor
     check_vocabulary(config, load_tokenizer(run.path / "tokenizer"), run)
     decoder = build_decoder(config.model, config.run.seed, torch.device("cpu"))
     decoder.load_state_dict(tensors)
-    save_snapshot(run.snapshots, 0, plain_state(decoder, config), Progress().numbers(), World())
+    save_snapshot(run.folder, 0, plain_state(decoder, config), Progress().numbers(), World(), about=origin_of(run))

@@ -7,13 +7,14 @@ torchrun.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 
 from penstock.comm import World
-from penstock.config import Config, SharedError, UserError, disk_errors
+from penstock.config import Config, EchoedError, SharedError, UserError, disk_errors
 from penstock.data import TokenCorpus, prepare
 from penstock.engine.build import DTYPES, Parts, build
 from penstock.engine.control import StopRequest
@@ -21,32 +22,52 @@ from penstock.engine.exchange import consensus
 from penstock.engine.exchange_report import announcement
 from penstock.engine.journal import Journal, summary
 from penstock.engine.resolve import check_world, cores
+from penstock.engine.saving import placed
 from penstock.engine.state import weights_digest
 from penstock.engine.trainer import train
 from penstock.monitor import write_report
 from penstock.plan import measure_peak
-from penstock.store import Run, list_snapshots
+from penstock.store import Run, list_snapshots, writer_lock
 
 
-def run_rank(run: Run, world: World, supervised: bool = False) -> dict[str, Any]:
-    """Train `run` to its end on this rank, or until asked to stop; return its summary."""
+def run_rank(run: Run, world: World, supervised: bool = False, until: int = 0) -> dict[str, Any]:
+    """Train `run` on this rank to its end, to step `until` if that is not 0, or until asked to stop; return its summary."""
     config = run.config()
     check_world(config, world.size)
     use_threads(config)
     corpus = open_corpus(run, config)
-    with StopRequest(supervised) as stop:
+    with only_writer(run, world), StopRequest(supervised) as stop:
         parts = build(run, config, world, corpus, stop, open_journal(run, config, world))
+        parts.until = until or config.train.steps
         announce(parts)
         try:
             complete = train(parts)
         except SharedError as error:
             parts.journal.event(parts.progress.step, "failure", str(error))
+            parts.saving.tell_history("failure", str(error), parts.progress.step)
             with suppress(UserError):  # the disk may be full for the summary too; the first error counts
+                parts.saving.settle(parts)
                 finish(parts, "failed")
             raise
         finally:
+            parts.saving.close()
             parts.journal.close()
         return finish(parts, "finished" if complete else "interrupted")
+
+
+@contextmanager
+def only_writer(run: Run, world: World) -> Iterator[None]:
+    """Be the one job that writes the run; raises `UserError` on all ranks if another is."""
+    with ExitStack() as held:
+        refused = ""
+        if world.is_lead:
+            try:
+                held.enter_context(writer_lock(run.path))
+            except UserError as error:
+                refused = str(error)
+        if world.any(bool(refused), "lock"):
+            raise UserError(refused) if refused else EchoedError("rank 0 says who writes the run")
+        yield
 
 
 def open_corpus(run: Run, config: Config) -> TokenCorpus:
@@ -69,7 +90,7 @@ def open_journal(run: Run, config: Config, world: World) -> Journal:
     if not peak and world.is_lead:
         peak = measure_peak(world.device, DTYPES[config.precision.compute]).tflops
     peak = max(world.gather_numbers(peak, "peak"))
-    snapshots = list_snapshots(run.snapshots)
+    snapshots = list_snapshots(run.folder)
     return Journal(run, config, world, peak * 1e12 * world.size, from_step=snapshots[-1].step if snapshots else 0)
 
 
@@ -96,6 +117,8 @@ def announce(parts: Parts) -> None:
     if step:
         parts.journal.say(f"going on from step {step} of {config.train.steps}")
         parts.journal.event(step, "resume", f"went on from step {step} on {how}")
+    text = f"went on from step {step} on {how}" if step else f"began on {how}"
+    parts.saving.tell_history("resume" if step else "start", text, step, snapshot=parts.saving.taken_up, layout=placed(parts))
 
 
 def finish(parts: Parts, state: str) -> dict[str, Any]:

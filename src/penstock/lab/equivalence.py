@@ -1,8 +1,9 @@
 """One layout held against one plain process: loss, every gradient, the gradient's norm, and the losses of many optimizer steps.
 
 Both sides start from the same initial weights (a pure function of seed and name) and see the same random sequences, so in float64 they may differ
-only by the order of additions: 1e-10 relative for one step, 1e-8 for the losses of twenty, where differences have grown. In float32 and
-bfloat16 the plain process is itself off its float64 self by rounding; a layout may be off by a few times that (`ROUNDING`).
+only by the order of additions: 1e-10 relative for one step, 1e-8 for the losses of twenty, where differences have grown. The plain side takes each
+global batch in one piece, so that accumulation over micro-batches is held against none. In float32 and bfloat16 the plain process is itself off
+its float64 self by rounding; a layout may be off by a few times that (`ROUNDING`).
 
 Where a case balances work, every step's shares of the batch are drawn at random instead of measured, so that uneven ones are met.
 
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from penstock.comm import World
-from penstock.config import Config, ConfigError, with_values
+from penstock.config import Config, ConfigError, parse_config, with_values
 from penstock.data import Batch
 from penstock.data.batches import IGNORED
 from penstock.engine import Core, StopRequest, accumulate, build_core, check_world, gradient_norm, next_result
@@ -35,6 +36,8 @@ from penstock.models import balance_experts
 ONE_STEP, MANY_STEPS, STEPS = 1e-10, 1e-8, 20
 #: Accepted error in a coarser format, as a multiple of the plain process's own, and the least error meant, in roundings of the format.
 ROUNDING, FLOOR = 4.0, 8.0
+#: Sections of the config that say how ranks work together; one plain process has their defaults.
+BETWEEN_RANKS = ("layout", "pipeline", "exchange", "balance")
 
 
 @dataclass(frozen=True)
@@ -159,9 +162,8 @@ def _whole_gradient(core: Core, name: str) -> Tensor:
 
 
 def _plain_trace(config: Config, known: dict[str, Trace]) -> Trace:
-    axes = ("pipeline", "replicate", "shard", "context", "tensor", "expert")
-    alone = with_values(config, {f"layout.{axis}": 1 for axis in axes} | {"pipeline.check": "before", "balance.data": "off"})
-    alone = with_values(alone, {"exchange.topology": "auto", "layout.tensor_topology": "1d", "layout.tensor_grid": "", "layout.zero": 3})
+    """What one plain process computes; cases that differ only in how ranks work together share it."""
+    alone = parse_config({section: values for section, values in config.tree().items() if section not in BETWEEN_RANKS})
     key = alone.model_dump_json()
     if key not in known:
         world = World()
@@ -170,7 +172,7 @@ def _plain_trace(config: Config, known: dict[str, Trace]) -> Trace:
 
 
 def _judge(case: Case, config: Config, trace: Trace, plain: Any, drift: Sequence[str]) -> Result:
-    exact = plain(with_values(config, {"precision.compute": "float64"}))
+    exact = plain(with_values(config, {"precision.compute": "float64", "batch.micro": config.batch.global_}))
     errors = _errors(trace, exact)
     if config.precision.compute == "float64":
         allowed = {"loss": ONE_STEP, "gradient": ONE_STEP, "norm": ONE_STEP, "steps": MANY_STEPS}

@@ -7,21 +7,16 @@ on the causal path, FlexAttention for a block mask, the masked kernel for a dens
 
 from __future__ import annotations
 
-from typing import Any, cast
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask
 
 from penstock.config import ModelSection
 from penstock.models.cache import LayerCache
+from penstock.models.flex import flex_attend
 from penstock.models.layers import Linear, RMSNorm
 from penstock.models.mask import Mask
 from penstock.models.rope import rotate
-
-#: Compiled here because FlexAttention without the compiler holds the t x t matrix; inside a compiled block it is inlined.
-_flex_attention = torch.compile(flex_attention, dynamic=False)
 
 
 class AttentionCore(nn.Module):
@@ -31,7 +26,7 @@ class AttentionCore(nn.Module):
         """Attend under `mask`, or causally without one; (b, h, t, k)."""
         grouped = q_bhtk.shape[1] != k_bgsk.shape[1]
         if isinstance(mask, BlockMask):
-            return cast(Any, _flex_attention)(q_bhtk, k_bgsk, v_bgsk, block_mask=mask, enable_gqa=grouped)
+            return flex_attend(q_bhtk, k_bgsk, v_bgsk, mask, grouped)
         return F.scaled_dot_product_attention(q_bhtk, k_bgsk, v_bgsk, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from penstock.config import ModelSection
 from penstock.models.attention import Attention
 from penstock.models.cache import KVCache, LayerCache
-from penstock.models.layers import FeedForward, Linear, RMSNorm
+from penstock.models.layers import Embedding, FeedForward, Linear, RMSNorm
 from penstock.models.loss import Kernel, TokenLoss, lm_loss
 from penstock.models.mask import Mask, dense_mask
 from penstock.models.moe import MixtureOfExperts
@@ -48,7 +48,7 @@ class Decoder(nn.Module):
         super().__init__()
         assert model.vocab and model.kv_heads and model.head_dim and model.ffn_dim, "resolve_model comes first"
         self.model = model
-        self.embedding: nn.Module = nn.Embedding(model.vocab, model.dim)
+        self.embedding: nn.Module = Embedding(model.vocab, model.dim)
         self.blocks = nn.ModuleDict({str(layer): Block(model, layer) for layer in range(model.layers)})
         self.norm: nn.Module = RMSNorm(model.dim, model.norm_eps)
         self.head = None if model.tie_embeddings else Linear(model.dim, model.vocab)

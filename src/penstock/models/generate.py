@@ -7,6 +7,9 @@ forward pass of a single token each, and one of half a context for every half co
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -33,7 +36,8 @@ def generate(
     device, context = decoder.head_weight_vd.device, decoder.model.context
     text, written = list(tokens), 0
     unread, cache = text[-context:], KVCache(decoder.model.sliding_window)
-    with torch.compiler.set_stance("force_eager"):  # every length would compile anew
+    compiles = "torch._dynamo" in sys.modules  # or there is nothing to hold back, and to import the compiler for
+    with torch.compiler.set_stance("force_eager") if compiles else nullcontext():  # every length would compile anew
         while written < max_new:
             if cache.length + len(unread) > context:
                 unread, cache = text[-max(context // 2, 1) :], KVCache(decoder.model.sliding_window)

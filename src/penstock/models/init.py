@@ -15,7 +15,7 @@ import hashlib
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from penstock.config import ModelSection
 from penstock.models.decoder import Decoder
@@ -25,7 +25,7 @@ def load_decoder(model: ModelSection, state: dict[str, Tensor], device: torch.de
     """Build the resolved `model` on `device` with the values of `state`, held in `dtype`."""
     with torch.device("meta"):
         decoder = Decoder(model).to(dtype)
-    decoder.to_empty(device=device)
+    allocate(decoder, device)
     decoder.load_state_dict(state)
     return decoder
 
@@ -34,7 +34,7 @@ def build_decoder(model: ModelSection, seed: int, device: torch.device | str) ->
     """Build the resolved `model` on `device` with its initial weights for `seed`; balancing biases and loads start at zero."""
     with torch.device("meta"):
         decoder = Decoder(model)
-    decoder.to_empty(device=device)
+    allocate(decoder, device)
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             if parameter.dim() == 3:  # stacked experts, drawn one by one to bound the memory on the CPU
@@ -45,6 +45,15 @@ def build_decoder(model: ModelSection, seed: int, device: torch.device | str) ->
         for buffer in decoder.buffers():
             buffer.zero_()
     return decoder
+
+
+def allocate(model: nn.Module, device: torch.device | str) -> None:
+    """Give a model on the meta device memory, unset. (Not by `to_empty`, which imports symbolic algebra to find the strides.)"""
+    tensors: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
+        owner, _, key = name.rpartition(".")
+        fresh = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        setattr(model.get_submodule(owner), key, nn.Parameter(fresh) if isinstance(tensor, nn.Parameter) else fresh)
 
 
 def initial_value(model: ModelSection, seed: int, name: str, shape: tuple[int, ...], expert: int | None = None) -> Tensor:

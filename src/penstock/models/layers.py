@@ -1,4 +1,4 @@
-"""The three small layers everything is made of: a linear map, RMSNorm and the SwiGLU feed-forward.
+"""The small layers everything is made of: a linear map, the embedding, RMSNorm and the SwiGLU feed-forward.
 
 Parameters are float32 masters; a layer computes in the format of the activations it is given, so bfloat16 training needs no autocast:
 the matrix is cast where it is used, and the gradient of the cast hands a float32 gradient back. There are no biases.
@@ -26,6 +26,18 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
         return linear(x, self.weight)
+
+
+class Embedding(nn.Module):
+    """The row of each token; `weight` is (vocabulary, width), float32. (torch's own draws initial values, for which it imports its compiler.)"""
+
+    def __init__(self, vocab: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab, width))
+
+    def forward(self, tokens_bt: Tensor) -> Tensor:
+        """Map (b, t) to (b, t, d)."""
+        return F.embedding(tokens_bt, self.weight)
 
 
 class RMSNorm(nn.Module):

@@ -8,16 +8,16 @@ short contexts that a CPU trains.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
+
+from penstock.models.flex import block_mask
 
 #: None is plain causal; a tensor is dense, true where a query may look.
 Mask: TypeAlias = Tensor | BlockMask | None
-
-_create_block_mask = torch.compile(create_block_mask, dynamic=False)
 
 
 def training_mask(batch_tokens: tuple[int, int], window: int, documents_bt: Tensor | None, device: torch.device) -> Mask:
@@ -61,7 +61,7 @@ def block_mask_at(query_t: Tensor, key_s: Tensor, window: int, query_documents_b
         return allowed & (query_documents_bt[b, query] == key_documents_bs[b, key])
 
     batch = None if query_documents_bt is None else len(query_documents_bt)
-    return cast(Any, _create_block_mask)(seen, batch, None, len(query_t), len(key_s), device=query_t.device)
+    return block_mask(seen, batch, len(query_t), len(key_s), query_t.device)
 
 
 def _block_mask(batch_tokens: tuple[int, int], window: int, documents_bt: Tensor | None, device: torch.device) -> BlockMask:
@@ -72,5 +72,4 @@ def _block_mask(batch_tokens: tuple[int, int], window: int, documents_bt: Tensor
         return allowed if documents_bt is None else allowed & (documents_bt[b, query] == documents_bt[b, key])
 
     batch, tokens = batch_tokens
-    build = cast(Any, _create_block_mask)
-    return build(seen, None if documents_bt is None else batch, None, tokens, tokens, device=device)
+    return block_mask(seen, None if documents_bt is None else batch, tokens, tokens, device)

@@ -14,7 +14,7 @@ from penstock.monitor.svg import Line, chart
 from penstock.monitor.units import count, seconds, size
 
 HEADINGS = ("axis", "purpose", "sent", "between nodes", "calls", "waited")
-NOTE = "The table has the lead rank's mean step; gradients that go to other nodes are waited for by threads beside it."
+NOTE = "The table has the lead rank's mean step; gradients that go to other nodes, and snapshots (store), are waited for by threads beside it."
 
 
 def exchange_part(rows: list[Row], summary: Row) -> str:

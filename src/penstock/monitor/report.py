@@ -47,7 +47,7 @@ def write_report(run: Path) -> Path:
         samples=samples(rows["sample"]),
         settings=settings(run / "config.toml"),
         data=facts(identity.get("data", {})),
-        environment=facts(identity.get("environment", {})),
+        environment=facts(identity.get("environment", {}) | _code(identity)),
         events=events(rows["event"]),
     )
     partial = run / "report.html.partial"
@@ -66,6 +66,12 @@ def _failure(state: str, rows: list[Row]) -> str:
     """Why a failed run ended, in sight at once."""
     reasons = [str(row.get("text", "")) for row in rows if row.get("what") == "failure"]
     return f'<p class="failure">{escape(reasons[-1])}</p>' if state == "failed" and reasons else ""
+
+
+def _code(identity: Row) -> Row:
+    """Which commit of each checkout ran, and how many of its files were changed."""
+    checkouts = identity.get("code", {}).items()
+    return {f"code_of_{name}": f"{code['commit'][:12] or 'no commit'}, {len(code['changed'])} files changed" for name, code in checkouts}
 
 
 def _tiles(summary: Row, identity: Row, rows: dict[str, list[Row]]) -> str:

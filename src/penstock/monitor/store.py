@@ -17,6 +17,9 @@ from typing import IO, Any
 
 from penstock.config import disk_errors
 
+#: Bytes at the end of a file in which its last row is.
+LAST_BYTES = 1 << 16
+
 
 class MetricStore:
     """Append-only rows by kind ("train", "eval", "sample", "event") below a folder, which is made when the first row comes."""
@@ -40,6 +43,15 @@ class MetricStore:
             return []
         with open(self._path(kind), "rb") as lines:
             return [row for line in lines if (row := _parsed(line)) is not None]
+
+    def last(self, kind: str) -> dict[str, Any] | None:
+        """The last complete row of a kind, without reading the others."""
+        if not self._path(kind).exists():
+            return None
+        with open(self._path(kind), "rb") as lines:
+            lines.seek(max(0, lines.seek(0, os.SEEK_END) - LAST_BYTES))
+            rows = [row for line in lines if (row := _parsed(line)) is not None]
+        return rows[-1] if rows else None
 
     def truncate_after(self, step: int) -> None:
         """Drop rows of steps beyond `step`, which a run resumed from `step` will write again; events are history and stay."""

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from penstock.optim.groups import Groups
 
-class FusedAdamW(torch.optim.Optimizer):
+
+class FusedAdamW(Groups):
     """AdamW over groups of parameters with a `weight_decay` each; its state is allocated at once and updated in place."""
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> None:
@@ -26,7 +28,7 @@ class FusedAdamW(torch.optim.Optimizer):
                 self.state[p] |= {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
             pairs: list[tuple[Tensor, Tensor]] = [(p, p.grad) for p in group["params"] if p.grad is not None]

@@ -19,11 +19,13 @@ one by one, routers and norms.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from penstock.optim.groups import Groups
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -56,33 +58,33 @@ class SharedMatrices(Protocol):
         """
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Groups):
     """Muon over matrices and stacks of them (experts), each matrix of a stack on its own.
 
-    With `shared`, the tensors are given with their names and may be parts. A missing gradient then counts as zero, since another
-    rank may have one; without, its matrix is passed over.
+    With `shared`, the tensors have `names` and may be parts. A missing gradient then counts as zero, since another rank may have one; without, its
+    matrix is passed over.
     """
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+        params: Sequence[Tensor],
         lr: float,
         momentum: float,
         weight_decay: float,
         shared: SharedMatrices | None = None,
+        names: Sequence[str] = (),
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self._shared = shared
-        for group in self.param_groups:
-            for p in group["params"]:
-                self.state[p]["momentum"] = torch.zeros_like(p)
+        super().__init__([{"params": params}], {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self._shared, self._names = shared, names
+        for p, state in self.state.items():
+            state["momentum"] = torch.zeros_like(p)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """Update every matrix that has a gradient."""
         for group in self.param_groups:
             if self._shared is not None:
-                self._update_parts(self._shared, group["param_names"], group["params"], group["lr"], group["momentum"], group["weight_decay"])
+                self._update_parts(self._shared, group["params"], group["lr"], group["momentum"], group["weight_decay"])
                 continue
             by_shape: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
             for p in group["params"]:
@@ -92,15 +94,15 @@ class Muon(torch.optim.Optimizer):
                 for chunk in _chunks(triples):
                     _update(chunk, group["lr"], group["momentum"], group["weight_decay"])
 
-    def _update_parts(self, shared: SharedMatrices, names: list[str], weights: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+    def _update_parts(self, shared: SharedMatrices, weights: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in weights]
         buffers = [self.state[p]["momentum"] for p in weights]
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, grads)
         nesterov = [_compute_format(u) for u in torch._foreach_add(grads, buffers, alpha=momentum)]
-        polar = shared.map(orthogonalise, dict(zip(names, nesterov)), CHUNK_ELEMENTS)
+        polar = shared.map(orthogonalise, dict(zip(self._names, nesterov)), CHUNK_ELEMENTS)
         torch._foreach_mul_(weights, 1 - lr * weight_decay)
-        for name, weight in zip(names, weights):
+        for name, weight in zip(self._names, weights):
             weight.add_(polar[name].to(weight.dtype), alpha=-lr * _scale(shared.shape(name)))
 
 

@@ -14,18 +14,18 @@ took another's state goes on bit for bit. Cost: AdamW holds 8 bytes a parameter,
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from penstock.config import OptimSection
 from penstock.optim.adamw import FusedAdamW
+from penstock.optim.groups import Groups
 from penstock.optim.muon import Muon, SharedMatrices
 
 
 class Optimizer:
-    """One or two torch optimizers over named parameters; `build_optimizer` makes it."""
+    """One or two optimizers over named parameters; `build_optimizer` makes it."""
 
-    def __init__(self, parts: list[torch.optim.Optimizer], names: dict[Tensor, str]) -> None:
+    def __init__(self, parts: list[Groups], names: dict[Tensor, str]) -> None:
         self._parts, self._names = parts, names
         self._peaks = [[group["lr"] for group in part.param_groups] for part in parts]
 
@@ -57,9 +57,9 @@ def build_optimizer(named: dict[str, Tensor], optim: OptimSection, shared: Share
     """
     matrices = {name: p for name, p in named.items() if optim.kind == "muon" and is_block_matrix(name, p)}
     others = [p for name, p in named.items() if name not in matrices]
-    parts: list[torch.optim.Optimizer] = [_adamw(others, optim)] if others else []
+    parts: list[Groups] = [_adamw(others, optim)] if others else []
     if matrices:
-        parts.append(Muon(list(matrices.items()), optim.muon_lr, optim.momentum, optim.weight_decay, shared))
+        parts.append(Muon(list(matrices.values()), optim.muon_lr, optim.momentum, optim.weight_decay, shared, list(matrices)))
     return Optimizer(parts, {p: name for name, p in named.items()})
 
 

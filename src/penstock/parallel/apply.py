@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from penstock.comm import Route, World
 from penstock.config import ModelSection
-from penstock.models import Decoder, initial_value
+from penstock.models import Decoder, allocate, initial_value
 from penstock.parallel.balance import Slots
 from penstock.parallel.context import split_context
 from penstock.parallel.expert import spread_experts
@@ -70,7 +70,10 @@ def lay_out(
     with torch.device("meta"):
         kept = saved_buffers(Decoder(model).to(formats.master))
     decoder, plan, sharder = shape_decoder(model, mesh, formats, slots, stages)
-    decoder.to_empty(device=mesh.world.device)
+    if mesh.layout.sharded:
+        decoder.to_empty(device=mesh.world.device)  # which FSDP2 follows
+    else:
+        allocate(decoder, mesh.world.device)
     weights = Weights(decoder, plan, mesh)
     if seed is not None:
         _draw(weights, model, seed)

@@ -32,6 +32,7 @@ from penstock.parallel.pipeline.stages import Stages
 from penstock.parallel.placement import Placement, part
 from penstock.parallel.plan import plan_weights
 from penstock.parallel.traffic import DOCUMENT_BYTES, EXPERT_COUNT_BYTES, Collective, Workload, axis_name, both_ways
+from penstock.parallel.traffic_between import between_traffic
 from penstock.parallel.traffic_grid import expected_rows, grid_embedding, grid_head, grid_layer, local_heads
 from penstock.parallel.traffic_tesseract import tesseract_embedding, tesseract_head, tesseract_layer
 
@@ -86,7 +87,7 @@ def shard_traffic(work: Workload, prefix: str = "") -> list[Collective]:
 def gradient_traffic(work: Workload, prefix: str = "") -> list[Collective]:
     """The sums of gradients over replicas at the end of a step, in the reducer's own buckets; of parameters whose names begin with `prefix`."""
     layout, dtype = work.layout, torch.float64 if work.master == 8 else torch.float32
-    pairs, axes_of = [], {}
+    pairs, axes_of, recut = [], {}, {}
     nodes = layout.group(work.rank, ("node",))
     for placement in (placement for name, placement in placements(work).items() if name.startswith(prefix) and placement.held_by(layout, work.rank)):
         axes, tied = placement.replicas(layout), max(1, len(placement.holders))
@@ -99,24 +100,28 @@ def gradient_traffic(work: Workload, prefix: str = "") -> list[Collective]:
             route = Route(Axis(axis_name(axes, layout, tied), inside), Axis("node", nodes))
         axes_of[route.inside.name] = (axes, tied)
         pairs.append((nn.Parameter(torch.empty(placement.local_shape(layout, work.rank), device="meta", dtype=dtype)), route))
+        recut[pairs[-1][0]] = placement.cuttable
     lines = []
     for bucket, route in cut_buckets([(p, route) for p, route in pairs if route.size > 1], int(work.bucket_mb * 2**20)):
-        lines += _sum_of(bucket, route, *axes_of[route.inside.name], work.master)
+        lines += _sum_of(bucket, route, *axes_of[route.inside.name], work, recut)
     return lines
 
 
-def _sum_of(bucket: list[nn.Parameter], route: Route, axes: tuple[str, ...], tied: int, width: int) -> list[Collective]:
-    """The collectives of a bucket's sum: one, or inside the node, between nodes, inside again."""
+def _sum_of(
+    bucket: list[nn.Parameter], route: Route, axes: tuple[str, ...], tied: int, work: Workload, recut: dict[nn.Parameter, bool]
+) -> list[Collective]:
+    """The collectives of a bucket's sum: one, or inside the node, between nodes, inside again; `recut` says which any layout can cut anew."""
     if route.between.size == 1:
-        return [Collective(axes, "gradients", "all_reduce", sum(p.numel() for p in bucket) * width, tied=tied)]
-    own = sum(math.prod(rows_of(p, route.inside.size)) for p in bucket) * width
-    between = Collective(("node",), "gradients", "all_reduce", own)
+        return [Collective(axes, "gradients", "all_reduce", sum(p.numel() for p in bucket) * work.master, tied=tied)]
+    shapes = [rows_of(p, route.inside.size) for p in bucket]
+    own = sum(math.prod(shape) for shape in shapes) * work.master
+    between = between_traffic(shapes, [recut[p] for p in bucket], route.between.size, work.master, work.exchange)
     if route.inside.size == 1:
-        return [between]
+        return between
     scatter, gather = (
         Collective(axes, "gradients", operation, own * route.inside.size, tied=tied) for operation in ("reduce_scatter", "all_gather")
     )
-    return [scatter, between, gather]
+    return [scatter, *between, gather]
 
 
 def muon_traffic(work: Workload, matrices: Iterable[str]) -> list[Collective]:

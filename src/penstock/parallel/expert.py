@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from penstock.comm import Axis, exchange
+from penstock.comm import Axis, exchange, opaque
 from penstock.models.decoder import Decoder
 from penstock.models.grouped import combine, dispatch
 from penstock.models.moe import Experts, MixtureOfExperts
@@ -59,7 +59,7 @@ class ExpertTransport:
         self._replicas_s = torch.tensor([flat.count(expert) for expert in flat], device=device)
         self._by_expert = self._expert_s.argsort(stable=True)
 
-    @torch.compiler.disable
+    @opaque
     def __call__(self, x_md: Tensor, load_e: Tensor, experts: Experts) -> Tensor:
         """Map rows (m, d), sorted by expert, `load_e[e]` of them for expert e, to the experts' outputs in the same order."""
         route = self._route(load_e, len(x_md))

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from penstock.comm import Axis, gather, scatter_sum, total
+from penstock.comm import Axis, gather, opaque, scatter_sum, total
 from penstock.models import Decoder
 from penstock.models.attention import Attention
 from penstock.models.decoder import blocks_of
@@ -229,7 +229,7 @@ class GridLoss:
         self.part = padded_part(vocab, row.size)  # rows of the head that a row of the grid has, but for the last
         self.piece = padded_part(self.part, column.size)  # logits that a rank has, some of them padding
 
-    @torch.compiler.disable
+    @opaque
     def __call__(self, hidden_btd: Tensor, head_weight_vd: Tensor, targets_bt: Tensor, *, chunk_tokens: int, kernel: Kernel | None = None) -> Tensor:
         """Sum of the cross-entropies of `targets_bt` (b, t), the same on all ranks of the grid; `kernel` is for uncut vocabularies."""
         return chunked_loss(gather(hidden_btd, self.row, 1, "head"), head_weight_vd, targets_bt, chunk_tokens * self.both.size, self._step)

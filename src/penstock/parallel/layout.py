@@ -26,6 +26,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from penstock.config import Config, ConfigError
@@ -114,9 +115,13 @@ class Layout:
 
     def stride(self, axis: str) -> int:
         """Distance in ranks between neighbours along the axis."""
-        family = TENSOR if axis in TENSOR else DATA if axis in DATA else EXPERT
-        inner = family[family.index(axis) + 1 :]
-        return self.size(*inner) * (1 if family is TENSOR else self.tensor)
+        return self._strides[axis]
+
+    @cached_property
+    def _strides(self) -> dict[str, int]:
+        """Of every axis; kept, as a step asks for some of them for each parameter."""
+        inner = {axis: family[place + 1 :] for family in (EXPERT, DATA, TENSOR) for place, axis in enumerate(family)}
+        return {axis: self.size(*axes) * (1 if axis in TENSOR else self.tensor) for axis, axes in inner.items()}
 
     def coordinate(self, rank: int, axis: str) -> int:
         """The rank's place on the axis."""

@@ -27,14 +27,16 @@ class Mesh:
         assert layout.ranks == world.size, f"{layout} has {layout.ranks} ranks, the world {world.size}"
         self.layout, self.world = layout, world
         self._timeout = timedelta(seconds=timeout_s)
+        self._axes: dict[tuple[str, ...], Axis] = {}
 
     def axis(self, *axes: str) -> Axis:
         """The axis that runs over the named axes, outermost first."""
-        wanted = tuple(axis for axis in axes if self.layout.size(axis) > 1)
-        ranks = self.layout.group(self.world.rank, wanted)
-        assert list(ranks) == sorted(ranks), f"name axes outermost first, not {axes}: process groups are in order of rank"
-        group = self._group(lambda rank: self.layout.group(rank, wanted))
-        return self._axis(_name(wanted), ranks, group)
+        if axes not in self._axes:
+            wanted = tuple(axis for axis in axes if self.layout.size(axis) > 1)
+            ranks = self.layout.group(self.world.rank, wanted)
+            assert list(ranks) == sorted(ranks), f"name axes outermost first, not {axes}: process groups are in order of rank"
+            self._axes[axes] = self._axis(_name(wanted), ranks, self._group(lambda rank: self.layout.group(rank, wanted)))
+        return self._axes[axes]
 
     def route(self, placement: Placement) -> Route:
         """The way of the sum over the ranks that hold the same piece of a tensor as this one: inside the node, then between nodes.

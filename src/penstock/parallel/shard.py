@@ -24,13 +24,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import Shard
 
 from penstock.comm import Axis
 from penstock.comm.axis import all_gather_into, reduce_scatter_into
@@ -38,6 +36,9 @@ from penstock.models import Decoder
 from penstock.models.moe import Experts
 from penstock.parallel.mesh import Mesh
 from penstock.parallel.placement import Placement
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,9 @@ def shard_weights(decoder: Decoder, mesh: Mesh, plan: dict[str, Placement], form
     layout = mesh.layout
     if not layout.sharded:
         return Sharder()
+    from torch.distributed.fsdp import MixedPrecisionPolicy, register_fsdp_forward_method  # here, as it takes two seconds
+    from torch.distributed.tensor import Shard
+
     dense_mesh, dense_axis = mesh.device_mesh(*layout.shard_axes), mesh.axis(*layout.shard_axes)
     cut_axes = (layout.shard_axes, layout.expert_shard_axes)
     whole = {p for name, p in decoder.named_parameters() if not any(split.axes in cut_axes for split in plan[name].splits)}
@@ -141,6 +145,8 @@ def _wrap(
     module: nn.Module, mesh: Any, axis: Axis, drop: bool, whole: set[nn.Parameter], travel: MixedPrecisionPolicy, placement: Any = None
 ) -> FSDPModule:
     """Shard the parameters of `module` that are neither `whole` nor an inner module's; `drop` them after the forward pass."""
+    from torch.distributed.fsdp import fully_shard
+
     wrapped = fully_shard(module, mesh=mesh, reshard_after_forward=drop, shard_placement_fn=placement, ignored_params=whole, mp_policy=travel)
     wrapped.set_gradient_divide_factor(1.0)
     wrapped.set_force_sum_reduction_for_comms(True)

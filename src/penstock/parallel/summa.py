@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.comm import Axis
+from penstock.comm import Axis, opaque
 from penstock.models.grouped import grouped_input_gradient, grouped_linear, grouped_weight_gradient
 from penstock.models.later import later
 from penstock.models.layers import wide
@@ -78,7 +78,7 @@ def grouped(ends_e: Tensor) -> Product:
     )
 
 
-@torch.compiler.disable
+@opaque
 def linear(x_nd: Tensor, block: Tensor, grid: Grid, product: Product = DENSE) -> Tensor:
     """`multiply` through autograd, in the format of `x_nd`, which is also the block's."""
     return _Linear.apply(x_nd, block, grid, product)

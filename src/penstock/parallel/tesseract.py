@@ -21,13 +21,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from penstock.comm import scatter_sum, total
+from penstock.comm import opaque, scatter_sum, total
 from penstock.config import ModelSection
 from penstock.models import Decoder
 from penstock.models.attention import Attention
-from penstock.models.layers import FeedForward, Linear, RMSNorm, wide
+from penstock.models.layers import Embedding, FeedForward, Linear, RMSNorm, wide
 from penstock.models.loss import Kernel, chunked_loss
 from penstock.models.moe import Experts, MixtureOfExperts, Router
 from penstock.parallel.mesh import Mesh
@@ -99,7 +99,7 @@ class TesseractNorm(RMSNorm):
         return (x_wide * scale * pad_to(self.weight, x.shape[-1:])).to(x.dtype)
 
 
-class TesseractEmbedding(nn.Embedding):
+class TesseractEmbedding(Embedding):
     """The embedding, its vocabulary over rows and its features over columns."""
 
     def __init__(self, model: ModelSection, grid: Grid) -> None:
@@ -108,9 +108,9 @@ class TesseractEmbedding(nn.Embedding):
         self.block = (padded_part(model.vocab, grid.size), padded_part(model.dim, grid.size))
         self.first = part(model.vocab, grid.size, grid.row.index)[0]
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, tokens_bt: Tensor) -> Tensor:
         """This rank's features (b, t, d/q) of its row's tokens (b, t)."""
-        tokens_rt = self.grid.row.all_gather(input, 0, "tokens")
+        tokens_rt = self.grid.row.all_gather(tokens_bt, 0, "tokens")
         x_rtd = look_up(tokens_rt, pad_to(self.weight, self.block), self.first)
         return scatter_sum(x_rtd, self.grid.row, 0, "embedding")
 
@@ -190,7 +190,7 @@ class TesseractLoss:
         self.block = (padded_part(model.vocab, grid.size), padded_part(model.dim, grid.size))
         self.first, self.count = part(model.vocab, grid.size, grid.column.index)
 
-    @torch.compiler.disable
+    @opaque
     def __call__(self, hidden_btd: Tensor, head_weight_vd: Tensor, targets_bt: Tensor, *, chunk_tokens: int, kernel: Kernel | None = None) -> Tensor:
         """Sum of the cross-entropies of this row's `targets_bt`, the same on its columns; its gradient is that of one of them."""
         return chunked_loss(hidden_btd, pad_to(head_weight_vd, self.block), targets_bt, chunk_tokens * self.grid.size, self._step)

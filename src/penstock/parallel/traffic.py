@@ -8,11 +8,11 @@ A `Workload` holds what the lines are made from; nothing here needs a process gr
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from penstock.comm import ring_bytes
-from penstock.config import ModelSection
+from penstock.config import ExchangeSection, ModelSection
 from penstock.parallel.layout import Layout
 from penstock.parallel.pipeline.schedule import Schedule
 from penstock.parallel.pipeline.stages import Stages
@@ -28,7 +28,7 @@ class Workload:
 
     `micro` sequences at a time, `micro_batches` times; activations of `compute` bytes and weights, moments and gradients of `master` bytes a
     number; the loss in chunks of `chunk_tokens`; `documents` says that tokens carry their document's number; buckets of `bucket_mb` MiB.
-    In a pipeline, which `stages` there are and how they are scheduled.
+    In a pipeline, which `stages` there are and how they are scheduled. How gradients travel between nodes.
     """
 
     model: ModelSection
@@ -43,6 +43,7 @@ class Workload:
     rank: int = 0
     stages: Stages | None = None
     schedule: Schedule | None = None
+    exchange: ExchangeSection = field(default_factory=ExchangeSection)
 
     @property
     def place(self) -> int:

@@ -7,10 +7,13 @@ names: of what its stages do not hold it has an empty tensor.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
 from penstock.comm import local
+from penstock.parallel.layout import Layout
 from penstock.parallel.mesh import Mesh
 from penstock.parallel.placement import Box, Placement
 
@@ -58,9 +61,8 @@ class Weights:
         found: list[Tensor] = []
         for name, tensor in self.locals.items():
             if tensor.grad is not None:
-                placement = self.placements[name]
-                views, mine = box_views(tensor.grad, placement.boxes(layout, rank)), placement.owned(layout, rank, alone=alone)
-                found += [part for part, owned in zip(views, mine) if owned]
+                boxes, mine = _boxes_owned(self.placements[name], layout, rank, alone)
+                found += [part for part, owned in zip(box_views(tensor.grad, boxes), mine) if owned]
         return found
 
     def drop_gradients(self) -> None:
@@ -75,6 +77,12 @@ class Weights:
     def part(self, name: str, whole: Tensor) -> Tensor:
         """This rank's part of a full tensor placed like parameter `name`, a copy."""
         return own_part(whole, self.placements[name], self.mesh)
+
+
+@cache
+def _boxes_owned(placement: Placement, layout: Layout, rank: int, alone: tuple[str, ...]) -> tuple[list[Box], list[bool]]:
+    """A rank's boxes, and which of them count; kept, as every step asks for those of every parameter."""
+    return placement.boxes(layout, rank), placement.owned(layout, rank, alone=alone)
 
 
 def assemble(tensor: Tensor, placement: Placement, mesh: Mesh, purpose: str) -> Tensor:

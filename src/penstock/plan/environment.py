@@ -1,10 +1,11 @@
-"""What a run was made on: software versions, machine, and the code's commit."""
+"""What a run was made on: versions of the software that decides numbers, and the machine. `code.py` tells the code."""
 
 from __future__ import annotations
 
 import os
 import platform
-import subprocess
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
@@ -12,9 +13,12 @@ import torch
 
 import penstock
 
+#: Installed packages whose versions may change numbers or files.
+PACKAGES = ("numpy", "triton", "tokenizers", "safetensors", "pydantic", "pyarrow", "blake3", "zstandard", "fsspec", "xxhash")
+
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, processor, memory, GPUs, and the git commit of the current folder if it has one."""
+    """Versions, processor, memory and GPUs. Packages that are not installed are left out."""
     return {
         "penstock": penstock.__version__,
         "python": platform.python_version(),
@@ -24,7 +28,7 @@ def describe_environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        **_commit(),
+        "packages": _versions(),
     }
 
 
@@ -37,10 +41,10 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def _commit() -> dict[str, Any]:
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-        status = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"commit": head, "uncommitted_changes": bool(status.strip())}
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    libraries = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return found | {name: str(value) for name, value in libraries.items() if value is not None}

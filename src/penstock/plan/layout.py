@@ -110,7 +110,7 @@ class LayoutReport:
 def describe_layout(config: Config, ranks: int, ranks_per_node: int) -> LayoutReport:
     """Report on `config`, whose model, format and loss chunk are settled, on so many ranks; raises `ConfigError` where they cannot be laid out.
 
-    Nodes that `exchange.topology` gives by hand count instead of `ranks_per_node`. Gradients between nodes are counted as of the dense exchange.
+    Nodes that `exchange.topology` gives by hand count instead of `ranks_per_node`. What `exchange.kind` sends between nodes is estimated.
     """
     if ranks < 1 or ranks_per_node < 1:
         raise ConfigError(f"--nproc {ranks} and --ranks-per-node {ranks_per_node} must be at least 1")
@@ -171,6 +171,7 @@ def workload(config: Config, layout: Layout) -> Workload:
         chunk_tokens=config.train.loss_chunk,
         documents=config.data.document_mask,
         bucket_mb=config.layout.bucket_mb,
+        exchange=config.exchange,
     )
 
 

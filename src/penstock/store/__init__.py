@@ -1,9 +1,28 @@
 """Floor 4: runs as folders, and the snapshots in them."""
 
-from penstock.store.runs import Run, create_run, find_run, list_runs, new_run_folder, save_config
-from penstock.store.snapshots import Snapshot, list_snapshots, load_snapshot, read_numbers, save_snapshot, stored_names
+from penstock.store.cell_writer import Increments
+from penstock.store.chunks import ChunkEntry, Damaged, chunk_digest
+from penstock.store.folder import Folder, LocalFolder, open_folder
+from penstock.store.history import Event, History, append_event, history_head, read_history
+from penstock.store.index import Indexed, Row, indexed, row_of
+from penstock.store.loading import agreed_manifest, load_partial, load_snapshot, read_numbers
+from penstock.store.locks import current_writer, in_use, writer_lock
+from penstock.store.manifest import Manifest, Snapshot, TensorEntry, list_snapshots, read_manifest, write_manifest
+from penstock.store.naming import find_snapshot, newest_snapshot
+from penstock.store.packs import PackWriter, new_pack_name, read_chunk, read_pack
+from penstock.store.retention import Collected, Policy, collect, pin, policy_of, read_pins
+from penstock.store.runs import Run, check_format, create_run, find_run, list_runs, new_run_folder, run_state, save_config
+from penstock.store.saver import Outcome, Saver, published, save_snapshot
+from penstock.store.timeline import Entry, Timeline, Told, run_timeline, tell_snapshot
+from penstock.store.transfer import Sent, transfer
+from penstock.store.verify import Damage, Verified, verify_run
 
 __all__ = [
-    "Run", "Snapshot", "create_run", "find_run", "list_runs", "list_snapshots", "load_snapshot", "new_run_folder",
-    "read_numbers", "stored_names", "save_config", "save_snapshot",
+    "ChunkEntry", "Collected", "Damage", "Damaged", "Entry", "Event", "Folder", "History", "Increments", "Indexed", "LocalFolder",
+    "Manifest", "Outcome", "PackWriter", "Policy", "Row", "Run", "Saver", "Sent", "Snapshot", "TensorEntry", "Timeline", "Told", "Verified",
+    "agreed_manifest", "append_event", "check_format", "chunk_digest", "collect", "create_run", "current_writer", "find_run",
+    "find_snapshot", "history_head", "in_use", "indexed", "list_runs", "list_snapshots", "load_partial", "load_snapshot", "new_pack_name",
+    "new_run_folder", "newest_snapshot", "open_folder", "pin", "policy_of", "published", "read_chunk", "read_history", "read_manifest",
+    "read_numbers", "read_pack", "read_pins", "row_of", "run_state", "run_timeline", "save_config", "save_snapshot", "tell_snapshot",
+    "transfer", "verify_run", "write_manifest", "writer_lock",
 ]

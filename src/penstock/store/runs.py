@@ -3,8 +3,10 @@
     config.toml    the resolved configuration, which alone reproduces the run
     run.json       identity, code version, environment, corpus
     tokenizer/     the tokenizer, so that a run can speak without its corpus
-    metrics/       rows of numbers;  events/  TensorBoard;  snapshots/  the state
-    summary.json   how it ended;     report.html  the page to look at
+    metrics/       rows of numbers;            events/  TensorBoard
+    snapshots/     the state, as manifests;    packs/   their content
+    history.jsonl  what happened;              index.sqlite, pins.json, locks
+    summary.json   how it ended;               report.html  the page to look at
 
 Files are replaced atomically (written beside, flushed to the disk, renamed), so a reader or a crash never sees
 half of one.
@@ -21,6 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from penstock.config import Config, UserError, disk_errors, load_config, nearest, to_toml
+from penstock.store.folder import Folder, LocalFolder
+from penstock.store.history import last_event
+from penstock.store.locks import current_writer
+from penstock.store.manifest import list_snapshots
 
 
 @dataclass(frozen=True)
@@ -35,9 +41,9 @@ class Run:
         return self.path.name
 
     @property
-    def snapshots(self) -> Path:
-        """Folder of the snapshots."""
-        return self.path / "snapshots"
+    def folder(self) -> Folder:
+        """Where its snapshots are."""
+        return LocalFolder(self.path)
 
     def config(self) -> Config:
         """The resolved configuration the run was made with; raises `UserError` if damaged."""
@@ -76,6 +82,18 @@ def create_run(config: Config, folder: Path, identity: dict[str, Any]) -> Run:
     return run
 
 
+def run_state(run: Run) -> str:
+    """`running` while a process holds the writer's lock; else how it ended: `finished`, `interrupted` or `failed`; `new` before it began."""
+    if current_writer(run.path):
+        return "running"
+    summary, saved, last = run.read("summary.json"), list_snapshots(run.path), last_event(run.folder)
+    if last is not None and last.kind == "failure":
+        return "failed"
+    if summary and (not saved or saved[-1].step == summary.get("step")):  # else it went on after that
+        return str(summary.get("state", "failed"))
+    return "failed" if summary or last is not None or any(snapshot.step for snapshot in saved) else "new"
+
+
 def save_config(run: Run, config: Config) -> None:
     """Replace the run's resolved configuration."""
     write_text(run.path / "config.toml", to_toml(config))
@@ -101,6 +119,13 @@ def find_run(name: str | Path, runs_dir: str | Path = "runs") -> Run:
         return runs[-1]
     known = [run.name for run in runs]
     raise UserError(f"no run '{name}' here or below {runs_dir}/{nearest(str(name), known)}; `penstock runs` lists them")
+
+
+def check_format(run: Run) -> None:
+    """Raise `UserError` if the run's snapshots are those of a version that stored them in folders."""
+    if next((run.path / "snapshots").glob("step-*/snapshot.json"), None) and not any((run.path / "snapshots").glob("step-*.json")):
+        wrote = run.read("run.json").get("environment", {}).get("penstock", "that wrote it")
+        raise UserError(f"the snapshots of {run.path} have format 2, and this version of Penstock reads 3; use the version that wrote them, {wrote}")
 
 
 def list_runs(runs_dir: str | Path = "runs") -> list[Run]:

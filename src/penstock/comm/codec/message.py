@@ -23,7 +23,7 @@ from torch import Tensor
 
 from penstock.comm.codec.bits import MAX_WIDTH
 from penstock.comm.codec.checksum import checksum
-from penstock.comm.codec.indices import MAX_LENGTH, Code, IndexFault, IndexForm, Rice, decode_indices, encode_indices
+from penstock.comm.codec.indices import MAX_LENGTH, Code, IndexFault, IndexForm, Rice, decode_indices, encode_indices, index_entropy_bits
 from penstock.comm.codec.select import NonFiniteError
 from penstock.comm.codec.values import ValueCode, ValuesFormat, decode_values, encode_values, value_sections
 
@@ -109,6 +109,12 @@ def decode(message: Tensor) -> Decoded:
         return Decoded(head.n, decode_indices(head.form, planes[:split], head.n, head.k), values)
     except IndexFault as fault:
         raise MessageError(f"impossible message: {fault}") from None
+
+
+def expected_bytes(n: int, k: int, values_format: ValuesFormat) -> int:
+    """Bytes of a message of k of n entries, by the entropy of indices that may lie anywhere; without the header."""
+    indices = index_entropy_bits(n, k) / 8 if k < n else 0.0
+    return round(indices) + sum(value_sections(ValueCode[values_format], k))
 
 
 def _assemble(head: _Head, planes: list[Tensor]) -> Tensor:

@@ -6,5 +6,6 @@ from penstock.comm.gradients.kinds import build_between
 from penstock.comm.gradients.periodic import Periodic
 from penstock.comm.gradients.powersgd import PowerSGD
 from penstock.comm.gradients.reducer import GradientReducer
+from penstock.comm.gradients.topk import TopK
 
-__all__ = ["Dense", "GradientReducer", "Periodic", "PowerSGD", "Route", "build_between", "cut_buckets", "local"]
+__all__ = ["Dense", "GradientReducer", "Periodic", "PowerSGD", "Route", "TopK", "build_between", "cut_buckets", "local"]

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from penstock.comm.axis import Axis
 
@@ -81,12 +81,14 @@ class Bucket:
         views, parts = self._views(self.flat, tensors)
         torch._foreach_copy_(parts, views)
 
-    def parts_of(self, flat: Tensor) -> list[Tensor]:
-        """A tensor for each parameter from one laid out like the buffer."""
-        tensors = [torch.empty_like(local(parameter)) for parameter in self.parameters]
+    def take_away(self, tensors: list[Tensor]) -> None:
+        """Subtract one tensor of each parameter from the buffer."""
+        torch._foreach_sub_(*self._views(self.flat, tensors))
+
+    def subtract(self, flat: Tensor, tensors: list[Tensor], scale: float = 1.0) -> None:
+        """Subtract `scale` times what is laid out like the buffer from one tensor of each parameter."""
         views, parts = self._views(flat, tensors)
-        torch._foreach_copy_(parts, views)
-        return tensors
+        torch._foreach_sub_(parts, views, alpha=scale)
 
     def _views(self, flat: Tensor, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Parts of a buffer and the parts of the tensors that belong in them."""
@@ -115,8 +117,13 @@ def _rows_here(tensor: Tensor, parts: int, route: Route) -> int:
 
 def local(tensor: Tensor) -> Tensor:
     """The plain tensor that this rank holds of a parameter or gradient, which FSDP2 makes a DTensor; it shares its memory."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    here: Any = tensor.detach()
+    return here.to_local() if is_sharded(here) else here
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether FSDP2 made a DTensor of it; asked in this way because only a run that shards need import that class, which takes a second."""
+    return hasattr(tensor, "to_local")
 
 
 def cut_buckets(parameters: list[tuple[nn.Parameter, Route]], limit_bytes: int) -> list[tuple[list[nn.Parameter], Route]]:

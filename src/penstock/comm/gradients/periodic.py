@@ -36,10 +36,20 @@ class Periodic:
         self.faults: list[str] = []
         self.overflow = False
         self._buckets: list[Bucket] = []
+        self._squares: list[tuple[Tensor, Tensor]] = []  # of each bucket: of what was left out, and of all
         #: The weights that all nodes agree on, as far as this rank holds them.
         self.reference: dict[nn.Parameter, Tensor] = {}
-        #: Seconds that the last meeting took.
-        self.meeting_s = 0.0
+        #: Seconds that the last meeting took, and how much of this rank's distances, by their squares, its messages left out.
+        self.meeting_s, self.left_share = 0.0, 0.0
+
+    @property
+    def density(self) -> float:
+        """Share of the entries that messages carry."""
+        return self._codec.density
+
+    @density.setter
+    def density(self, density: float) -> None:
+        self._codec.density = density
 
     def __str__(self) -> str:
         return f"none, but every {self.every} steps what weights have gone apart, {self._codec}"
@@ -74,28 +84,41 @@ class Periodic:
         began = time.perf_counter()
         while True:
             self._codec.begin(step, everything)
-            means, rests = zip(*(self._exchange(bucket) for bucket in self._buckets))
+            self._squares = []
+            sums, rests = zip(*(self._exchange(bucket) for bucket in self._buckets))
             if agreed(self._codec.faults, self._codec.overflow):
                 break
-        for bucket, mean, rest in zip(self._buckets, means, rests):
-            references = [self.reference[parameter] for parameter in bucket.parameters]
-            torch._foreach_sub_(references, bucket.parts_of(mean))
-            torch._foreach_copy_([local(parameter) for parameter in bucket.parameters], torch._foreach_sub(references, bucket.parts_of(rest)))
+        for bucket, sum_, rest in zip(self._buckets, sums, rests):
+            references, own = self._both(bucket)
+            bucket.subtract(sum_, references, 1.0 / bucket.route.between.size)
+            torch._foreach_copy_(own, references)
+            bucket.subtract(rest, own)
+        left, distance = (torch.stack(squares).sum().item() for squares in zip(*self._squares))
+        self.left_share = left / distance if distance else 0.0
         self.meeting_s = time.perf_counter() - began
         for name in ("exchange.exposed", "exchange.span"):
             meter.add_seconds(name, self.meeting_s)
 
     def _exchange(self, bucket: Bucket) -> tuple[Tensor, Tensor]:
-        """The mean of what the nodes send of their distances from the reference, and what this node leaves out of its own, laid out as the bucket."""
-        bucket.fill([self.reference[parameter] - local(parameter) for parameter in bucket.parameters])
+        """The sum of what the nodes send of their distances from the reference, and what this node leaves out of its own, laid out as the bucket."""
+        references, own = self._both(bucket)
+        bucket.fill(references)
+        bucket.take_away(own)
         inside = bucket.route.inside
         if bucket.own is not bucket.flat:
             bucket.own.copy_(bucket.flat.view(inside.size, -1)[inside.index])
+        distance = bucket.own.dot(bucket.own)
         self._codec.sum_(bucket)
-        own = torch.stack([bucket.own / bucket.route.between.size, self._codec.left(bucket)])
+        left = self._codec.left(bucket)
+        self._squares.append((left.dot(left), distance))
         if inside.size == 1:
-            return own[0], own[1]
-        whole = own.new_empty(inside.size, *own.shape)
+            return bucket.own, left
+        both = torch.stack([bucket.own, left])
+        whole = both.new_empty(inside.size, *both.shape)
         with inside.counted("weights", "all_gather", whole):
-            all_gather_into(whole.view(-1), own.view(-1), group=inside.group)
+            all_gather_into(whole.view(-1), both.view(-1), group=inside.group)
         return whole[:, 0].reshape(-1), whole[:, 1].reshape(-1)
+
+    def _both(self, bucket: Bucket) -> tuple[list[Tensor], list[Tensor]]:
+        """The reference and this node's weights of a bucket."""
+        return [self.reference[parameter] for parameter in bucket.parameters], [local(parameter) for parameter in bucket.parameters]

@@ -26,11 +26,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from penstock.comm.axis import all_gather_into, reduce_scatter_into
 from penstock.comm.gradients.between import Between, Dense
-from penstock.comm.gradients.bucket import Bucket, Route, cut_buckets
+from penstock.comm.gradients.bucket import Bucket, Route, cut_buckets, is_sharded
 from penstock.comm.gradients.courier import Courier
 from penstock.comm.meter import ByteMeter
 
@@ -94,7 +93,7 @@ class GradientReducer:
         Not so where FSDP2 shards them, and may have yet to sum them over the shards; those wait for `finish`.
         """
         for parameter in parameters:
-            if parameter in self._bucket_of and not isinstance(parameter, DTensor):
+            if parameter in self._bucket_of and not is_sharded(parameter):
                 self._count(parameter)
 
     def finish(self) -> None:

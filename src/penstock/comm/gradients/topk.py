@@ -3,9 +3,10 @@
     a = g + r;   s = decode(encode(top-k of a));   r ← a - s;   the sum over nodes is the sum of every node's s
 
 so that what was sent and what is withheld add up to all gradients so far, to rounding (`residual.py`; Lin et al., Deep Gradient Compression, arXiv
-1712.01887). Entries are chosen for each tensor by itself: k = ⌈density · n⌉ of this rank's rows, or nearly so many of large ones (`codec/select.py`).
-During the first `warmup` steps the density falls from 1 to its value geometrically (Lin et al., section 3.2). Tensors of one dim (norms), and
-those whose residual no layout could cut anew (tied over a pipeline, or placed by hand), are few and travel whole.
+1712.01887); with `momentum`, to all their velocities. Entries are chosen for each tensor by itself: k = ⌈density · n⌉ of this rank's rows, or nearly
+so many of large ones (`codec/select.py`). During the first `warmup` steps the density falls from 1 to its value geometrically (Lin et al., section
+3.2). Tensors of one dim (norms), and those whose residual no layout could cut anew (tied over a pipeline, or placed by hand), are few and travel
+whole.
 
 All ranks decode the same messages in the same order, so replicas stay equal to the bit. A damaged message is noticed by whoever decodes it
 (`codec`), and nothing of the step counts until `commit`: the engine asks all ranks first, and without it the residuals are as they were.
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from penstock.comm.codec import MessageError, NonFiniteError, ValuesFormat, decode, encode, select_sampled
+from penstock.comm.codec import MessageError, NonFiniteError, ValuesFormat, decode, encode
 from penstock.comm.gradients.bucket import Bucket
 from penstock.comm.gradients.residual import Residual
 
@@ -35,11 +36,17 @@ class TopK:
     values: ValuesFormat
     warmup: int
     cuttable: Callable[[nn.Parameter], bool]
+    #: Sorted indices of a tensor's largest entries, for a density.
+    select: Callable[[Tensor, float], Tensor]
     #: Whether what is left out is added to the next; else whoever calls sees to it (`left`).
     feedback: bool = True
+    #: Decay of the velocity that gradients are summed into; 0: none is kept.
+    momentum: float = 0.0
     faults: list[str] = field(default_factory=list)
     overflow: bool = False
     withholds: bool = True
+    #: Every parameter's velocity, with a leading dim of one for the node.
+    velocities: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     _residuals: dict[int, Residual] = field(default_factory=dict)
     _density: float = 1.0
 
@@ -49,7 +56,8 @@ class TopK:
 
     def prepare(self, buckets: list[Bucket]) -> dict[nn.Parameter, Tensor]:
         """Make the residuals of the buckets, all zero; each parameter's, with a leading dim of one for the node."""
-        self._residuals = {id(bucket): Residual(bucket, self._compressed, self.feedback) for bucket in buckets}
+        self._residuals = {id(bucket): Residual(bucket, self._compressed, self.feedback, self.momentum) for bucket in buckets}
+        self.velocities = {parameter: tensor for residual in self._residuals.values() for parameter, tensor in residual.velocity.items()}
         return {parameter: tensor for residual in self._residuals.values() for parameter, tensor in residual.withheld.items()}
 
     def compresses(self, shape: tuple[int, ...]) -> bool:
@@ -90,7 +98,7 @@ class TopK:
     def _write(self, residual: Residual) -> Tensor:
         single = residual.becomes.to(torch.float32)
         try:
-            chosen = [select_sampled(single[place], self._density).add_(place.start) for _, place in residual.chosen]
+            chosen = [self.select(single[place], self._density).add_(place.start) for _, place in residual.chosen]
             indices = torch.cat(chosen) if chosen else torch.zeros(0, dtype=torch.int64, device=single.device)
             everything = not residual.whole and indices.numel() == single.numel()
             return encode(single, None if everything else indices, self.values)
@@ -107,7 +115,10 @@ class TopK:
         except MessageError as error:
             self.faults.append(f"the gradients of node {node}: {error}")
             return
-        values, at = sent.values.to(bucket.own.dtype), slice(None) if sent.indices is None else sent.indices
-        bucket.own[at] += values
+        values = sent.values.to(bucket.own.dtype)
+        if sent.indices is None:
+            bucket.own += values
+        else:
+            bucket.own.index_add_(0, sent.indices, values)
         if node == bucket.route.between.index:
-            residual.becomes[at] -= values
+            residual.sent(sent.indices, values)

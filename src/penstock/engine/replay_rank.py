@@ -1,0 +1,13 @@
+"""One rank of a replay below Penstock's launcher: `python -m penstock.engine.replay_rank RUN`, up to the step that RUN's `replay.json` names."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from penstock.engine.rank import main
+from penstock.store import Run
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    sys.exit(main(folder, int(Run(folder).read("replay.json")["until"])))
