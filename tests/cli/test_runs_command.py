@@ -57,6 +57,7 @@ def test_a_snapshot_has_several_names(story, here, answer, refuses):
     code, out, _ = here("runs", "show", "mine@50")
     assert code == 0 and "as increments" in out and "loss 2.5" in out and story.manifests[4].id in out
     assert "has no snapshot '55'; there are steps 50, 60, 70, 70, 80" in refuses("runs", "show", "mine@55")
+    assert "belong behind the command: penstock runs show" in refuses("runs", "--json", "show", "mine")
     assert "no run 'yours'" in refuses("runs", "show", "yours@70")
     assert "not the manifest of a snapshot" in refuses("runs", "show", "runs/mine/run.json")
 

@@ -3,6 +3,8 @@
 import contextlib
 import random
 import re
+from dataclasses import replace
+from functools import partial
 
 import pytest
 from ranks import run_ranks
@@ -32,7 +34,19 @@ def cases_of(ranks, experts):
     cases = [case for case in layout_cases(8, experts) if case.ranks == ranks]
     single = [case for case in cases if "," not in case.name]
     several = [case for case in cases if case not in single]
-    return single + random.Random(ranks + experts).sample(several, DRAWN.get((ranks, experts), len(several)))
+    return thrifty(single + random.Random(ranks + experts).sample(several, DRAWN.get((ranks, experts), len(several))))
+
+
+def thrifty(cases):
+    """The cases with a batch of as few sequences as leave each rank two micro-batches, or four of a pipeline and one for each stage."""
+    return [replace(case, settings=case.settings | {"batch.global": min(filter(partial(enough, case), (12, 16, 24)), default=24)}) for case in cases]
+
+
+def enough(case, sequences):
+    """Whether a batch of so many sequences does for a case."""
+    stages, tensor = (case.settings.get(f"layout.{axis}", 1) for axis in ("pipeline", "tensor"))
+    together = case.ranks // stages // tensor * case.settings.get("batch.micro", 1)
+    return sequences % together == 0 and sequences // together >= (max(4, stages) if stages > 1 else 2)
 
 
 @pytest.mark.slow
@@ -47,7 +61,7 @@ def test_every_layout_equals_one_plain_process(ranks, experts):
 
 def test_axes_alone_equal_one_plain_process():
     cases = [case for case in layout_cases(2, True) if case.ranks == 2 and ("pipeline" not in case.name or "zb-v" in case.name)]
-    results = run_ranks(verdicts, 2, small_question(True, train__steps=3), cases)[0]
+    results = run_ranks(verdicts, 2, small_question(True, train__steps=3), thrifty(cases))[0]
     assert not failures(results) and sum(r.verdict == "equal" for r in results) >= 8
 
 
@@ -73,7 +87,7 @@ def test_every_switch_goes_with_every_axis(ranks):
         for case in (alone if ranks == 2 else [case for case in alone if "tensor 2x2" in case.name])
         for name, switch in SWITCHES.items()
     ]
-    results = run_ranks(verdicts, ranks, small_question(True, train__steps=2), cases, timeout_s=400)[0]
+    results = run_ranks(verdicts, ranks, small_question(True, train__steps=2), thrifty(cases), timeout_s=400)[0]
     assert not failures(results) and sum(r.verdict == "equal" for r in results) > 0.8 * len(results)
 
 
@@ -82,7 +96,7 @@ def test_every_switch_goes_with_every_axis(ranks):
 def test_coarse_formats_differ_by_the_error_of_reordering(precision):
     cases = [case for case in layout_cases(4, False) if case.ranks == 4 and "," in case.name]
     cases = [case for case in cases if "pipeline" not in case.name or "zb-v," in case.name]  # kinds differ in order only
-    results = run_ranks(verdicts, 4, small_question(False, precision__compute=precision, train__steps=3), cases, timeout_s=300)[0]
+    results = run_ranks(verdicts, 4, small_question(False, precision__compute=precision, train__steps=3), thrifty(cases), timeout_s=300)[0]
     assert not failures(results)
 
 

@@ -9,7 +9,21 @@ from hypothesis import strategies as st
 from small_store import SmallStore
 
 from penstock.config import UserError
-from penstock.store import Damaged, Policy, Row, collect, find_snapshot, in_use, indexed, list_snapshots, pin, read_history, verify_run, writer_lock
+from penstock.store import (
+    Damaged,
+    Policy,
+    Row,
+    collect,
+    find_snapshot,
+    in_use,
+    indexed,
+    list_snapshots,
+    locks,
+    pin,
+    read_history,
+    verify_run,
+    writer_lock,
+)
 from penstock.store.locks import all_in_use, current_writer
 from penstock.store.retention import chosen
 
@@ -110,6 +124,22 @@ def test_damaged_snapshots_are_not_counted_and_what_they_may_need_stays(tmp_path
     assert 6 in steps(made) and 7 in steps(made), "a snapshot whose pack is gone does not push out a good one"
 
 
+def test_a_run_that_went_on_from_an_older_snapshot_has_its_newest_last_and_keeps_it(tmp_path):
+    made = SmallStore(tmp_path)
+    made.save(1, tell=False)  # as the one that a fork began from
+    for step in range(2, 7):
+        made.save(step)
+    damaged = list_snapshots(tmp_path)[-1]
+    made.save(4, parent=made.manifests[2])
+    assert steps(made) == [1, 2, 3, 4, 5, 6, 4] and indexed(tmp_path).rows[-1].id == made.manifests[-1].id
+    done = collect(tmp_path, Policy(keep=1), published=4)
+    assert steps(made) == [4] and damaged.id in {one.id[:12] for one in done.dropped}
+    made.save(9, tell=False)
+    assert steps(made) == [4, 9], "its writer died before it could be told"
+    made.save(8, parent=made.manifests[-2])
+    assert steps(made) == [4, 8, 9] and [snapshot["step"] for snapshot in verify_run(made.folder).intact] == [4, 8, 9]
+
+
 def test_while_a_run_is_written_packs_without_a_name_stay(tmp_path):
     made = store(tmp_path)
     made.folder.write("packs/step-00000009-rank-00000-0badcafe.pack", b"being written")
@@ -124,7 +154,8 @@ def test_while_a_run_is_written_packs_without_a_name_stay(tmp_path):
     assert "packs/step-00000009-rank-00000-0badcafe.pack" not in made.folder.names("packs") and not verify_run(made.folder).notes
 
 
-def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path):
+def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "WRITER_WAIT_S", 0.1)
     reading, writing = os.pipe()
     first = os.fork()
     if not first:

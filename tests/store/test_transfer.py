@@ -8,7 +8,7 @@ import pytest
 from small_store import SmallStore
 
 from penstock.config import UserError
-from penstock.store import LocalFolder, append_event, collect, list_snapshots, open_folder, transfer, verify_run, writer_lock
+from penstock.store import LocalFolder, append_event, collect, list_snapshots, locks, open_folder, transfer, verify_run, writer_lock
 from penstock.store.code import keep_diff
 from penstock.store.retention import Policy
 
@@ -111,7 +111,8 @@ def test_an_upload_that_dies_anywhere_leaves_complete_snapshots_and_goes_on(made
     assert whole(bucket) == [1, 2, 3, 4]
 
 
-def test_another_run_or_one_that_is_further_on_or_being_written_is_not_overwritten(made, bucket, tmp_path):
+def test_another_run_or_one_that_is_further_on_or_being_written_is_not_overwritten(made, bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "WRITER_WAIT_S", 0.1)
     transfer(made.folder, bucket)
     older = LocalFolder(shutil.copytree(made.path, tmp_path / "older"))
     made.tell("note", "more")

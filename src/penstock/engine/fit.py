@@ -17,11 +17,12 @@ from penstock.config import Config
 from penstock.engine.state import parameter_of, when_nodes_change
 from penstock.engine.use import plain_state
 from penstock.models import Decoder, initial_value
-from penstock.store.diff_text import MOST_NAMES
 from penstock.store.node_rows import has_other_rows
 
 #: Parameters with a row for each token.
 VOCABULARY = ("embedding.weight", "head.weight")
+#: Most tensors that a refusal names.
+MOST_SAID = 4
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -36,8 +37,8 @@ class Fit:
 
     def sentence(self) -> str:
         """What does not fit, by name."""
-        shown = [f"{name} ({reason})" for name, reason in list(self.why.items())[:MOST_NAMES]]
-        return ", ".join(shown) + (f" and {len(self.why) - MOST_NAMES} more" if len(self.why) > MOST_NAMES else "")
+        shown = [f"{name} ({reason})" for name, reason in list(self.why.items())[:MOST_SAID]]
+        return ", ".join(shown) + (f" and {len(self.why) - MOST_SAID} more" if len(self.why) > MOST_SAID else "")
 
 
 def fit_of(stored: Shapes, config: Config, same_tokenizer: bool = True) -> Fit:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from penstock.config import Config, UserError, load_config, parse_config
-from penstock.data import prepare
+from penstock.data import load_tokenizer, prepare
 from penstock.engine.fit import Fit, first_values, fit_of, outline_state
 from penstock.engine.fork import said
 from penstock.engine.origin import record_origin
@@ -32,7 +32,7 @@ from penstock.engine.settle import Settled, changed_settings, settle
 from penstock.engine.start import Progress as Report
 from penstock.engine.state import Progress
 from penstock.store import LocalFolder, Run, Snapshot, append_event, create_run, history_head, in_use, new_run_folder
-from penstock.store.code import diffs_of
+from penstock.store.code import diffs_of, keep_diff
 from penstock.store.contents import Contents
 from penstock.store.formats import WRITERS, Foreign, open_foreign
 from penstock.store.manifest import ID
@@ -72,7 +72,7 @@ def export_state(source: Snapshot, folder: Path, kind: str) -> dict[str, Any]:
             except SafetensorError as error:
                 raise UserError(f"could not write {folder}: {error}; name a folder on a disk with room for the state") from None
             shutil.copytree(run / "tokenizer", place / "tokenizer")
-            for diff in diffs_of(manifest):
+            for diff in diffs_of(manifest.about):
                 if (run / diff).is_file():
                     (place / diff).parent.mkdir(exist_ok=True)
                     shutil.copyfile(run / diff, place / diff)
@@ -108,12 +108,10 @@ def import_state(
 def _fill(run: Run, source: Path, foreign: Foreign, note: Note, settled: Settled, fit: Fit, identity: dict[str, Any], told: dict[str, Any]) -> None:
     """Everything that a run's folder has, the snapshot last."""
     record_origin(run)
-    if settled.tokenizer is None:
-        shutil.copytree(source / "tokenizer", run.path / "tokenizer")
-    else:
-        settled.tokenizer.save(run.path / "tokenizer")
-    if (source / "code").is_dir():
-        shutil.copytree(source / "code", run.path / "code", dirs_exist_ok=True)
+    (settled.tokenizer or load_tokenizer(source / "tokenizer")).save(run.path / "tokenizer")  # and nothing else that lies in that folder
+    for diff in diffs_of(note.about):
+        if (source / diff).is_file():
+            keep_diff(run.path, (source / diff).read_bytes())
     config = run.config()
     origin, step = {"imported_from": identity["imported_from"]}, note.numbers["step"]
     append_event(run.path, "note", f"imported from {source.resolve()}{said(told)}", step, **origin, **told)

@@ -116,7 +116,7 @@ def _fill(plan: Plan, fork: Run) -> dict[str, int]:
         shutil.copytree(run.path / "tokenizer", fork.path / "tokenizer")
     else:
         plan.settled.tokenizer.save(fork.path / "tokenizer")
-    for diff in diffs_of(manifest):
+    for diff in diffs_of(manifest.about):
         if (run.path / diff).is_file() and not (fork.path / diff).exists():
             (fork.path / diff).parent.mkdir(exist_ok=True)
             link_or_copy(run.path / diff, fork.path / diff)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from blake3 import blake3
 
 from penstock.config import UserError, disk_errors
-from penstock.store.manifest import Manifest
 
 FOLDER = "code"
 _DIGEST = re.compile(r"[0-9a-f]{40}")
@@ -61,9 +61,9 @@ def is_diff(name: str, content: bytes) -> bool:
     return name.rpartition("/")[2] == f"{blake3(content).digest(length=20).hex()}.diff"
 
 
-def diffs_of(manifest: Manifest) -> list[str]:
-    """Names in the run's folder of the diffs that a snapshot names."""
-    code = manifest.about.get("code")
+def diffs_of(about: dict[str, Any]) -> list[str]:
+    """Names in the run's folder of the diffs that a snapshot's `about` names."""
+    code = about.get("code")
     records = code.values() if isinstance(code, dict) else []
     digests = {str(record.get("diff")) for record in records if isinstance(record, dict)}
     return [f"{FOLDER}/{digest}.diff" for digest in sorted(digests) if _DIGEST.fullmatch(digest)]

@@ -103,16 +103,19 @@ def head_of(seq: int, hash: str) -> dict[str, Any]:
     return {"seq": seq, "hash": hash}
 
 
-def last_event(run: Path) -> Event | None:
-    """The last whole line of a run's history, without reading the others."""
+def last_event(folder: Folder, kind: str | None = None) -> Event | None:
+    """The last event of a run (of a kind), without reading all before it; what is not an event is passed over."""
     try:
-        descriptor = os.open(run / FILE, os.O_RDONLY | os.O_CLOEXEC)
+        size, window = folder.size(FILE), _TAIL
+        while True:
+            start = max(0, size - window)
+            lines = folder.read(FILE, start).split(b"\n")[1 if start else 0 : -1]
+            found = next((event for line in reversed(lines) if (event := _parsed(line)) and kind in (None, event.kind)), None)
+            if found or not start:
+                return found
+            window *= 8
     except OSError:
         return None
-    try:
-        return _parsed(_last_line(descriptor)[0])
-    finally:
-        os.close(descriptor)
 
 
 def read_history(folder: Folder | Path) -> History:

@@ -7,8 +7,7 @@
 
 Chunks that are increments name their base, which is listed too, down to one that needs none: a manifest and the packs it names suffice to load the
 snapshot, whatever else is gone. The id stands first in the file and is BLAKE3 of the JSON without it, keys sorted and no spaces, so whoever holds an
-id can tell that nothing was changed; the parents' ids make a chain of a run. The clock only labels: order comes from steps, and of equal steps from
-the history.
+id can tell that nothing was changed; the parents' ids make a chain of a run. Order comes from steps and from the history; the clock only labels.
 
 A manifest is written after everything it names is on the disk, and read with suspicion: types, digests, names of packs, sizes and the id are
 checked before any of it is used. Cost: some 150 bytes a chunk.
@@ -29,7 +28,7 @@ import blake3
 from penstock.store.canonical import canonical, plain
 from penstock.store.chunks import DIGEST, ITEM_BYTES, MAX_CHAIN, ChunkEntry, Damaged
 from penstock.store.folder import Folder, LocalFolder
-from penstock.store.history import read_history
+from penstock.store.history import last_event, read_history
 from penstock.store.locks import store_lock
 from penstock.store.packs import MAGIC, pack_file
 
@@ -119,14 +118,18 @@ def manifest_file(step: int, id: str) -> str:
 def list_snapshots(folder: Folder | Path) -> list[Snapshot]:
     """Complete snapshots in a run's folder by their manifests' names, the newest last; their content is not read.
 
-    Of equal steps, which a run has that went on from an older snapshot, the history tells the newest.
+    They come in the order of their steps, but where the run went back and on from an older one: then in the order of the history. One that is not
+    told there is the first, or if it is of a later step than the last that is: newest, as its writer died before it could tell.
     """
     opened = folder if isinstance(folder, Folder) else LocalFolder(folder)
     found = [Snapshot(opened, name, int(match[1]), match[2]) for name in opened.names(SNAPSHOTS) if (match := _FILE.fullmatch(name))]
-    if len({snapshot.step for snapshot in found}) == len(found):
-        return sorted(found, key=lambda snapshot: snapshot.step)
-    written = {str(event.data.get("id"))[:12]: event.seq for event in read_history(opened).events if event.kind == "snapshot"}
-    return sorted(found, key=lambda snapshot: (snapshot.step, written.get(snapshot.id, math.inf), snapshot.id))
+    found.sort(key=lambda snapshot: snapshot.step)
+    last = last_event(opened, "snapshot") if found else None
+    if last is None or (len({snapshot.step for snapshot in found}) == len(found) and str(last.data.get("id"))[:12] == found[-1].id):
+        return found
+    told = {str(event.data.get("id"))[:12]: event.seq for event in read_history(opened).events if event.kind == "snapshot"}
+    place = {snapshot.id: math.inf if snapshot.step > (last.step or 0) else 0 for snapshot in found} | told
+    return sorted(found, key=lambda snapshot: (place[snapshot.id], snapshot.step, snapshot.id))
 
 
 def write_manifest(folder: Folder, manifest: Manifest) -> Snapshot:

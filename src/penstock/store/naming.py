@@ -53,5 +53,5 @@ def _at_path(path: Path) -> Snapshot:
 
 
 def _there_are(snapshots: list[Snapshot]) -> str:
-    steps = [str(snapshot.step) for snapshot in snapshots]
+    steps = [str(step) for step in sorted(snapshot.step for snapshot in snapshots)]
     return f"there are steps {', '.join(steps if len(steps) < 12 else [*steps[:4], '…', *steps[-4:]])}"

@@ -7,7 +7,7 @@ again, and has the BLAKE3 of all before it, as a decoder need not notice every b
 is whole, and is never changed: a rank writes one for each snapshot in which it has anything new. One file instead of thousands: a disk writes it at
 full speed, a bucket takes it in one request.
 
-Cost: 60 bytes before compression a chunk beside the payloads. Reading a chunk is one read of its bytes; nothing else of the pack is looked at.
+Cost: some 110 bytes a chunk beside the payloads. Reading a chunk is one read of its bytes; nothing else of the pack is looked at.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def collect(run: Path, policy: Policy, dry_run: bool = False, published: int | N
         found, sizes = indexed(folder), folder.sizes(PACKS)
         whole = [row for row in found.rows if all(sizes.get(pack_file(pack), -1) >= end for pack, end in row.ends.items())]
         kept = chosen(whole, policy) | held(found.rows, read_pins(run), snapshots_in_use(run))
-        kept |= {row.file for row in found.rows if not whole or row.step > whole[-1].step}  # newer, but damaged: not ours to judge
+        kept |= {row.file for row in found.rows[found.rows.index(whole[-1]) if whole else 0 :]}  # newer, but damaged: not ours to judge
         dropped = [row for row in found.rows if row.file not in kept]
         left = [f"{file} cannot be read: packs that it may need stay" for file in found.damaged]
         writer = current_writer(run) if published is None else None

@@ -86,10 +86,10 @@ def run_state(run: Run) -> str:
     """`running` while a process holds the writer's lock; else how it ended: `finished`, `interrupted` or `failed`; `new` before it began."""
     if current_writer(run.path):
         return "running"
-    summary, saved, last = run.read("summary.json"), list_snapshots(run.path), last_event(run.path)
+    summary, saved, last = run.read("summary.json"), list_snapshots(run.path), last_event(run.folder)
     if last is not None and last.kind == "failure":
         return "failed"
-    if summary and (not saved or saved[-1].step <= summary.get("step", 0)):
+    if summary and (not saved or saved[-1].step == summary.get("step")):  # else it went on after that
         return str(summary.get("state", "failed"))
     return "failed" if summary or last is not None or any(snapshot.step for snapshot in saved) else "new"
 

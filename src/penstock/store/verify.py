@@ -69,7 +69,7 @@ def verify_run(folder: Folder) -> Verified:
         result.snapshots += 1
         try:
             manifest = read_manifest(snapshot)
-            found.append(_Facts(snapshot, manifest.id, forest.add(manifest.chunks), manifest.about.get("history"), diffs_of(manifest)))
+            found.append(_Facts(snapshot, manifest.id, forest.add(manifest.chunks), manifest.about.get("history"), diffs_of(manifest.about)))
         except Damaged as error:
             result.damage.append(Damage(snapshot.file, str(error), [snapshot.step]))
     result.chunks, result.bytes = len(forest.chunks), sum(entry.size for _, entry, _ in forest.chunks)

@@ -27,6 +27,7 @@ OCTAVE = 8  # steps of a log difference
 RMS = 11  # from the mean log of normal numbers to their root mean square, in such steps, and half an octave for rounding
 MIDDLE = 127  # the symbol of no difference
 LOWEST = 96  # steps from the least magnitude that a number near zero may have to 2^e
+ALL = 2**32 - 1
 FEW = 0.05  # share of the numbers that may get more low bits than they need
 SECTIONS = 6
 
@@ -34,22 +35,21 @@ SECTIONS = 6
 def encode(x: np.ndarray, base: np.ndarray, shape: Shape, form: Format) -> list[bytes]:
     """The sections of a matrix of words."""
     offsets = scales_of(x, base, shape, form)
-    octaves = _octaves(base, offsets, form)
-    widths, whole = _widths(octaves, form)
+    widths, close, whole = _widths(base, offsets, form)
     most, kind = form.mantissa - 3 - 8 * whole, np.dtype("u1" if whole == 2 or form.bits == 16 else "u4")
     symbols, rest, planes = np.empty(x.size, np.uint8), np.empty(x.size, kind), np.empty(x.size if whole else 0, f"u{max(whole, 1)}")
-    wide = widths - 8 * whole
     far, near = [], []
-    for part, _ in offsets.blocks():
-        symbol, where, elsewhere, change = _symbols(x[part], base[part], octaves[part], widths[part], form)
+    for part, scale in offsets.blocks():
+        symbol, change = _symbols(x[part], base[part], widths[part], close[part], _size(scale, form), form)
         symbols[part] = symbol
+        far.append(symbol.compress(~close[part]))
+        near.append(symbol.compress(close[part]))
         if whole:
             np.copyto(planes[part], change, casting="unsafe")
             change >>= 8 * whole
-        np.bitwise_and(change.astype(kind), ~(kind.type(-1 % 2 ** (8 * kind.itemsize)) << wide[part].astype(kind)), out=rest[part])
-        far.append(symbol.take(elsewhere))
-        near.append(symbol.take(where))
-    bits = write_bits(rest, wide, most)
+            widths[part] -= 8 * whole
+        np.bitwise_and(change.astype(kind), ~(kind.type(ALL >> (32 - 8 * kind.itemsize)) << widths[part].astype(kind)), out=rest[part])
+    bits = write_bits(rest, widths, most)
     return [
         offsets.squeezed(), squeeze(np.concatenate(far)), squeeze(np.concatenate(near)), planes.tobytes(), bits.tobytes(), escaped(x, symbols),
     ]  # fmt: skip
@@ -58,17 +58,15 @@ def encode(x: np.ndarray, base: np.ndarray, shape: Shape, form: Format) -> list[
 def decode(sections: list[memoryview], base: np.ndarray, shape: Shape, form: Format) -> np.ndarray:
     """The matrix of words, flat; raises CodecError."""
     offsets = Offsets.expanded(sections[0], shape)
-    octaves = _octaves(base, offsets, form)
-    widths, whole = _widths(octaves, form)
-    n_near = int(np.count_nonzero(octaves <= 0))
+    widths, close, whole = _widths(base, offsets, form)
+    n_near = int(np.count_nonzero(close))
     far, near = expand(sections[1], base.size - n_near, np.uint8), expand(sections[2], n_near, np.uint8)
     planes = raw(sections[3], base.size if whole else 0, np.dtype(f"u{max(whole, 1)}"))
     wide = widths - 8 * whole
     rest = read_bits(raw(sections[4], words_of(wide), np.uint64), wide, form.mantissa - 3 - 8 * whole)
     symbols, words = np.empty(base.size, np.uint8), np.empty(base.size, form.word)
-    for part, _ in offsets.blocks():
-        close = octaves[part] <= 0
-        where, elsewhere = np.flatnonzero(close), np.flatnonzero(~close)
+    for part, scale in offsets.blocks():
+        where, elsewhere = np.flatnonzero(close[part]), np.flatnonzero(~close[part])
         symbol = symbols[part]
         symbol[elsewhere], far = far[: elsewhere.size], far[elsewhere.size :]
         symbol[where], near = near[: where.size], near[where.size :]
@@ -81,8 +79,7 @@ def decode(sections: list[memoryview], base: np.ndarray, shape: Shape, form: For
         number <<= widths[part].astype(np.int32)
         number |= low
         number += base[part]
-        was = base[part].take(where).astype(np.int32)
-        number[where] = _near_numbers(symbol.take(where), was, octaves[part].take(where), form) | low.take(where)
+        number[where] = _near_numbers(symbol.take(where), base[part].take(where), _size(scale.take(where), form), form) | low.take(where)
         np.copyto(words[part], number, casting="unsafe")
     put_escaped(words, symbols, sections[5])
     return words
@@ -90,10 +87,11 @@ def decode(sections: list[memoryview], base: np.ndarray, shape: Shape, form: For
 
 def estimate(x: np.ndarray, base: np.ndarray, shape: Shape, form: Format) -> float:
     """About how many bits a number takes, from a matrix of some."""
-    octaves = _octaves(base, scales_of(x, base, shape, form), form)
-    widths, _ = _widths(octaves, form)
-    symbols, where, elsewhere, _ = _symbols(x, base, octaves, widths, form)
-    coded = sum(entropy_bits(symbols.take(some)) for some in (where, elsewhere)) + form.bits * np.count_nonzero(symbols == ESCAPE)
+    offsets = scales_of(x, base, shape, form)
+    widths, close, _ = _widths(base, offsets, form)
+    sizes = np.concatenate([_size(scale, form) for _, scale in offsets.blocks()])
+    symbols, _ = _symbols(x, base, widths, close, sizes, form)
+    coded = sum(entropy_bits(symbols.compress(some)) for some in (close, ~close)) + form.bits * np.count_nonzero(symbols == ESCAPE)
     return (coded + float(widths.sum(dtype=np.int64))) / x.size
 
 
@@ -101,8 +99,7 @@ def scales_of(x: np.ndarray, base: np.ndarray, shape: Shape, form: Format) -> Of
     """Log magnitudes of the differences as floats, by row and column, in steps of 1/8 octave."""
 
     def logs(rows: slice, columns: slice) -> np.ndarray:
-        new, old = (np.ascontiguousarray(words.reshape(shape)[rows, columns]) for words in (x, base))
-        return log_differences(new, old, form)
+        return log_differences(x.reshape(shape)[rows, columns], base.reshape(shape)[rows, columns], form)
 
     return fit(logs, shape, OCTAVE, OCTAVE // 4)
 
@@ -114,53 +111,47 @@ def log_differences(x: np.ndarray, base: np.ndarray, form: Format) -> np.ndarray
     return ((change.view(np.int32) & 0x7FFFFFFF) >> 20).astype(np.int16)
 
 
-def _octaves(base: np.ndarray, offsets: Offsets, form: Format) -> np.ndarray:
-    """c: the octave of each number's base above that of the size of differences (int16)."""
-    octaves = np.empty(base.size, np.int16)
-    for part, size in offsets.blocks():
-        size += RMS
-        size >>= 3
-        size += form.bias - SINGLE_BIAS
-        np.subtract(((base[part] & form.magnitudes) >> form.mantissa).astype(np.int16), size, out=octaves[part])
-    return octaves
+def _size(scale: np.ndarray, form: Format) -> np.ndarray:
+    """e, the exponent (biased, int16) of the size of differences."""
+    return ((scale + RMS) >> 3) + (form.bias - SINGLE_BIAS)
 
 
-def _widths(octaves: np.ndarray, form: Format) -> tuple[np.ndarray, int]:
-    """k: low bits of every number (uint8), and how many whole bytes of them are planes."""
-    widths = np.subtract(form.mantissa - 2, np.clip(octaves, 1, form.mantissa - 2)).astype(np.uint8)
+def _widths(base: np.ndarray, offsets: Offsets, form: Format) -> tuple[np.ndarray, np.ndarray, int]:
+    """k: low bits of every number (uint8); which numbers' base is near zero; and how many whole bytes of low bits are planes."""
+    widths, close = np.empty(base.size, np.uint8), np.empty(base.size, bool)
+    for part, scale in offsets.blocks():
+        octave = ((base[part] & form.magnitudes) >> form.mantissa).astype(np.int16)
+        octave -= _size(scale, form)
+        np.less_equal(octave, 0, out=close[part])
+        np.clip(octave, 1, form.mantissa - 2, out=octave)
+        widths[part] = np.subtract(form.mantissa - 2, octave, out=octave)
     whole = (form.mantissa - 3) // 8
     while whole and np.count_nonzero(widths < 8 * whole) > FEW * widths.size:
         whole -= 1
-    return np.maximum(widths, 8 * whole, out=widths), whole
+    return np.maximum(widths, 8 * whole, out=widths), close, whole
 
 
 def _symbols(
-    x: np.ndarray, base: np.ndarray, octaves: np.ndarray, widths: np.ndarray, form: Format
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Symbols of a flat block; indices of the numbers whose base is near zero, and of the others; and what low bits are taken from (int32)."""
-    close = octaves <= 0
-    where, elsewhere = np.flatnonzero(close), np.flatnonzero(~close)
+    x: np.ndarray, base: np.ndarray, widths: np.ndarray, close: np.ndarray, size: np.ndarray, form: Format
+) -> tuple[np.ndarray, np.ndarray]:
+    """Symbols of a flat block, and what low bits are taken from (int32)."""
+    where = np.flatnonzero(close)
     change = np.subtract(x, base, dtype=np.int32)
-    its, was = x.take(where).astype(np.int32), base.take(where).astype(np.int32)
+    its = x.take(where)
     change[where] = its
     symbols = to_symbols((change >> widths.astype(np.int32)) + MIDDLE)
-    symbols[where] = _near_symbols(its, was, octaves.take(where), form)
-    return symbols, where, elsewhere, change
+    symbols[where] = _near_symbols(its, base.take(where), size.take(where), form)
+    return symbols, change
 
 
-def _near_symbols(x: np.ndarray, base: np.ndarray, octaves: np.ndarray, form: Format) -> np.ndarray:
+def _near_symbols(x: np.ndarray, base: np.ndarray, size: np.ndarray, form: Format) -> np.ndarray:
     """Symbols of numbers whose base is near zero."""
-    height = ((x & form.magnitudes) >> (form.mantissa - 3)) - _zero(base, octaves, form)
-    return to_symbols(2 * height + (((x ^ base) >> (form.bits - 1)) & 1))
+    height = ((x & form.magnitudes) >> (form.mantissa - 3)).astype(np.int16) - (8 * size - LOWEST)
+    return to_symbols(2 * height + ((x ^ base) < 0))
 
 
-def _near_numbers(symbol: np.ndarray, base: np.ndarray, octaves: np.ndarray, form: Format) -> np.ndarray:
-    """Words of such numbers but for their low bits."""
-    height = (symbol.astype(np.int32) >> 1) + _zero(base, octaves, form)
-    sign = (base >> (form.bits - 1) ^ symbol) & 1
-    return height << (form.mantissa - 3) | sign << (form.bits - 1)
-
-
-def _zero(base: np.ndarray, octaves: np.ndarray, form: Format) -> np.ndarray:
-    """Log magnitude, in steps of 1/8 octave, of symbol 0 of numbers near zero."""
-    return 8 * (((base & form.magnitudes) >> form.mantissa) - octaves) - LOWEST
+def _near_numbers(symbol: np.ndarray, base: np.ndarray, size: np.ndarray, form: Format) -> np.ndarray:
+    """Words (int32) of such numbers but for their low bits."""
+    height = (symbol >> 1) + (8 * size - LOWEST)
+    sign = (base < 0) ^ (symbol & 1)
+    return height.astype(np.int32) << (form.mantissa - 3) | sign.astype(np.int32) << (form.bits - 1)

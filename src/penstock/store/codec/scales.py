@@ -32,7 +32,7 @@ def fit(logs: Logs, shape: Shape, octave: int, unit: int) -> Offsets:
     per_row = logs(slice(None), slice(None, None, max(columns // ENOUGH, 1)))
     middle = int(np.median(per_row.reshape(-1)[:: max(per_row.size // 2048, 1)]))
     low, high = middle - SPAN * octave, middle + SPAN * octave
-    by_row = np.clip(per_row, low, high).sum(1, dtype=np.int64)
+    by_row = np.clip(per_row, low, high).sum(1, dtype=np.int32)
     if columns < FEW or rows == 1:
         by_row[:] = by_row.sum() // rows
     of_rows = _rounded(by_row, per_row.shape[1], unit)
@@ -40,7 +40,7 @@ def fit(logs: Logs, shape: Shape, octave: int, unit: int) -> Offsets:
     if rows >= FEW and columns >= FEW:
         few = slice(None, None, max(rows // ENOUGH, 1))
         per_column = np.clip(logs(few, slice(None)), low, high)
-        of_columns = _rounded(per_column.sum(0, dtype=np.int64) - of_rows[few].sum(dtype=np.int64), per_column.shape[0], unit)
+        of_columns = _rounded(per_column.sum(0, dtype=np.int32) - of_rows[few].sum(dtype=np.int32), per_column.shape[0], unit)
     return Offsets(of_rows, of_columns, unit)
 
 

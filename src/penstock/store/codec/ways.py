@@ -96,7 +96,7 @@ def exact_way(x: np.ndarray, base: np.ndarray, based: bool, shape: Shape, form: 
         return Way(Model.LOGS, signed)
     some, was, of = _sample(x, base, shape)
     ways = {Way(Model.DIFFERENCE, weight=4): difference.estimate(some, was, of, form)}
-    for weight in WEIGHTS[:1] if signed else WEIGHTS:
+    for weight in WEIGHTS[:1] if signed else WEIGHTS[1:]:
         ways[Way(Model.LOGS, signed, weight)] = logs.estimate(some, was, of, Logs(form, signed, weight))
     return min(ways, key=lambda way: ways[way])
 

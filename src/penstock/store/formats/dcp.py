@@ -12,16 +12,11 @@ from __future__ import annotations
 
 import io
 import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.planner import WriteItem
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from penstock.config import UserError
 from penstock.store.formats.dcp_metadata import METADATA, Item, StoredTensor, read_metadata
@@ -32,26 +27,14 @@ __all__ = ["METADATA", "read_dcp", "write_dcp"]
 
 def write_dcp(folder: Path, described: Described, read: Read) -> None:
     """Write tensors as a checkpoint into an empty folder, each read when its turn comes; raises OSError of the disk."""
-    outline = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in described.items()}
-    with warnings.catch_warnings(action="ignore"):  # that only one process saves is meant
-        save(outline, storage_writer=FileSystemWriter(folder, single_file_per_rank=False), planner=_OneByOne(read), no_dist=True)
+    from penstock.store.formats.dcp_writer import save_checkpoint  # which imports torch's compiler
+
+    save_checkpoint(folder, described, read)
 
 
 def read_dcp(folder: Path) -> Foreign:
     """Open a checkpoint's folder; raises `UserError` where it is damaged or asks for anything to be run."""
     return _Checkpoint(folder)
-
-
-class _OneByOne(DefaultSavePlanner):
-    """Plans with tensors that have no values, and hands these out when they are written."""
-
-    def __init__(self, read: Read) -> None:
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self._read = read
-
-    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
-        """The tensor to write."""
-        return self._read(write_item.index.fqn).contiguous()
 
 
 class _Checkpoint(Foreign):
