@@ -45,6 +45,31 @@ def test_a_run_that_compiles_nothing_imports_no_compiler(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+COMPUTING = """
+import threading, torch
+from penstock import cli
+a, inside = torch.eye(500), threading.Event()
+def compute():
+    while True:
+        a @ a
+        inside.set()
+def main():
+    threading.Thread(target=compute, daemon=True).start()
+    inside.wait()
+    threading.Timer(0.2, lambda: print("and all is said")).start()
+    print("the work is done")
+    return 130
+cli.app.main = main
+cli.app.run()
+"""
+
+
+def test_a_process_ends_with_its_own_exit_code_whatever_its_threads_do():
+    """The interpreter's own end would be a SIGABRT."""
+    done = subprocess.run([sys.executable, "-c", COMPUTING], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "the work is done\nand all is said\n", "")
+
+
 def test_train_then_use_the_run(tmp_path, here, answer):
     run = tmp_path / "runs" / "mine"
     result = answer("train", *small_sets(tmp_path), "--run-dir", run)

@@ -44,6 +44,9 @@ def test_the_story_is_told_as_a_tree(story, here, answer):
     told = answer("runs", "log", "mine")
     assert (told["state"], told["step"], len(told["events"]), told["damage"]) == ("failed", 80, 15, [])
     assert [(one["step"], one["state"]) for one in told["snapshots"]] == [*((step, "dropped") for step in (10, 20, 30, 40)), *((step, "here") for step in (50, 60, 70, 70, 80))]
+    collect(story.path, Policy(keep=1), published=80)
+    drawn = [line.split("20")[0].split() for line in here("runs", "log", "mine")[1].splitlines()]
+    assert drawn[-4:] == [["│", "○", "step", "70"], ["├─╯"], ["○", "step", "60"], ["start", "0"]], "where a branch began is not hidden"
     (story.path / "history.jsonl").write_bytes(b"".join((story.path / "history.jsonl").read_bytes().splitlines(keepends=True)[:-1]))
     assert "the chain is broken" in here("runs", "log", "mine")[1] and "lost its last 1 lines" in answer("runs", "log", "mine")["damage"][0]
 

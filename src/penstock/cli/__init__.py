@@ -1,5 +1,5 @@
 """Floor 7: the commands. They parse, call and print; torch is imported only by those that compute."""
 
-from penstock.cli.app import main
+from penstock.cli.app import main, run
 
-__all__ = ["main"]
+__all__ = ["main", "run"]

@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
@@ -236,6 +236,16 @@ def config_(
         return
     resolved = settings.load_config(config, sets or [])
     output.show(resolved.tree(), json, lambda _: settings.to_toml(resolved).rstrip())
+
+
+def run() -> NoReturn:
+    """Run the command line as a process of its own."""
+    code = main()
+    if "torch" in sys.modules:
+        from penstock.config import leave
+
+        leave(code)
+    sys.exit(code)
 
 
 def main() -> int:

@@ -35,4 +35,7 @@ def main(folder: Path, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
+    code = main(Path(sys.argv[1]), sys.argv[2:])
+    from penstock.config import leave
+
+    leave(code)

@@ -7,6 +7,7 @@ A line down leads from a snapshot to its parent. A run that went on from an olde
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,10 +76,11 @@ def _take(lanes: list[str], id: str) -> tuple[int, str]:
 
 
 def _merged(entries: list[Entry]) -> Iterator[list[Entry]]:
-    """Entries, with many dropped snapshots in a row, each the parent of the one before, as one group."""
+    """Entries, with many dropped snapshots in a row, each the parent of the one before and of no other, as one group."""
+    parents = Counter(entry.snapshot.parent for entry in entries if entry.snapshot)
     group: list[Entry] = []
     for entry in [*entries, None]:
-        if entry is not None and group and _dropped(entry) and _follows(group[-1], entry):
+        if entry is not None and group and _dropped(entry) and _follows(group[-1], entry, parents):
             group.append(entry)
             continue
         yield from [group] if len(group) >= MANY else [[one] for one in group]
@@ -92,8 +94,10 @@ def _dropped(entry: Entry) -> bool:
     return entry.snapshot is not None and entry.snapshot.state == "dropped" and not entry.snapshot.pinned
 
 
-def _follows(later: Entry, earlier: Entry) -> bool:
-    return bool(later.snapshot and earlier.snapshot and later.snapshot.parent == earlier.snapshot.id)
+def _follows(later: Entry, earlier: Entry, parents: Counter[str | None]) -> bool:
+    if later.snapshot is None or earlier.snapshot is None:
+        return False
+    return later.snapshot.parent == earlier.snapshot.id and parents[earlier.snapshot.id] == 1
 
 
 def _word(group: list[Entry]) -> str:

@@ -3,6 +3,7 @@
 from penstock.config.disk import disk_errors
 from penstock.config.errors import ConfigError, EchoedError, RankFailed, SharedError, UserError, nearest
 from penstock.config.explain import explain
+from penstock.config.leave import leave
 from penstock.config.load import load_config, parse_config, preset_dir, preset_names, to_toml, walk_settings, with_values
 from penstock.config.schema import (
     BatchSection,
@@ -19,6 +20,6 @@ from penstock.config.schema import (
 
 __all__ = [
     "BatchSection", "Config", "ConfigError", "DataSection", "EchoedError", "EvalSection", "ExchangeSection", "MoESection", "ModelSection",
-    "OptimSection", "PipelineSection", "RankFailed", "RopeScaling", "SharedError", "UserError", "disk_errors", "explain", "load_config", "nearest",
-    "parse_config", "preset_dir", "preset_names", "to_toml", "walk_settings", "with_values",
+    "OptimSection", "PipelineSection", "RankFailed", "RopeScaling", "SharedError", "UserError", "disk_errors", "explain", "leave", "load_config",
+    "nearest", "parse_config", "preset_dir", "preset_names", "to_toml", "walk_settings", "with_values",
 ]

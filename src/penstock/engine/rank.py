@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from penstock.comm import join_world, leave_world
+from penstock.config import leave
 from penstock.engine.failures import die_with_parent, run_reporting
 from penstock.engine.worker import run_rank
 from penstock.store import Run
@@ -25,4 +26,4 @@ def main(folder: Path, until: int = 0) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    leave(main(Path(sys.argv[1])))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from penstock.comm import join_world, leave_world
-from penstock.config import Config
+from penstock.config import Config, leave
 from penstock.engine import die_with_parent, run_reporting
 from penstock.lab.cases import Case
 from penstock.lab.equivalence import check
@@ -47,4 +47,4 @@ def _answer(folder: Path) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sys.exit(main(Path(sys.argv[1])))
+    leave(main(Path(sys.argv[1])))
