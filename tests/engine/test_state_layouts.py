@@ -133,8 +133,9 @@ def go_through(world, folder, legs):
         before += steps
 
 
-@examples(max_examples=3)
-@given(st.lists(st.tuples(st.sampled_from(list(LAYOUTS)), st.integers(1, 3)), min_size=2, max_size=4))
+@pytest.mark.slow
+@examples(max_examples=2)
+@given(st.lists(st.tuples(st.sampled_from(list(LAYOUTS)), st.integers(1, 2)), min_size=2, max_size=4))
 def test_training_that_moves_from_layout_to_layout_is_plain_training(legs):
     plain = PlainState()
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
