@@ -7,6 +7,7 @@ has given up.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -32,6 +33,8 @@ CHANGEABLE = (
 )  # fmt: skip
 #: Longest wait for the lead rank to prepare a corpus below torchrun.
 PREPARE_DEADLINE = timedelta(hours=24)
+#: Longest stay of a lead that could not make the run, for the others to hear of it; they wait for nothing else.
+HEARD_S = 5.0
 
 
 def start_run(config: Config, label: str, command: str, nproc: int, folder: Path | None, progress: Progress | None) -> dict[str, Any]:
@@ -135,6 +138,7 @@ def _agree_on_run(world: World, make: Callable[[], Run]) -> Run:
     if not world.is_lead:
         store.wait(["penstock/run"], PREPARE_DEADLINE)
         answer = store.get("penstock/run").decode()
+        store.add("penstock/heard", 1)
         if answer.startswith("failed"):
             raise EchoedError("rank 0 could not make the run; its message says why")
         return Run(Path(answer.removeprefix("made ")))
@@ -142,6 +146,14 @@ def _agree_on_run(world: World, make: Callable[[], Run]) -> Run:
         run = make()
     except BaseException:
         store.set("penstock/run", "failed")
+        _wait_until_heard(store, world.size - 1)
         raise
     store.set("penstock/run", f"made {run.path.resolve()}")
     return run
+
+
+def _wait_until_heard(store: Any, others: int) -> None:
+    """Stay till the others know that this rank has failed: the store may be this process's, and end with it."""
+    end = time.monotonic() + HEARD_S
+    while store.add("penstock/heard", 0) < others and time.monotonic() < end:
+        time.sleep(0.02)
