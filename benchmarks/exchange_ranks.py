@@ -6,7 +6,6 @@ Every rank sums the same matrices' gradients, random ones, over all ranks: flat,
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -16,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from penstock.comm import GradientReducer, World, build_between, join_world, leave_world
+from benchmarks.rank import answer
+from penstock.comm import GradientReducer, World, build_between
 from penstock.config import ExchangeSection
-from penstock.engine import die_with_parent, run_reporting
 from penstock.parallel import Layout, Mesh, Placement
 from penstock.parallel.layout import nodes_of_replicas
 
@@ -100,20 +99,6 @@ def figures(world: World) -> dict[str, float]:
     return found
 
 
-def main(folder: Path) -> int:
-    """Measure as one of the ranks."""
-    die_with_parent()
-
-    def work() -> None:
-        torch.set_num_threads(1)
-        world = join_world("cpu", 120.0)
-        found = figures(world)
-        if world.is_lead:
-            (folder / "figures.json").write_text(json.dumps(found), encoding="utf-8")
-        leave_world(world)
-
-    return run_reporting(folder, work)
-
-
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    folder = Path(sys.argv[1])
+    sys.exit(answer(folder, figures, 120.0))

@@ -5,7 +5,6 @@ On 4 and 8 ranks a small layer is counted in every topology against the formula;
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -19,9 +18,10 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel, SequenceParallel, parallelize_module
 
 from benchmarks.layouts import layer_of
+from benchmarks.rank import answer
 from benchmarks.rehearse import FORMATS, counted_bytes, run_block
 from benchmarks.timing import ratio, take_turns
-from penstock.comm import GradientReducer, World, join_world, leave_world
+from penstock.comm import GradientReducer, World
 from penstock.config import ModelSection, load_config
 from penstock.models import Decoder, build_decoder, resolve_model
 from penstock.models.layers import Linear
@@ -152,16 +152,6 @@ def _use_torch_linear(module: nn.Module) -> None:
             _use_torch_linear(child)
 
 
-def main(folder: Path) -> int:
-    """One rank of the benchmark."""
-    torch.set_num_threads(1)
-    world = join_world("cpu", 600.0)
-    figures = overhead(world) if world.size == 2 else count(world)
-    if world.is_lead:
-        (folder / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
-    leave_world(world)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    folder = Path(sys.argv[1])
+    sys.exit(answer(folder, lambda world: overhead(world) if world.size == 2 else count(world), 600.0))

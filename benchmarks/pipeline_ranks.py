@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
 
-from penstock.comm import World, join_world, leave_world
+from benchmarks.rank import answer
+from penstock.comm import World
 from penstock.models.later import Product, finish, later, linear
 from penstock.parallel import Layout, Mesh
 from penstock.parallel.pipeline.kinds import named_schedule
@@ -212,20 +213,17 @@ def timed(world: World, run: Callable[[], object]) -> float:
     return max(world.gather_numbers(end, "end")) - min(world.gather_numbers(start, "start"))
 
 
-def main(folder: Path) -> None:
-    """Answer the questions in the folder."""
-    torch.set_num_threads(1)
+def figures(world: World, folder: Path) -> dict[str, Any]:
+    """Answers to the questions in the folder."""
     questions = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
-    world = join_world("cpu", 120.0)
-    figures: dict[str, Any] = {"sleeping": [sleeping(world, case) for case in questions["sleeping"]]}
+    found: dict[str, Any] = {"sleeping": [sleeping(world, case) for case in questions["sleeping"]]}
     if questions["torch"]:
-        figures |= {"torch": against_torch(world, questions["torch"])}
+        found |= {"torch": against_torch(world, questions["torch"])}
     if questions["per_action"]:
-        figures |= {"per_action": per_action(world)}
-    if world.is_lead:
-        (folder / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
-    leave_world(world)
+        found |= {"per_action": per_action(world)}
+    return found
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    sys.exit(answer(folder, lambda world: figures(world, folder), 120.0))

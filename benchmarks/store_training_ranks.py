@@ -6,7 +6,6 @@ the steps are done, as it is where every 20th step saves.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -21,10 +20,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
+from benchmarks.rank import answer
 from benchmarks.timing import ratio
-from penstock.comm import World, join_world, leave_world
+from penstock.comm import World
 from penstock.config import load_config
-from penstock.engine import StopRequest, build_core, die_with_parent, run_reporting
+from penstock.engine import StopRequest, build_core
 from penstock.engine.build import Core
 from penstock.engine.resolve import outline
 from penstock.engine.step import take_step
@@ -187,21 +187,6 @@ def forget(folder: Path) -> None:
             os.close(descriptor)
 
 
-def main(folder: Path) -> int:
-    """Measure as one of the ranks."""
-    die_with_parent()
-
-    def work() -> None:
-        torch.set_num_threads(1)
-        world = join_world("cpu", 1800.0)
-        found = figures(world, folder)
-        world.barrier()
-        if world.is_lead:
-            (folder / "figures.json").write_text(json.dumps(found), encoding="utf-8")
-        leave_world(world)
-
-    return run_reporting(folder, work)
-
-
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    folder = Path(sys.argv[1])
+    sys.exit(answer(folder, lambda world: figures(world, folder), 1800.0))

@@ -1,6 +1,6 @@
 """Floor 1: every setting, typed and documented, in one place; errors that name the mend."""
 
-from penstock.config.disk import disk_errors
+from penstock.config.disk import disk_errors, sync_folder
 from penstock.config.errors import ConfigError, EchoedError, RankFailed, SharedError, UserError, nearest
 from penstock.config.explain import explain
 from penstock.config.leave import leave
@@ -21,5 +21,5 @@ from penstock.config.schema import (
 __all__ = [
     "BatchSection", "Config", "ConfigError", "DataSection", "EchoedError", "EvalSection", "ExchangeSection", "MoESection", "ModelSection",
     "OptimSection", "PipelineSection", "RankFailed", "RopeScaling", "SharedError", "UserError", "disk_errors", "explain", "leave", "load_config",
-    "nearest", "parse_config", "preset_dir", "preset_names", "to_toml", "walk_settings", "with_values",
+    "nearest", "parse_config", "preset_dir", "preset_names", "sync_folder", "to_toml", "walk_settings", "with_values",
 ]

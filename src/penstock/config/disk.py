@@ -1,8 +1,9 @@
-"""Turning the operating system's refusal to write into an error that says what to do."""
+"""Turning the operating system's refusal to write into an error that says what to do, and bringing a folder's entries to the disk."""
 
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,3 +34,12 @@ def free_bytes(folder: Path) -> int:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's entries (creations and renames) to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from penstock.config import DataSection
+from penstock.config import DataSection, sync_folder
 from penstock.data.corpus import Corpus, corpus_path
 from penstock.data.encode import intact, record_name, shard_name, table_name, token_dtype
-from penstock.data.files import checksum, sync_folder, write_json
+from penstock.data.files import checksum, write_json
 from penstock.data.pool import run_tasks
 from penstock.data.shards import MANIFEST, SOURCES
 from penstock.data.spans import Span

@@ -56,15 +56,6 @@ def write_json(path: Path, value: Any) -> None:
         partial.unlink(missing_ok=True)
 
 
-def sync_folder(path: Path) -> None:
-    """Flush a folder's entries (creations and renames) to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def checksum(path: Path) -> str:
     """XXH3 (64 bits, hexadecimal) of a file's bytes, read in blocks of 4 MiB."""
     digest = xxhash.xxh3_64()

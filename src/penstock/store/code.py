@@ -5,14 +5,14 @@ The digest is BLAKE3's first 20 bytes over the file, as a chunk's is. Reading ch
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
-from penstock.config import UserError, disk_errors
+from penstock.config import UserError
+from penstock.store.folder import LocalFolder
 
 FOLDER = "code"
 _DIGEST = re.compile(r"[0-9a-f]{40}")
@@ -23,20 +23,9 @@ def keep_diff(run: Path, diff: bytes) -> str:
     if not diff:
         return ""
     digest = blake3(diff).digest(length=20).hex()
-    final = run / FOLDER / f"{digest}.diff"
-    partial = final.with_suffix(f".{os.getpid()}.partial")
-    if final.is_file():
-        return digest
-    try:
-        with disk_errors(run, "recording the code"):
-            final.parent.mkdir(exist_ok=True)
-            with open(partial, "wb") as file:
-                file.write(diff)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, final)
-    finally:
-        partial.unlink(missing_ok=True)
+    folder, name = LocalFolder(run), f"{FOLDER}/{digest}.diff"
+    if not folder.has(name):
+        folder.write(name, diff)
     return digest
 
 

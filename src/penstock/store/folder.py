@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from penstock.config import UserError, disk_errors
+from penstock.config import UserError, disk_errors, sync_folder
 
 PARTIAL = ".partial"
 
@@ -126,7 +126,7 @@ class LocalFolder(Folder):
                 yield stream
                 stream.close()
                 os.replace(partial, final)
-                _flush_folder(final.parent)
+                sync_folder(final.parent)
             except BaseException:
                 with suppress(OSError):
                     stream.abandon()
@@ -160,7 +160,7 @@ class LocalFolder(Folder):
     def settle(self, prefix: str) -> None:
         """As `Folder.settle`."""
         if (self.path / checked(prefix)).is_dir():
-            _flush_folder(self.path / prefix)
+            sync_folder(self.path / prefix)
 
     def _at(self, name: str) -> Path:
         return self.path / checked(name)
@@ -170,7 +170,7 @@ class LocalFolder(Folder):
             self._make(folder.parent)
             with suppress(FileExistsError):  # another rank was quicker
                 os.mkdir(folder)
-            _flush_folder(folder.parent)
+            sync_folder(folder.parent)
 
 
 def open_folder(where: str | Path) -> Folder:
@@ -214,12 +214,3 @@ def _read_all(descriptor: int, size: int, start: int) -> bytes:
     if len(data) == size or not data:
         return data
     return data + _read_all(descriptor, size - len(data), start + len(data))
-
-
-def _flush_folder(path: Path) -> None:
-    """Bring a folder's entries (creations, renames) to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
