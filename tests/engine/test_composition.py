@@ -38,9 +38,9 @@ def corpus(tmp_path_factory):
 
 
 def check(tmp_path, changes):
-    """Train whole and in pieces, then resume the latter from its middle."""
+    """Train whole and eagerly, and in pieces, then resume the latter from its middle."""
     runs = {}
-    for name, cut in (("whole", {"batch__micro": 4, "snapshot__every": 0}), ("pieces", {"batch__micro": 2})):
+    for name, cut in (("whole", {"batch__micro": 4, "snapshot__every": 0, "compile__enabled": "off"}), ("pieces", {"batch__micro": 2})):
         runs[name] = start_run(small_config(tmp_path, **BASE | changes | cut), "test", "test", 1, tmp_path / name, None)
     rough = "precision__compute" in changes
     assert losses(runs["pieces"]) == pytest.approx(losses(runs["whole"]), rel=5e-3 if rough else 5e-5)
@@ -57,7 +57,11 @@ def test_every_pair_of_switches_composes(tmp_path, corpus, pair):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [("experts", "document mask", "muon"), ("sliding window", "grouped queries", "qk-norm"), ("tied embeddings", "averaged weights")], ids=" + ".join)
+@pytest.mark.parametrize(
+    "names",
+    [("experts", "document mask", "muon"), ("sliding window", "grouped queries", "qk-norm", "tied embeddings", "averaged weights")],
+    ids=" + ".join,
+)
 def test_compiling_composes_with_the_switches(tmp_path, corpus, names):
     changes = {key: value for name in names for key, value in SWITCHES[name].items()}
     check(tmp_path, corpus | changes | {"compile__enabled": "on"})

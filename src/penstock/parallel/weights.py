@@ -7,13 +7,10 @@ names: of what its stages do not hold it has an empty tensor.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
 
 from penstock.comm import local
-from penstock.parallel.layout import Layout
 from penstock.parallel.mesh import Mesh
 from penstock.parallel.placement import Box, Placement
 
@@ -25,6 +22,7 @@ class Weights:
         self.mesh, self.parameters = mesh, dict(model.named_parameters())
         self.placements = dict(placements)
         self.locals: dict[str, Tensor] = {}
+        self._owned: dict[tuple[Placement, tuple[str, ...]], tuple[list[Box], list[bool]]] = {}
         like = next(iter(self.parameters.values()))
         for name, placement in placements.items():
             expected = placement.local_shape(mesh.layout, mesh.world.rank)
@@ -57,13 +55,19 @@ class Weights:
 
         Ranks at each place on the axes `alone` count for themselves.
         """
-        layout, rank = self.mesh.layout, self.mesh.world.rank
         found: list[Tensor] = []
         for name, tensor in self.locals.items():
             if tensor.grad is not None:
-                boxes, mine = _boxes_owned(self.placements[name], layout, rank, alone)
+                boxes, mine = self._boxes_owned(self.placements[name], alone)
                 found += [part for part, owned in zip(box_views(tensor.grad, boxes), mine) if owned]
         return found
+
+    def _boxes_owned(self, placement: Placement, alone: tuple[str, ...]) -> tuple[list[Box], list[bool]]:
+        """This rank's boxes of a tensor placed so, and which of them count; kept, as every step asks for those of every parameter."""
+        if (placement, alone) not in self._owned:
+            layout, rank = self.mesh.layout, self.mesh.world.rank
+            self._owned[placement, alone] = placement.boxes(layout, rank), placement.owned(layout, rank, alone=alone)
+        return self._owned[placement, alone]
 
     def drop_gradients(self) -> None:
         """Forget all gradients."""
@@ -77,12 +81,6 @@ class Weights:
     def part(self, name: str, whole: Tensor) -> Tensor:
         """This rank's part of a full tensor placed like parameter `name`, a copy."""
         return own_part(whole, self.placements[name], self.mesh)
-
-
-@cache
-def _boxes_owned(placement: Placement, layout: Layout, rank: int, alone: tuple[str, ...]) -> tuple[list[Box], list[bool]]:
-    """A rank's boxes, and which of them count; kept, as every step asks for those of every parameter."""
-    return placement.boxes(layout, rank), placement.owned(layout, rank, alone=alone)
 
 
 def assemble(tensor: Tensor, placement: Placement, mesh: Mesh, purpose: str) -> Tensor:
