@@ -6,16 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from axis_of_threads import on_threads
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store.placements import layouts, placed
 
+from axis_of_threads import on_threads
 from penstock.config import load_config
 from penstock.models import resolve_model
-from penstock.parallel import Copy, Layout, PeerCopies, Placement, Split, carry, copies_kept, find_missing, plan_transition, plan_weights, transition
-from penstock.parallel.peer_copies import keepers
+from penstock.parallel import Layout, Placement, Split, peer_copies, plan_weights, transition
+from penstock.parallel.peer_copies import PeerCopies, copies_kept, keepers
 from penstock.parallel.pipeline.stages import Part, Stages
+from penstock.parallel.transition import Copy, carry, find_missing, plan_transition
+from store.placements import layouts, placed
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
 UNSET = 0x5A
@@ -102,6 +103,7 @@ def check_transition(wholes, before, old, after, new, sources):
 @pytest.fixture
 def small_rounds(monkeypatch):
     monkeypatch.setattr(transition, "ROUND", 64)
+    monkeypatch.setattr(peer_copies, "ROUND", 64)
     monkeypatch.setattr(transition, "PIECE", 7)
 
 
@@ -279,12 +281,12 @@ def test_only_what_has_no_replica_is_sent():
     wholes = [{"cut": bits((8, 4), torch.float32, 0), "whole": bits((5,), torch.float32, 1)}]
     for layout, sent in ((Layout(shard=2), 64), (Layout(shard=2, replicate=2), 0)):
         copies, rounds = kept_by_peers(wholes, {"cut": shard, "whole": whole}, layout, (), 1)
-        assert sum(map(sum, sum(rounds, []))) == sent * layout.ranks
+        assert sum(sum(row) for sent_ in rounds for row in sent_) == sent * layout.ranks
         assert copies[0].n_bytes == 2 * (64 + 20 + sent)
     _, rounds = kept_by_peers(wholes, {"cut": shard, "whole": whole}, Layout(shard=2, replicate=2), (0, 0, 1, 1), 1)
     assert not rounds, "the replica is on the other node"
     _, rounds = kept_by_peers(wholes, {"cut": shard, "whole": whole}, replace(Layout(shard=2), row=2), (0, 0, 1, 1), 1)
-    assert sum(map(sum, sum(rounds, []))) == 2 * 64, "of two replicas on one node the first sends to the other node"
+    assert sum(sum(row) for sent_ in rounds for row in sent_) == 2 * 64, "of two replicas on one node the first sends to the other node"
 
 
 def test_a_copy_of_some_tensors_is_a_source_of_those_alone():
