@@ -40,7 +40,8 @@ class _Generation:
 class PeerCopies:
     """One rank's copies of a state of which every rank holds `tensors`, placed as `placements` (one for each) say on `layout`.
 
-    `axis` is all ranks of it in order. `every`: steps from one generation to the next.
+    `axis` is all ranks of it in order. `every`: steps from one generation to the next. Where a state comes to lie otherwise, such as experts placed
+    by hand that move, copies are made anew.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], placements: Mapping[str, Placement], layout: Layout, axis: Axis, every: int = 1) -> None:
@@ -85,8 +86,11 @@ class PeerCopies:
 
     def _room(self, tensors: Mapping[str, Tensor]) -> _Generation:
         mine = [rank for rank, keeper in enumerate(self._keepers) if keeper == self._axis.index]
-        kept = {rank: {name: torch.zeros(shape, dtype=self._dtypes[name]) for name, shape in self._shapes[rank].items()} for rank in mine}
-        return _Generation(None, {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors.items()}, kept)
+        kept = {rank: {name: self._zeros(name, shape) for name, shape in self._shapes[rank].items()} for rank in mine}
+        return _Generation(None, {name: self._zeros(name, tuple(tensor.shape)) for name, tensor in tensors.items()}, kept)
+
+    def _zeros(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return torch.zeros(shape, dtype=self._dtypes[name], pin_memory=self._device.type == "cuda")
 
     def _exchange(self, sent: list[Tensor], kept: dict[int, dict[str, Tensor]]) -> None:
         """Send this rank's tensors to its keeper and receive those that it keeps, in rounds."""

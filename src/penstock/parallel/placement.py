@@ -148,6 +148,8 @@ class Placement:
 
 def common(a: Box, b: Box) -> Box | None:
     """What two boxes of one tensor share; None where that is nothing."""
+    if a.sizes and (a.offsets[0] >= b.offsets[0] + b.sizes[0] or b.offsets[0] >= a.offsets[0] + a.sizes[0]):
+        return None  # most pairs, where many boxes are held against many
     starts = tuple(max(x, y) for x, y in zip(a.offsets, b.offsets))
     ends = (min(x + n, y + m) for x, n, y, m in zip(a.offsets, a.sizes, b.offsets, b.sizes))
     sizes = tuple(end - start for start, end in zip(starts, ends))

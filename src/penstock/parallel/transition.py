@@ -36,6 +36,8 @@ ROUND, PIECE, ALIGN = 1 << 25, 1 << 22, 8
 
 #: Where something begins in each dim of a tensor.
 Offsets = tuple[int, ...]
+#: Which of some copies.
+Numbers = tuple[int, ...]
 #: What no source has: a tensor's name, and a box of the full tensor.
 Missing = tuple[str, Box]
 
@@ -100,10 +102,14 @@ def find_missing(
     old_layout: Layout, before: Mapping[str, Placement], sources: Mapping[int, Collection[int]], copies: Sequence[Copy] = ()
 ) -> tuple[Missing, ...]:
     """The boxes of a state that no source has; arguments as for `plan_transition`. It asks nothing about what comes after."""
+    lost: dict[tuple[Placement, Numbers], list[Box]] = {}
     found: list[Missing] = []
     for name, placement in before.items():
-        givers = _givers(sources, _copies_of(name, copies))
-        found += [(name, box) for box, holders in holders_of(placement, old_layout).items() if not any(givers.get(rank) for rank, _ in holders)]
+        alike = placement, _copies_of(name, copies)
+        if alike not in lost:
+            givers = _givers(sources, copies, alike[1])
+            lost[alike] = [box for box, holders in holders_of(placement, old_layout).items() if not any(givers.get(rank) for rank, _ in holders)]
+        found += [(name, box) for box in lost[alike]]
     return tuple(found)
 
 
@@ -125,13 +131,13 @@ def plan_transition(
     fitting = [name for name, placement in after.items() if name in before and before[name].shape == placement.shape]
     missing = [(name, Box((0,) * len(after[name].shape), after[name].shape)) for name in after if name not in set(fitting)]
     missing += find_missing(old_layout, {name: before[name] for name in fitting}, sources, copies)
-    alike: dict[tuple[Placement, Placement, tuple[Copy, ...]], list[str]] = defaultdict(list)
+    alike: dict[tuple[Placement, Placement, Numbers], list[str]] = defaultdict(list)
     for name in sorted(fitting, key=lambda name: (-torch.Size(after[name].shape).numel(), name)):
         alike[before[name], after[name], _copies_of(name, copies)].append(name)
     burden: dict[int, int] = defaultdict(int)
     moves = []
     for (old, new, kept), names in alike.items():
-        ways = _ways(holders_of(old, old_layout), holders_of(new, new_layout), _givers(sources, kept), nodes)
+        ways = _ways(holders_of(old, old_layout), holders_of(new, new_layout), _givers(sources, copies, kept), nodes)
         moves += [(name, tuple(_least_burdened(way, burden) for way in ways)) for name in names]
     return TransitionPlan(tuple(moves), tuple(missing))
 
@@ -218,15 +224,16 @@ def holders_of(placement: Placement, layout: Layout) -> dict[Box, list[tuple[int
     return found
 
 
-def _copies_of(name: str, copies: Sequence[Copy]) -> tuple[Copy, ...]:
-    return tuple(copy for copy in copies if name in copy.names)
+def _copies_of(name: str, copies: Sequence[Copy]) -> Numbers:
+    """Which of the copies have a tensor."""
+    return tuple(number for number, copy in enumerate(copies) if name in copy.names)
 
 
-def _givers(sources: Mapping[int, Collection[int]], copies: Iterable[Copy]) -> dict[int, list[int]]:
-    """For each old rank the new ranks that have a tensor of it."""
-    givers = {rank: list(at) for rank, at in sources.items()}
-    for copy in copies:
-        givers.setdefault(copy.rank, []).append(copy.at)
+def _givers(sources: Mapping[int, Collection[int]], copies: Sequence[Copy], kept: Numbers) -> dict[int, list[int]]:
+    """For each old rank the new ranks that have a tensor of it, which the copies `kept` have."""
+    givers = {rank: sorted(at) for rank, at in sources.items()}
+    for number in kept:
+        givers.setdefault(copies[number].rank, []).append(copies[number].at)
     return givers
 
 
