@@ -138,9 +138,9 @@ def alone(placements: Mapping[str, Placement], layout: Layout, rank: int, nodes:
 def copies_kept(
     placements: Mapping[str, Placement], layout: Layout, survivors: Mapping[int, int], nodes: Sequence[int] = ()
 ) -> tuple[Copy, ...]:
-    """What peers keep of old ranks, for `plan_transition`; `survivors`: the new rank of each old one that stays. `nodes`: of the old ranks."""
-    kept = enumerate(keepers(layout.ranks, nodes))
-    return tuple(Copy(rank, survivors[at], alone(placements, layout, rank, nodes)) for rank, at in kept if at in survivors)
+    """What peers keep of lost ranks, for `plan_transition`; `survivors`: the new rank of each old one that stays. `nodes`: of the old ranks."""
+    lost = ((rank, at) for rank, at in enumerate(keepers(layout.ranks, nodes)) if rank not in survivors and at in survivors)
+    return tuple(Copy(rank, survivors[at], alone(placements, layout, rank, nodes)) for rank, at in lost)
 
 
 def _places(ranks: int, nodes: Sequence[int]) -> Sequence[int]:
