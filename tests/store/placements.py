@@ -19,9 +19,9 @@ def layouts(draw, most=12):
 
 
 @st.composite
-def placed(draw, layout, sizes=st.integers(1, 9), dims=st.integers(0, 3)):
-    """A tensor's placement: cut along any dims over any axes, perhaps held by some pipeline ranks only, or experts placed by hand."""
-    shape = tuple(draw(st.lists(sizes, min_size=(n := draw(dims)), max_size=n)))
+def placed(draw, layout, sizes=st.integers(1, 9), dims=st.integers(0, 3), shape=None):
+    """A tensor's placement, of `shape` if one is given: cut along any dims over any axes, perhaps held by some pipeline ranks only, or experts placed by hand."""
+    shape = tuple(draw(st.lists(sizes, min_size=(n := draw(dims)), max_size=n))) if shape is None else shape
     holders = tuple(sorted(draw(st.sets(st.integers(0, layout.pipeline - 1), min_size=1, max_size=2)))) if shape and draw(st.booleans()) else ()
     if shape and draw(st.integers(0, 3)) == 0:
         experts = [draw(st.lists(st.integers(0, shape[0] - 1), min_size=1, max_size=3)) for _ in range(layout.expert)]

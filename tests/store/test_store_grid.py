@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from placements import layouts, placed
 
 import penstock.store.grid as grids
-from penstock.parallel import Box, Layout, Placement, Split
-from penstock.store.grid import CELL, LARGE_CELL, LARGE_TENSOR, common, grid, inside, plan_cells, rounds
+from penstock.parallel import Box, Layout, Placement, Split, common, inside
+from penstock.store.grid import CELL, LARGE_CELL, LARGE_TENSOR, grid, plan_cells, rounds
 
 
 def count_of(shape, boxes):

@@ -9,7 +9,7 @@ everywhere needs no other schedule.
 
 Then the lead rank plans twice, with the stages as they are and with layers split anew (`stage_times.py` tells costly layers from slow ranks).
 The better by simulation is taken up between two steps: a schedule by all ranks at once, a split by handing weights, moments and averages over
-(`parallel/hand_over.py`). A gain below `WORTH` changes nothing, and a change that made steps slower is taken back. What was seen, what was changed
+(`engine/transition.py`). A gain below `WORTH` changes nothing, and a change that made steps slower is taken back. What was seen, what was changed
 and the throughput before, during and after stand in the run's events. The mathematics stays: same batches, same sums.
 
 Cost: one small all-reduce a step; a plan takes up to seconds on the lead rank. When not to use it: with another schedule than auto, which is the
@@ -30,7 +30,7 @@ import torch
 from penstock.engine.micro import restart_micro
 from penstock.engine.pipeline import Pipeline
 from penstock.engine.state import Progress
-from penstock.parallel.hand_over import hand_over
+from penstock.engine.transition import StateMap, carry_state
 from penstock.parallel.pipeline.plan import PipelinePlan, plan_pipeline
 from penstock.parallel.pipeline.schedule import Costs
 from penstock.parallel.pipeline.stage_times import measured_layer_costs
@@ -199,10 +199,11 @@ def move_layers(parts: Core, plan: PipelinePlan) -> None:
     """Take up a plan whose stages have other layers: build this rank's parts anew, and hand the state over."""
     from penstock.engine.build import build_core  # (a core builds the watch's parts, and the watch a core)
 
-    old, before = parts.tensors(), parts.placements()
+    old, before = parts.tensors(), StateMap.of(parts)
     saved = Progress(slots=parts.placer.numbers(), micro=parts.tuner.size, exchange=parts.chooser.numbers())
     fresh = build_core(parts.config, parts.world, parts.plan, parts.stop, print, saved, plan)
-    hand_over(old, fresh.tensors(), before, fresh.placements(), parts.mesh)
+    missing = carry_state(fresh, before, {parts.world.rank: old}, {rank: (rank,) for rank in range(parts.world.size)})
+    assert not missing, f"a move of layers lost {missing}"
     assert parts.pipeline is not None and fresh.pipeline is not None
     fresh.pipeline.compile_as(parts.pipeline)
     for field in fields(fresh):

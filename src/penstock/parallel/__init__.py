@@ -8,14 +8,17 @@ from penstock.parallel.expert import spread_experts
 from penstock.parallel.layout import Layout, build_layout, said_nodes
 from penstock.parallel.matrices import Matrices, shared_matrices
 from penstock.parallel.mesh import Mesh
-from penstock.parallel.placement import Box, Placement, Split
+from penstock.parallel.peer_copies import PeerCopies, copies_kept
+from penstock.parallel.placement import Box, Placement, Split, common, inside
 from penstock.parallel.plan import plan_weights
 from penstock.parallel.shard import Formats
 from penstock.parallel.slots import move_experts, sync_replicas
+from penstock.parallel.transition import Copy, Missing, TransitionPlan, carry, find_missing, placed, plan_transition
 from penstock.parallel.weights import Weights, assemble, own_part
 
 __all__ = [
-    "Box", "Formats", "Laid", "Layout", "Matrices", "Mesh", "Placement", "Slots", "Split", "Weights", "assemble", "balanced_slots", "build_layout",
-    "check_layout", "context_positions", "laid_whole", "lay_out", "move_experts", "own_part", "plan_weights", "said_nodes", "saved_buffers",
+    "Box", "Copy", "Formats", "Laid", "Layout", "Matrices", "Mesh", "Missing", "PeerCopies", "Placement", "Slots", "Split", "TransitionPlan",
+    "Weights", "assemble", "balanced_slots", "build_layout", "carry", "check_layout", "common", "context_positions", "copies_kept", "find_missing",
+    "inside", "laid_whole", "lay_out", "move_experts", "own_part", "placed", "plan_transition", "plan_weights", "said_nodes", "saved_buffers",
     "shared_matrices", "spread_experts", "sync_replicas",
 ]

@@ -146,6 +146,21 @@ class Placement:
         return [first and expert not in before and expert not in mine[:i] for i, expert in enumerate(mine)]
 
 
+def common(a: Box, b: Box) -> Box | None:
+    """What two boxes of one tensor share; None where that is nothing."""
+    if a.sizes and (a.offsets[0] >= b.offsets[0] + b.sizes[0] or b.offsets[0] >= a.offsets[0] + a.sizes[0]):
+        return None  # most pairs, where many boxes are held against many
+    starts = tuple(max(x, y) for x, y in zip(a.offsets, b.offsets))
+    ends = (min(x + n, y + m) for x, n, y, m in zip(a.offsets, a.sizes, b.offsets, b.sizes))
+    sizes = tuple(end - start for start, end in zip(starts, ends))
+    return Box(starts, sizes) if all(size > 0 for size in sizes) else None
+
+
+def inside(box: Box, of: Box) -> tuple[slice, ...]:
+    """The index of a box in a tensor that holds the box `of` around it."""
+    return tuple(slice(start - origin, start - origin + size) for start, origin, size in zip(box.offsets, of.offsets, box.sizes))
+
+
 def part(size: int, parts: int, index: int, unit: int = 1) -> tuple[int, int]:
     """Start and length of part `index` of a dim of `size` cut into `parts`; the last ones may be short or empty."""
     block = padded_part(size, parts, unit)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from penstock.parallel import Box, Layout, Placement
+from penstock.parallel import Box, Layout, Placement, common, placed
 
 #: Bytes that a cell holds at most, of a tensor below and above `LARGE_TENSOR` bytes.
 CELL, LARGE_CELL = 1 << 20, 1 << 22
@@ -79,19 +79,6 @@ def grid(shape: Sequence[int], itemsize: int) -> Grid:
         longest = block.index(max(block))
         block[longest] = -(-block[longest] // 2)
     return Grid(tuple(shape), tuple(block))
-
-
-def common(a: Box, b: Box) -> Box | None:
-    """What two boxes of one tensor share; None where that is nothing."""
-    starts = tuple(max(x, y) for x, y in zip(a.offsets, b.offsets))
-    ends = (min(x + n, y + m) for x, n, y, m in zip(a.offsets, a.sizes, b.offsets, b.sizes))
-    sizes = tuple(end - start for start, end in zip(starts, ends))
-    return Box(starts, sizes) if all(size > 0 for size in sizes) else None
-
-
-def inside(box: Box, of: Box) -> tuple[slice, ...]:
-    """The index of a box in a tensor that holds the box `of` around it."""
-    return tuple(slice(start - origin, start - origin + size) for start, origin, size in zip(box.offsets, of.offsets, box.sizes))
 
 
 @dataclass(frozen=True)
@@ -174,7 +161,7 @@ class StatePlan:
 
     def __init__(self, tensors: Mapping[str, Tensor], placements: Mapping[str, Placement], layout: Layout) -> None:
         self.dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-        self.placements = {name: placements.get(name) or Placement(tuple(tensor.shape)) for name, tensor in tensors.items()}
+        self.placements = placed(tensors, placements)
         self.layout = layout
         self.cells = plan_cells({name: dtype.itemsize for name, dtype in self.dtypes.items()}, self.placements, layout)
         self._of_rank: list[list[Cell]] = [[] for _ in range(layout.ranks)]
@@ -187,8 +174,8 @@ class StatePlan:
 
     def fits(self, tensors: Mapping[str, Tensor], placements: Mapping[str, Placement], layout: Layout) -> bool:
         """Whether it is the plan of this state."""
-        here = {name: placements.get(name) or Placement(tuple(tensor.shape)) for name, tensor in tensors.items()}
-        return (here, layout) == (self.placements, self.layout) and all(tensors[name].dtype == dtype for name, dtype in self.dtypes.items())
+        same = (placed(tensors, placements), layout) == (self.placements, self.layout)
+        return same and all(tensors[name].dtype == dtype for name, dtype in self.dtypes.items())
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -6,8 +6,11 @@ What such a row is, the engine knows (`engine/state.py`); here is only the arith
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-from penstock.parallel import Box
+from torch import Tensor
+
+from penstock.parallel import Box, Placement
 from penstock.store.folder import Folder
 from penstock.store.manifest import Manifest
 from penstock.store.reading import Local, read_boxes
@@ -36,10 +39,23 @@ def read_rows(folder: Folder, manifest: Manifest, wanted: Mapping[str, Local], w
             if name not in sources:
                 view.zero_()
                 continue
-            rows, lead = sources[name].views[index], len(sources[name].shape) - len(local.shape)
-            one = rows if lead < 0 else rows.sum(0, keepdim=lead == 0)
-            parts = local.shape[0] if when_nodes_change(name) == "sum" else rows.shape[0] if lead >= 0 else 1
-            view.copy_((one / parts).expand_as(view))
+            fill_rows(view, sources[name].views[index], local.shape[0] if local.shape else 1, when_nodes_change(name))
+
+
+def fill_rows(view: Tensor, rows: Tensor, nodes: int, rule: str) -> None:
+    """Fill a wanted box from the stored box that it is made of: each of `nodes` gets its part of the rows' "sum", or their "mean"."""
+    lead = rows.dim() - view.dim()
+    one = rows if lead < 0 else rows.sum(0, keepdim=lead == 0)
+    parts = nodes if rule == "sum" else rows.shape[0] if lead >= 0 else 1
+    view.copy_((one / parts).expand_as(view))
+
+
+def rows_placement(stored: tuple[int, ...], wanted: Placement) -> Placement:
+    """Where a stored tensor with other rows of nodes is to lie, so that each rank can make from it what it is wanted to hold."""
+    lead = len(stored) - len(wanted.shape)
+    assert not wanted.slots, "experts placed by hand have no rows of nodes"
+    inner = [split for split in wanted.splits if lead > 0 or split.dim > 0]
+    return replace(wanted, shape=stored, splits=tuple(replace(split, dim=split.dim + lead) for split in inner))
 
 
 def _all_rows(box: Box, stored: tuple[int, ...], lead: int) -> Box:

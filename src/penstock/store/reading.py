@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from penstock.parallel import Box, Layout, Placement
+from penstock.parallel import Box, Layout, Placement, inside
 from penstock.parallel.weights import box_views
 from penstock.store.cell_writer import digest_of
 from penstock.store.chunks import ITEM_BYTES, ChunkEntry, Damaged
 from penstock.store.codec import CodecError, decode
 from penstock.store.folder import Folder
-from penstock.store.grid import grid, inside
+from penstock.store.grid import grid
 from penstock.store.manifest import Manifest, TensorEntry
 from penstock.store.packs import pack_file, read_chunk
 

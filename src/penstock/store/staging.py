@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from penstock.comm import Axis
-from penstock.parallel import Box
+from penstock.parallel import Box, common, inside
 from penstock.parallel.weights import box_views
-from penstock.store.grid import Cell, StatePlan, common, inside, rounds
+from penstock.store.grid import Cell, StatePlan, rounds
 
 #: Bytes that a cell's place begins at a multiple of, and a part's in a message.
 ALIGN, PART_ALIGN = 64, 8

@@ -19,11 +19,11 @@ from typing import Any
 from torch import Tensor
 
 from penstock.config import disk_errors
-from penstock.parallel import Box
+from penstock.parallel import Box, inside
 from penstock.store.cell_writer import digest_of
 from penstock.store.codec import encode
 from penstock.store.folder import LocalFolder
-from penstock.store.grid import dtype_name, grid, inside
+from penstock.store.grid import dtype_name, grid
 from penstock.store.history import FILE as HISTORY
 from penstock.store.history import append_event, read_history
 from penstock.store.manifest import Manifest, Snapshot, TensorEntry, write_manifest

@@ -1,0 +1,174 @@
+"""A ring of copies in host memory: what one rank alone holds of a training state, another keeps too, so that a lost rank costs no snapshot's steps.
+
+After every `every` steps each rank copies its state to its own host memory, and sends its *keeper* what dies with it: the tensors of which some box
+has no holder elsewhere, as placements tell. With ranks on several nodes elsewhere is another node, the keeper is on another, and of a node's
+replicas the first one sends. A lost rank's state at that step is then `plan_transition`'s `copies` (`copies_kept`), the others' is what they kept
+of themselves.
+
+Two generations are kept in turn. One that is cut short leaves the other whole, and a rank begins the next only after a step that all ranks had a part
+in, so some generation is whole on all survivors, whichever of them were interrupted where. Which one, they must agree on (`steps`).
+
+Cost: memory of the host, two times the rank's state and what it keeps of another (with ZeRO 3 and AdamW in float32 four times 12 bytes times the
+parameters over the ranks); a copy of the state per generation; on the network the bytes that have no replica, counted as `peer_copies`, in
+rounds of `ROUND` bytes a rank, and a round's room on the device. When not to use it: where every piece has a replica that will survive, or steps are
+so long that a lost one matters and `every` above 1 would lose several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from penstock.comm import Axis
+from penstock.parallel.layout import Layout
+from penstock.parallel.placement import Placement
+from penstock.parallel.transition import ROUND, Copy, holders_of
+
+
+@dataclass
+class _Generation:
+    """A rank's own tensors at a step, and those it keeps of others; None: they are being written."""
+
+    step: int | None
+    own: dict[str, Tensor]
+    kept: dict[int, dict[str, Tensor]]
+
+
+class PeerCopies:
+    """One rank's copies of a state of which every rank holds `tensors`, placed as `placements` (one for each) say on `layout`.
+
+    `axis` is all ranks of it in order. `every`: steps from one generation to the next. Where a state comes to lie otherwise, such as experts placed
+    by hand that move, copies are made anew.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], placements: Mapping[str, Placement], layout: Layout, axis: Axis, every: int = 1) -> None:
+        assert every > 0 and axis.size == layout.ranks
+        self._axis, self._every, self._device = axis, every, next(iter(tensors.values())).device
+        self._keepers = keepers(axis.size, axis.nodes)
+        self._sent = [sorted(alone(placements, layout, rank, axis.nodes)) if self._keepers else [] for rank in range(axis.size)]
+        self._dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+        self._shapes = [{name: placements[name].local_shape(layout, rank) for name in names} for rank, names in enumerate(self._sent)]
+        self._generations = [self._room(tensors) for _ in range(2)]
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of whole generations, ascending."""
+        return sorted(generation.step for generation in self._generations if generation.step is not None)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of host memory for all copies."""
+        sets = [tensors for each in self._generations for tensors in (each.own, *each.kept.values())]
+        return sum(tensor.numel() * tensor.element_size() for tensors in sets for tensor in tensors.values())
+
+    def after_step(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """After so many finished steps, keep the state if that is due; all ranks must call it."""
+        if step % self._every == 0:
+            self.keep(step, tensors)
+
+    @torch.no_grad()
+    def keep(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keep the state after so many finished steps in place of the older generation; all ranks must call it."""
+        oldest = min(self._generations, key=lambda each: -1 if each.step is None else each.step)
+        oldest.step = None
+        for name, own in oldest.own.items():
+            own.copy_(tensors[name].detach())
+        self._exchange([tensors[name].detach() for name in self._sent[self._axis.index]], oldest.kept)
+        oldest.step = step
+
+    def held(self, step: int) -> dict[int, dict[str, Tensor]]:
+        """What this rank has of a generation, as `carry` takes it: its own tensors, and those it keeps of others."""
+        generation = next(each for each in self._generations if each.step == step)
+        return {self._axis.index: generation.own, **generation.kept}
+
+    def _room(self, tensors: Mapping[str, Tensor]) -> _Generation:
+        mine = [rank for rank, keeper in enumerate(self._keepers) if keeper == self._axis.index]
+        kept = {rank: {name: self._zeros(name, shape) for name, shape in self._shapes[rank].items()} for rank in mine}
+        return _Generation(None, {name: self._zeros(name, tuple(tensor.shape)) for name, tensor in tensors.items()}, kept)
+
+    def _zeros(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return torch.zeros(shape, dtype=self._dtypes[name], pin_memory=self._device.type == "cuda")
+
+    def _exchange(self, sent: list[Tensor], kept: dict[int, dict[str, Tensor]]) -> None:
+        """Send this rank's tensors to its keeper and receive those that it keeps, in rounds."""
+        sizes = [sum(self._bytes(rank, name) for name in names) for rank, names in enumerate(self._sent)]
+        axis, here = self._axis, self._axis.index
+        outgoing = _Bytes(sent)
+        incoming = {rank: _Bytes(list(tensors.values())) for rank, tensors in kept.items()}
+        limit = ROUND // max(1, max((self._keepers.count(rank) for rank in self._keepers), default=1))
+        for start in range(0, max(sizes, default=0), limit):
+            part = [min(max(size - start, 0), limit) for size in sizes]
+            send = [part[here] if self._keepers[here] == rank else 0 for rank in range(axis.size)]
+            receive = [part[rank] if self._keepers[rank] == here else 0 for rank in range(axis.size)]
+            came = axis.all_to_all(outgoing.read(start, sum(send), self._device), send, receive, "peer_copies")
+            for rank, piece in zip(sorted(incoming), came.split([receive[rank] for rank in sorted(incoming)])):
+                incoming[rank].write(start, piece)
+
+    def _bytes(self, rank: int, name: str) -> int:
+        return torch.Size(self._shapes[rank][name]).numel() * self._dtypes[name].itemsize
+
+
+def keepers(ranks: int, nodes: Sequence[int] = ()) -> tuple[int, ...]:
+    """For every rank the one that keeps its copy: on another node where there are several, with as few to keep as can be, next along the ring.
+
+    One rank alone has none: an empty answer.
+    """
+    if ranks == 1:
+        return ()
+    places = _places(ranks, nodes)
+    found: list[int] = []
+    for rank in range(ranks):
+        others = [other for other in range(ranks) if places[other] != places[rank]]
+        found.append(min(others, key=lambda other: (found.count(other), (other - rank) % ranks)))
+    return tuple(found)
+
+
+def alone(placements: Mapping[str, Placement], layout: Layout, rank: int, nodes: Sequence[int] = ()) -> frozenset[str]:
+    """The tensors of which `rank` is to send a copy: of some box it is the first holder, and no holder is on another node (or, on one node, rank)."""
+    places, found = _places(layout.ranks, nodes), {}
+    for placement in set(placements.values()):
+        of_boxes = [sorted({holder for holder, _ in holders}) for holders in holders_of(placement, layout).values()]
+        found[placement] = any(of_box[0] == rank and len({places[holder] for holder in of_box}) == 1 for of_box in of_boxes)
+    return frozenset(name for name, placement in placements.items() if found[placement])
+
+
+def copies_kept(
+    placements: Mapping[str, Placement], layout: Layout, survivors: Mapping[int, int], nodes: Sequence[int] = ()
+) -> tuple[Copy, ...]:
+    """What peers keep of lost ranks, for `plan_transition`; `survivors`: the new rank of each old one that stays. `nodes`: of the old ranks."""
+    lost = ((rank, at) for rank, at in enumerate(keepers(layout.ranks, nodes)) if rank not in survivors and at in survivors)
+    return tuple(Copy(rank, survivors[at], alone(placements, layout, rank, nodes)) for rank, at in lost)
+
+
+def _places(ranks: int, nodes: Sequence[int]) -> Sequence[int]:
+    """What is lost together: nodes where there are several, else ranks."""
+    return nodes if len(set(nodes)) > 1 else range(ranks)
+
+
+class _Bytes:
+    """Tensors as one sequence of bytes, read and written in parts without ever being joined."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._parts = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+
+    def read(self, start: int, count: int, device: torch.device) -> Tensor:
+        """So many bytes from `start` on, as a new tensor on the device."""
+        return torch.cat([torch.empty(0, dtype=torch.uint8, device=device), *(piece for piece, _ in self._within(start, count))])
+
+    def write(self, start: int, data: Tensor) -> None:
+        """Put bytes in their places from `start` on; the tensors must be contiguous."""
+        for piece, place in self._within(start, data.numel()):
+            piece.copy_(data[place : place + piece.numel()])
+
+    def _within(self, start: int, count: int) -> list[tuple[Tensor, int]]:
+        """The parts of the tensors in this stretch, and where each begins in it."""
+        found, begin = [], 0
+        for part in self._parts:
+            first, last = max(start - begin, 0), min(start + count - begin, part.numel())
+            if first < last:
+                found.append((part[first:last], begin + first - start))
+            begin += part.numel()
+        return found
