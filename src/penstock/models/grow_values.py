@@ -38,7 +38,7 @@ def grown_value(change: Change, model: ModelSection, seed: int, read: Callable[[
         new = drawn_parameter(model, seed, change.name, change.shape).to(old)
     if change.name.endswith(WRITERS):
         _old_outputs(new, change.runs).zero_()
-    _old_entries(new, change.runs).copy_(old.view(_split(change.runs)))
+    _old_entries(new, change.runs).copy_(old.reshape(_split(change.runs)))
     return new
 
 
@@ -49,7 +49,7 @@ def grown_moment(change: Change, moment: Tensor | None, counter: bool = False) -
     if counter or all(run.same for run in change.runs):
         return moment.clone()
     new = moment.new_zeros(change.shape)
-    _old_entries(new, change.runs).copy_(moment.view(_split(change.runs)))
+    _old_entries(new, change.runs).copy_(moment.reshape(_split(change.runs)))
     return new
 
 

@@ -234,9 +234,8 @@ def _loses(before: ModelSection, after: ModelSection, sources: dict[int, tuple[i
         said.append(f"what layers {', '.join(map(str, gone))} computed is lost; the loss rises")
     if after.tie_embeddings and not before.tie_embeddings:
         said.append("the head's own matrix is lost, and the embedding takes its place; the loss rises")
-    for key in ("norm_eps", "rope_theta", "rope_scaling", "sliding_window"):
-        if getattr(before, key) != getattr(after, key):
-            said.append(f"another model.{key} is another function of the same weights")
+    other = [key for key in ("norm_eps", "rope_theta", "rope_scaling", "sliding_window") if getattr(before, key) != getattr(after, key)]
+    said += [f"another model.{key} is another function of the same weights" for key in other]
     if before.moe.experts and before.moe.scale != after.moe.scale:
         said.append("another model.moe.scale is another function of the same weights")
     return said
