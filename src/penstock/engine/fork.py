@@ -8,9 +8,9 @@ the state still fits:
 - Other data, seed or batch: what comes is drawn in the order of the new settings, from the present step on. Other text is cut by the run's own
   tokenizer, as the weights know its tokens, unless another is named.
 - Another structure of the model that the old one can grow into (`grow_state.py`): the fork's function is the run's, or what is lost is said.
-- Other settings that change names or shapes of tensors (another model, optimizer or average), and another tokenizer, whose tokens mean something else to
-  embedding and head: refused by the tensors' names, unless `partial`. Then what fits is kept, the rest begins anew (`fit.py`), and what
-  no longer has a place is left out; all of it is listed, in the histories too.
+- Other settings that change names or shapes of tensors (another model, optimizer or average), and another tokenizer, whose tokens mean something
+  else to embedding and head: refused by the tensors' names, unless `partial`. Then what fits is kept, the rest begins anew (`fit.py`; nothing is
+  grown), and what no longer has a place is left out; all of it is listed, in the histories too.
 
 The folder appears whole or not at all. Cost: links to the packs; with `partial` the new tensors are written.
 """
@@ -69,8 +69,8 @@ def fork_run(
             check_world(plan.config, nproc)
         if plan.fit.why and not partial:
             raise UserError(
-                f"the state of {source.path} does not fit these settings: {plan.fit.sentence()} ({plan.ungrown}); give --partial to keep what fits and begin the "
-                "rest anew, or leave the settings as they were"
+                f"the state of {source.path} does not fit these settings: {plan.fit.sentence()} ({plan.ungrown}); give --partial to "
+                "keep what fits and begin the rest anew, or leave the settings as they were"
             )
         with whole_folder(target, "forking a run") as place:
             done = _fill(plan, create_run(plan.config, place, plan.identity))
@@ -142,7 +142,9 @@ def _fill(plan: Plan, fork: Run) -> dict[str, int]:
     kept = {name: manifest.tensors[name] for name in plan.fit.kept}
     packs = {entry.pack for entry in closure((digest for entry in kept.values() for digest in entry.cells), manifest.chunks).values()}
     done = link_packs(run.path, fork.path, packs)
-    values = plan.grown.values(plan.contents.read) if plan.grown else first_values(plan.config, plan.fit.anew, lambda name: plan.contents.read(name) if name in kept else None)
+    read = plan.contents.read
+    anew = first_values(plan.config, plan.fit.anew, lambda name: read(name) if name in kept else None)
+    values = plan.grown.values(read) if plan.grown else anew
     about = origin_of(fork) | {"data": manifest.about.get("data"), "forked_from": plan.identity["forked_from"], "history": history_head(fork.path)}
     numbers = manifest.numbers | ({} if _same_experts(plan.fit) else {"slots": {}})
     adopt(fork.path, remade(manifest, list(kept), values, fork.path, numbers, about), "grown" if plan.grown else "taken over in part")

@@ -1,7 +1,7 @@
 """The training state of a model whose structure changes by growth (models/growth.py): weights, averages and moments by their logical names.
 
-Everything else of the state must fit as it is: another optimizer or tokenizer is not growth. What nodes have withheld of gradients is left out, as its
-form depends on the nodes. Cost: values are made when asked for, one tensor and its source at a time.
+Everything else of the state must fit as it is: another optimizer or tokenizer is not growth. What nodes have withheld of gradients is left out, as
+its form depends on the nodes. Cost: values are made when asked for, one tensor and its source at a time.
 """
 
 from __future__ import annotations
