@@ -218,7 +218,7 @@ def _preserves(before: ModelSection, after: ModelSection) -> list[str]:
     if after.heads > before.heads:
         said.append(f"{after.heads - before.heads} new heads write zeros at first")
     if after.moe.experts > before.moe.experts:
-        gap = f"about {1 / after.moe.bias_rate:.0f} steps at most for evenly biased ones" if after.moe.bias_rate else ""
+        gap = f"in the order of {1 / after.moe.bias_rate:.0f} steps" if after.moe.bias_rate else ""
         said.append(f"{after.moe.experts - before.moe.experts} new experts are not chosen until balancing has raised their bias ({gap})")
     if after.context > before.context:
         said.append("a longer context has no parameters; positions beyond the old one are untrained")
