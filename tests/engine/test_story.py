@@ -145,7 +145,7 @@ def test_two_snapshots_of_a_run_are_laid_beside_each_other(snaps):
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        ({"model__layers": 3}, ["model.blocks.2"]),
+        ({"model__dim": 48}, ["model.dim cannot change"]),
         ({"model__vocab": 300}, ["model.embedding.weight", "model.head.weight"]),
         ({"optim__kind": "muon"}, ["momentum"]),
         ({"optim__ema": 0.0}, ["ema.blocks"]),
@@ -167,6 +167,17 @@ def test_settings_that_the_state_does_not_fit_are_refused_by_the_tensors_names_o
     if "model__vocab" in changes:
         assert resume_run(run, {}, 1, None)["step"] == 5
     assert not verified(run).damage
+
+
+def test_a_fork_with_more_layers_computes_what_the_run_did_and_goes_on(snaps, tmp_path):
+    made = fork(snaps[4], tmp_path / "fork", model__layers=4, train__steps=5)
+    run = Run(tmp_path / "fork")
+    there, old = tensors(list_snapshots(run.folder)[0]), tensors(snaps[4])
+    assert made["grown"] and not made["anew"] and not verified(run).damage
+    assert all(torch.equal(there[f"{kind}.blocks.2.ffn.up.weight"], old[f"{kind}.blocks.1.ffn.up.weight"]) for kind in ("model", "ema"))
+    assert not there["model.blocks.1.ffn.down.weight"].any() and not there["optim.blocks.1.ffn.down.weight.exp_avg_sq"].any()
+    assert there["optim.blocks.2.ffn.up.weight.step"] == 4 and there["optim.blocks.1.ffn.up.weight.step"] == 0
+    assert resume_run(run, {}, 1, None)["step"] == 5
 
 
 def test_a_fork_on_other_text_keeps_the_tokenizer_of_its_weights(folder, tmp_path):

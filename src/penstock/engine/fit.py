@@ -16,7 +16,7 @@ from torch import Tensor
 from penstock.config import Config
 from penstock.engine.state import parameter_of, when_nodes_change
 from penstock.engine.use import plain_state
-from penstock.models import Decoder, initial_value
+from penstock.models import Decoder, drawn_parameter
 from penstock.store.node_rows import has_other_rows
 
 #: Parameters with a row for each token.
@@ -80,13 +80,6 @@ def first_values(config: Config, anew: Mapping[str, Tensor], kept: Callable[[str
         if kind == "optim" or parameter not in shapes:
             return torch.zeros(like.shape, dtype=like.dtype)
         weights = kept(f"model.{parameter}") if kind == "ema" else None
-        return (_drawn(config, parameter, shapes[parameter]) if weights is None else weights).to(like.dtype)
+        return (drawn_parameter(config.model, config.run.seed, parameter, shapes[parameter]) if weights is None else weights).to(like.dtype)
 
     return {name: lambda name=name: first(name) for name in anew}  # type: ignore[misc]
-
-
-def _drawn(config: Config, parameter: str, shape: tuple[int, ...]) -> Tensor:
-    """A parameter before training; stacked experts are drawn one by one."""
-    if len(shape) < 3:
-        return initial_value(config.model, config.run.seed, parameter, shape)
-    return torch.stack([initial_value(config.model, config.run.seed, parameter, shape[1:], expert) for expert in range(shape[0])])

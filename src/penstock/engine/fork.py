@@ -7,9 +7,10 @@ the state still fits:
 
 - Other data, seed or batch: what comes is drawn in the order of the new settings, from the present step on. Other text is cut by the run's own
   tokenizer, as the weights know its tokens, unless another is named.
-- Settings that change names or shapes of tensors (another model, optimizer or average), and another tokenizer, whose tokens mean something else to
-  embedding and head: refused by the tensors' names, unless `partial`. Then what fits is kept, the rest begins anew (`fit.py`), and what
-  no longer has a place is left out; all of it is listed, in the histories too.
+- Another structure of the model that the old one can grow into (`grow_state.py`): the fork's function is the run's, or what is lost is said.
+- Other settings that change names or shapes of tensors (another model, optimizer or average), and another tokenizer, whose tokens mean something
+  else to embedding and head: refused by the tensors' names, unless `partial`. Then what fits is kept, the rest begins anew (`fit.py`; nothing is
+  grown), and what no longer has a place is left out; all of it is listed, in the histories too.
 
 The folder appears whole or not at all. Cost: links to the packs; with `partial` the new tensors are written.
 """
@@ -23,6 +24,7 @@ from typing import Any
 
 from penstock.config import Config, UserError, parse_config
 from penstock.engine.fit import Fit, first_values, fit_of
+from penstock.engine.grow_state import GrownState, grow_state
 from penstock.engine.origin import origin_of, record_origin
 from penstock.engine.resolve import check_world
 from penstock.engine.settle import Settled, changed_settings, settle
@@ -45,6 +47,9 @@ class Plan:
     settled: Settled
     config: Config
     fit: Fit
+    grown: GrownState | None
+    #: Why the state cannot grow into these settings, where it does not fit them.
+    ungrown: str
     identity: dict[str, Any]
     told: dict[str, Any]
 
@@ -59,13 +64,13 @@ def fork_run(
     assert isinstance(source.folder, LocalFolder)
     with in_use(source):
         contents, run = Contents(source), Run(source.folder.path)
-        plan, target = _plan(run, contents, values, folder, command, progress)
+        plan, target = _plan(run, contents, values, folder, command, progress, partial)
         if nproc:
             check_world(plan.config, nproc)
         if plan.fit.why and not partial:
             raise UserError(
-                f"the state of {source.path} does not fit these settings: {plan.fit.sentence()}; give --partial to keep what fits and begin the "
-                "rest anew, or leave the settings as they were"
+                f"the state of {source.path} does not fit these settings: {plan.fit.sentence()} ({plan.ungrown}); give --partial to "
+                "keep what fits and begin the rest anew, or leave the settings as they were"
             )
         with whole_folder(target, "forking a run") as place:
             done = _fill(plan, create_run(plan.config, place, plan.identity))
@@ -88,11 +93,12 @@ def said(told: dict[str, Any]) -> str:
     """What was changed, begun anew and left out, in words."""
     settings = [f"{name} {shown(was)} → {shown(becomes)}" for name, (was, becomes) in told["settings"].items()]
     parts = [("with", ", ".join(settings)), ("begun anew:", named(told["anew"])), ("left out:", named(told["left_out"]))]
+    parts.append(("grown:", ", ".join(told.get("grown", []))))
     return "".join(f"; {what} {names}" for what, names in parts if names)
 
 
 def _plan(
-    run: Run, contents: Contents, values: dict[str, Any], folder: Path | None, command: str, progress: Progress | None
+    run: Run, contents: Contents, values: dict[str, Any], folder: Path | None, command: str, progress: Progress | None, partial: bool
 ) -> tuple[Plan, Path]:
     """What the fork will be, and where."""
     manifest, made = contents.manifest, run.read("run.json")
@@ -101,11 +107,19 @@ def _plan(
     settled = settle(before, values, run.path / "tokenizer", known, progress)
     target = folder or new_run_folder(settled.config, f"{run.path.resolve().name}-fork")
     config = settled.with_tokenizer_in(target)
-    fit = fit_of({name: entry.shape for name, entry in manifest.tensors.items()}, config, settled.same_tokens)
-    told = {"settings": changed_settings(before, config), "anew": sorted(fit.anew), "left_out": fit.left_out}
+    stored = {name: entry.shape for name, entry in manifest.tensors.items()}
+    fit, grown, ungrown = fit_of(stored, config, settled.same_tokens), None, ""
+    if fit.why and not partial:
+        try:
+            grown = grow_state(stored, before, config, settled.same_tokens)
+            fit = grown.fit
+        except UserError as error:
+            ungrown = str(error)
+    told = {"settings": changed_settings(before, config), "anew": [] if grown else sorted(fit.anew), "left_out": fit.left_out}
+    told |= {"grown": [*grown.growth.preserves, *grown.growth.loses]} if grown else {}
     origin = {"run": str(run.path.resolve()), "step": manifest.step, "snapshot": manifest.id}
     identity = {"command": command, "source": f"fork of {run.name}", **settled.data, "forked_from": origin}
-    return Plan(run, contents, settled, config, fit, identity, told), target
+    return Plan(run, contents, settled, config, fit, grown, ungrown, identity, told), target
 
 
 def _fill(plan: Plan, fork: Run) -> dict[str, int]:
@@ -121,17 +135,19 @@ def _fill(plan: Plan, fork: Run) -> dict[str, int]:
             (fork.path / diff).parent.mkdir(exist_ok=True)
             link_or_copy(run.path / diff, fork.path / diff)
     begin_from(fork.path, run.path, manifest, f"forked from {run.path.resolve()}{said(plan.told)}", **plan.told)
-    if not plan.fit.why:
+    if not plan.fit.why and plan.grown is None:
         done = link_packs(run.path, fork.path, manifest.packs)
         adopt(fork.path, manifest, "taken over")
         return done
     kept = {name: manifest.tensors[name] for name in plan.fit.kept}
     packs = {entry.pack for entry in closure((digest for entry in kept.values() for digest in entry.cells), manifest.chunks).values()}
     done = link_packs(run.path, fork.path, packs)
-    values = first_values(plan.config, plan.fit.anew, lambda name: plan.contents.read(name) if name in kept else None)
+    read = plan.contents.read
+    anew = first_values(plan.config, plan.fit.anew, lambda name: read(name) if name in kept else None)
+    values = plan.grown.values(read) if plan.grown else anew
     about = origin_of(fork) | {"data": manifest.about.get("data"), "forked_from": plan.identity["forked_from"], "history": history_head(fork.path)}
     numbers = manifest.numbers | ({} if _same_experts(plan.fit) else {"slots": {}})
-    adopt(fork.path, remade(manifest, list(kept), values, fork.path, numbers, about), "taken over in part")
+    adopt(fork.path, remade(manifest, list(kept), values, fork.path, numbers, about), "grown" if plan.grown else "taken over in part")
     return done
 
 

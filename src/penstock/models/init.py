@@ -65,6 +65,13 @@ def initial_value(model: ModelSection, seed: int, name: str, shape: tuple[int, .
     return torch.empty(shape).normal_(0.0, _std(model, name), generator=generator)
 
 
+def drawn_parameter(model: ModelSection, seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
+    """A whole parameter before training, float32 on the CPU; stacked experts are drawn one by one."""
+    if len(shape) < 3:
+        return initial_value(model, seed, name, shape)
+    return torch.stack([initial_value(model, seed, name, shape[1:], expert) for expert in range(shape[0])])
+
+
 def _std(model: ModelSection, name: str) -> float:
     into_residual = {"wo", "down", "down_edf"} & set(name.split("."))
     return model.init_std / math.sqrt(2 * model.layers) if into_residual else model.init_std
