@@ -291,10 +291,10 @@ class SurviveSection(Section):
     )
     replace: Literal["cold", "standby", "none"] = Field(
         "cold",
-        description="What takes a lost rank's place. cold: a new process, which takes seconds to start; standby: one that waits, see survive.standby; "
+        description="What takes a lost rank's place. cold: a new process, which takes seconds to start; standby: one that waits (survive.standby); "
         "none: nobody, the layout is made anew for fewer ranks, if it and the batch divide into them (else as cold).",
     )
-    standby: Positive = Field(1, description="Processes that wait to take a lost rank's place, about 300 MB of memory each (survive.replace = 'standby').")
+    standby: Positive = Field(1, description="Processes that wait for survive.replace = 'standby'; each holds torch in memory, some 300 MB.")
     patience_s: Annotated[float, Field(ge=0.0, le=86400.0)] = Field(
         10.0, description="Least time, seconds, that a step takes before a rank is held to hang, and 3 usual steps if that is longer; 0: for ever."
     )
