@@ -1,14 +1,19 @@
 """Process groups that can be left: those of one generation are aborted when the next is posted, or when this rank meets a lost one.
 
 A rank that dies closes its connections, and whoever waits for it gets an error. Others wait for ranks that have left, not for the dead one; so a
-thread waits for the next generation to be posted, and aborts this process's groups then, which ends every wait in them, the saver's and the
+thread waits for the next generation to be posted, and breaks this process's groups then, which ends every wait in them, the saver's and the
 couriers' too. The rendezvous of groups goes through `Meeting`, whose waits end the same way.
+
+NCCL's groups can be aborted. Gloo's cannot, nor do they close their connections while anybody still refers to them: so the sockets that this process
+has opened since the generation began, except those to the supervisor's store, are shut down, which both ends take for a peer that is gone.
 
 Cost: a thread that sleeps in a read of a socket.
 """
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from contextlib import suppress
@@ -80,7 +85,7 @@ class Groups:
 
     def __init__(self, port: int, number: int, timeout_s: float) -> None:
         self.over, self._lock = threading.Event(), threading.Lock()
-        self._left = False
+        self._left, self._port, self._before = False, port, _sockets().keys()
         self._line = Line(port)
         self.store = Meeting(dist.PrefixStore(f"gen{number}/", Line(port).store), self.over, timeout_s)
         threading.Thread(target=self._watch, args=(number + 1,), name="penstock-generation", daemon=True).start()
@@ -95,7 +100,7 @@ class Groups:
         with self._lock:
             self._left = True
             if dist.is_initialized():
-                _abort_all()
+                self._break()
                 with suppress(RuntimeError):
                     dist.destroy_process_group()
 
@@ -106,15 +111,35 @@ class Groups:
             return
         self.over.set()
         with self._lock:
-            if not self._left and dist.is_initialized():
-                _abort_all()
+            if not self._left:
+                self._break()
+
+    def _break(self) -> None:
+        """End every wait in every group of this process."""
+        for group in list(dist.distributed_c10d._world.pg_map):
+            with suppress(RuntimeError):
+                group.abort()
+        for inode, descriptor in _sockets().items():
+            if inode not in self._before:
+                _shut_down(descriptor, self._port)
 
 
-def _abort_all() -> None:
-    """End every wait in every group of this process."""
-    for group in list(dist.distributed_c10d._world.pg_map):
-        with suppress(RuntimeError):
-            group.abort()
+def _sockets() -> dict[str, int]:
+    """This process's sockets, by the system's name for each; nothing where it does not tell."""
+    found = {}
+    with suppress(OSError):
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                if (target := os.readlink(f"/proc/self/fd/{name}")).startswith("socket:"):
+                    found[target] = int(name)
+    return found
+
+
+def _shut_down(descriptor: int, kept_port: int) -> None:
+    """Shut a connection down, unless it leads to a port, or is none."""
+    with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+        if connection.family in (socket.AF_INET, socket.AF_INET6) and connection.getpeername()[1] != kept_port:
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def is_broken(error: BaseException | None) -> bool:

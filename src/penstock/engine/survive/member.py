@@ -86,7 +86,12 @@ class Life:
         world = join_world(config.run.device, timeout_s, groups.store)
         self._lead(world)
         parts = self._begin(generation, config, world, statuses)
-        finished = train_or_tell(parts)
+        try:
+            finished = train_or_tell(parts)
+        except UserError:
+            parts.saving.close()
+            parts.journal.close()
+            raise
         self._heart.says("finish")
         parts.saving.close()
         parts.journal.close()
@@ -158,7 +163,7 @@ def main(folder: Path, number: int, port: int, beats: Path) -> int:
     die_with_parent()
     stacks = stacks_file(folder, number)
     stacks.parent.mkdir(exist_ok=True)
-    faulthandler.register(signal.SIGUSR1, open(stacks, "w", encoding="utf-8"), all_threads=True)  # noqa: SIM115 (stays open)
+    faulthandler.register(signal.SIGUSR1, open(stacks, "a", encoding="utf-8"), all_threads=True)  # noqa: SIM115 (stays open)
     return run_reporting(folder, lambda: Life(Run(folder), number, port, beats).live())
 
 

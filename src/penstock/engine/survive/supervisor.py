@@ -39,6 +39,8 @@ from penstock.store import Run, append_event
 SAME_STEP = 4
 #: Seconds between two looks at the beats; and that other ranks have to fail by themselves after one did, or to end after one has.
 LOOK_S, TOGETHER_S, LAST_S = 0.1, 0.5, 30.0
+#: Longest wait, seconds, for all to say what mistake they met.
+SPEAK_S = 5.0
 #: Exit code of a rank that met a user's mistake.
 MISTAKE = 2
 
@@ -126,12 +128,21 @@ class Supervisor:
         codes = {rank: code for rank, member in enumerate(self.members()) if (code := member.exit_code()) is not None}
         together = len(codes) == len(self.members()) and set(codes.values()) == {1}
         if MISTAKE in codes.values() or together or came:  # a run that is asked to stop has no use for another rank
-            wait_for_all(self.members(), LAST_S if MISTAKE in codes.values() else 0.0)
+            self._let_speak()
             for member in self._all.values():
                 member.send_signal(signal.SIGKILL)
             wait_for_all(self.members(), LAST_S)
             raise cause(self._run.path, codes, next(iter(codes)), self._mend)
         self._regroup(codes, noticed)
+
+    def _let_speak(self) -> None:
+        """Wait for what other members have to say of a mistake, which they may have met too; not for those that only lost a rank."""
+        end = time.monotonic() + SPEAK_S
+        while time.monotonic() < end:
+            left = [member for member in self.members() if member.exit_code() is None]
+            if all(self._beat(member).phase in ("broken", "waiting") for member in left):
+                return
+            time.sleep(LOOK_S)
 
     def _regroup(self, codes: dict[int, int], noticed: float, say: str = "") -> None:
         """Post the next generation, in place of one whose ranks ended with `codes`; raises `RankFailed` if there have been too many."""
