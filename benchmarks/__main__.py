@@ -20,6 +20,7 @@ set_waiting(os.environ)  # as the command line does
 NAMES = (
     "cpu_speed", "step_overhead", "cost_growth", "learning", "gpu_speed", "expert_balance", "layouts", "pipelines", "pipeline_runs", "slow_rank",
     "micro_batch", "codec", "balance", "exchange", "store_bytes", "store_scale", "store_training",
+    "survive",
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """A run outlives its ranks: whoever is killed or stopped, wherever, the weights are those of the undisturbed run, and nothing waits for ever."""
 
+import json
 import os
 import time
 
@@ -8,6 +9,7 @@ from small_runs import penstock, small_sets, summary
 
 from penstock.engine.heart import PLACE, Beat, Heart, opened, read_beat
 from penstock.engine.survive.hangs import StepWatch, waits
+from penstock.monitor import MetricStore
 from penstock.store import read_history
 
 STEPS = 30
@@ -77,7 +79,7 @@ def runs(tmp_path_factory):
         path = os.pathsep.join([str(folder / "plant"), os.environ.get("PYTHONPATH", "")])
         done = penstock(
             "train", *sets, "--nproc", 3, "--run-dir", folder / name, "--json", timeout_s=90, PYTHONPATH=path,
-            FAULTS=__import__("json").dumps(faults), STRUCK=str(folder / f"{name}-struck-"),
+            FAULTS=json.dumps(faults), STRUCK=str(folder / f"{name}-struck-"),
         )  # fmt: skip
         return summary(done), folder / name
 
@@ -106,15 +108,15 @@ def test_a_killed_rank_changes_nothing_of_what_is_learned(runs, case):
     assert all(entry["step"] >= 8 and entry["seconds"] < 60 for entry in result["recoveries"]), "nothing is taken up from before the failure"
     events = [event.kind for event in read_history(run).events]
     assert events.count("failure") >= least and "recovery" in events
-    rows = [row["step"] for row in __import__("penstock.monitor", fromlist=["MetricStore"]).MetricStore(run / "metrics").read("train")]
+    rows = [row["step"] for row in MetricStore(run / "metrics").read("train")]
     assert rows == sorted(set(rows)), "no step is told twice"
 
 
 @pytest.mark.slow
 def test_fewer_ranks_go_on_alone_with_the_same_curve(runs):
     train, whole = runs
-    result, _ = train("fewer", [["forward", 1, 11, "SIGKILL"]], survive__replace="none")
-    assert "2 ranks went on" in str(read_history(_).events) and result["step"] == STEPS
+    result, run = train("fewer", [["forward", 1, 11, "SIGKILL"]], survive__replace="none")
+    assert "2 ranks went on" in str(read_history(run).events) and result["step"] == STEPS
     assert result["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-5)
 
 
