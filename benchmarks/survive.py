@@ -4,8 +4,7 @@ Four gloo ranks train a small model (two layers, one thread each). SIGKILL hits 
 (10); the seconds are the longest time without a finished step after the kill, by the rows of the metrics.
 
     standby_s, none_s, cold_s         median by survive.replace (aims 0.7, 0.7 and 8); _worst: the longest (aim 2 for the first two)
-    torchrun_s                        the same with survive.enabled = off below `torchrun --max-restarts=1`, which starts all ranks again, from the last
-                                      snapshot: to the first step that it had not taken before
+    torchrun_s                        the same below `torchrun --max-restarts=1`, which starts all ranks again: they go on from the last snapshot
     ready_cost                        median step with the supervisor over that with torch's elastic launcher, less one (aim 0.01)
 """
 

@@ -13,6 +13,7 @@ import os
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -120,7 +121,7 @@ def leave_world(world: World) -> None:
 
 def _init_group(device: torch.device, timeout_s: float, store: dist.Store | None, rank: int, size: int) -> None:
     where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-    given = {} if store is None else {"store": store, "rank": rank, "world_size": size}
+    given: dict[str, Any] = {} if store is None else {"store": store, "rank": rank, "world_size": size}
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=device if backend == "nccl" else None, **given)

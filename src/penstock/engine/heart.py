@@ -41,7 +41,7 @@ class Heart:
     """Writes the beats of process `number` into the file `beats`, or into memory of its own."""
 
     def __init__(self, beats: Path | None = None, number: int = 0) -> None:
-        self._place = opened(beats) if beats else bytearray(PLACE)
+        self._place: mmap.mmap | bytearray = opened(beats) if beats else bytearray(PLACE)
         self._start = PLACE * number if beats else 0
         self._generation, self._step, self._taken, self._step_s = -1, 0, 0, 0.0
         self._recovery: dict[str, Any] | None = None
