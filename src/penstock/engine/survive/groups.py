@@ -95,12 +95,13 @@ class Groups:
         if self.over.is_set():
             raise GenerationOver("the next generation has been posted")
 
-    def leave(self) -> None:
-        """Abort and forget all groups; harmless where there are none, or where it has been done."""
+    def leave(self, broken: bool = True) -> None:
+        """Forget all groups, `broken` ones at once; harmless where there are none, or where it has been done."""
         with self._lock:
             self._left = True
             if dist.is_initialized():
-                self._break()
+                if broken:
+                    self._break()
                 with suppress(RuntimeError):
                     dist.destroy_process_group()
 

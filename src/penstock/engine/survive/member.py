@@ -73,7 +73,7 @@ class Life:
             groups.leave()
             self._keep()
             return False
-        groups.leave()
+        groups.leave(broken=False)
         return True
 
     def _train(self, generation: Generation, groups: Groups) -> None:

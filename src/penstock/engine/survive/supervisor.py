@@ -100,7 +100,7 @@ class Supervisor:
             self._drop_spares([member for member in ended if member.number not in self._generation.members])
             lost = [member for member in ended if member.number in self._generation.members]
             if any(member.exit_code() == 0 for member in lost):
-                wait_for_all(self.members(), LAST_S)
+                self._settle(LAST_S)
                 return
             if lost:
                 self._answer(lost, came)
@@ -128,16 +128,16 @@ class Supervisor:
         codes = {rank: code for rank, member in enumerate(self.members()) if (code := member.exit_code()) is not None}
         together = len(codes) == len(self.members()) and set(codes.values()) == {1}
         if MISTAKE in codes.values() or together or came:  # a run that is asked to stop has no use for another rank
-            self._let_speak()
+            self._settle(SPEAK_S)
             for member in self._all.values():
                 member.send_signal(signal.SIGKILL)
             wait_for_all(self.members(), LAST_S)
             raise cause(self._run.path, codes, next(iter(codes)), self._mend)
         self._regroup(codes, noticed)
 
-    def _let_speak(self) -> None:
-        """Wait for what other members have to say of a mistake, which they may have met too; not for those that only lost a rank."""
-        end = time.monotonic() + SPEAK_S
+    def _settle(self, seconds: float) -> None:
+        """Wait so long at most until all members have ended, but for those that only know that they lost another."""
+        end = time.monotonic() + seconds
         while time.monotonic() < end:
             left = [member for member in self.members() if member.exit_code() is None]
             if all(self._beat(member).phase in ("broken", "waiting") for member in left):
