@@ -75,7 +75,7 @@ def runs(tmp_path_factory):
     (folder / "plant" / "sitecustomize.py").write_text(FAULTS)
 
     def train(name, faults, **changes):
-        sets = small_sets(folder, train__steps=STEPS, batch__global=6, snapshot__every=6, eval__every=10, metrics__tensorboard="false", **changes)
+        sets = small_sets(folder, train__steps=STEPS, batch__global=6, snapshot__every=6, eval__every=10, metrics__tensorboard="false", survive__enabled="on", **changes)
         path = os.pathsep.join([str(folder / "plant"), os.environ.get("PYTHONPATH", "")])
         done = penstock(
             "train", *sets, "--nproc", 3, "--run-dir", folder / name, "--json", timeout_s=90, PYTHONPATH=path,
@@ -133,7 +133,7 @@ def test_what_fails_at_the_same_step_again_and_again_ends_the_run(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(FAULTS.replace("os.O_CREAT | os.O_EXCL", "os.O_CREAT"))
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = penstock(
-        "train", *small_sets(tmp_path), "--nproc", 2, "--run-dir", tmp_path / "run", check=False, timeout_s=120, PYTHONPATH=path,
+        "train", *small_sets(tmp_path, survive__enabled="on"), "--nproc", 2, "--run-dir", tmp_path / "run", check=False, timeout_s=120, PYTHONPATH=path,
         FAULTS='[["forward", 1, 3, "SIGKILL"]]', STRUCK=str(tmp_path / "struck"),
     )  # fmt: skip
     assert done.returncode == 1

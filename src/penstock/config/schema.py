@@ -287,7 +287,7 @@ class SurviveSection(Section):
     """What becomes of a run of several ranks on one host (--nproc) when one of them dies or hangs."""
 
     enabled: Literal["auto", "on", "off"] = Field(
-        "auto", description="Whether the other ranks keep their state and go on; off: the run ends, and says which rank failed. auto: on, on the CPU."
+        "off", description="Whether the other ranks keep their state and go on; off: the run ends, and says which rank failed; auto: on, on the CPU."
     )
     replace: Literal["cold", "standby", "none"] = Field(
         "cold",
