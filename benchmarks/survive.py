@@ -38,7 +38,8 @@ def run() -> dict[str, float | str]:
         folder = Path(name)
         for way in ("standby", "none", "cold"):
             kills = 1 if way == "none" else KILLS
-            seconds = [s for turn in range(KILLS // kills) for s in gaps(folder / f"{way}-{turn}", kills, ["survive.enabled=on", f"survive.replace={way}"])]
+            sets = ["survive.enabled=on", f"survive.replace={way}"]
+            seconds = [s for turn in range(KILLS // kills) for s in gaps(folder / f"{way}-{turn}", kills, sets)]
             figures |= {f"{way}_s": statistics.median(seconds), f"{way}_s_worst": max(seconds)}
         figures["torchrun_s"] = statistics.median(gaps(folder / "torchrun", 1, ["survive.enabled=off"], torchrun=True))
         steps = {way: [step_s(folder / f"{way}-{turn}", way) for turn in range(3)] for way in ("on", "off")}
