@@ -175,7 +175,7 @@ def test_below_torchrun_a_mistake_ends_all_ranks_with_its_cause(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_rank_is_named_and_the_command_ends(tmp_path):
-    sets = small_sets(tmp_path, train__steps=100000, snapshot__every=5, eval__every=0)
+    sets = small_sets(tmp_path, train__steps=100000, snapshot__every=5, eval__every=0, survive__enabled="off")
     run = tmp_path / "r"
     process = start("train", *sets, "--nproc", 2, "--run-dir", run)
     wait_for_snapshot(run, process)

@@ -13,6 +13,7 @@ import os
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -94,8 +95,10 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def join_world(device_name: str, timeout_s: float) -> World:
-    """Join the process group described by the launcher's environment, or form a world of one."""
+def join_world(device_name: str, timeout_s: float, store: dist.Store | None = None) -> World:
+    """Join the process group described by the launcher's environment, or form a world of one; `store` is where its ranks meet, if not at the
+    address that the environment names.
+    """
     if not under_launcher():
         return World(device=choose_device(device_name))
     rank, size, local_rank = (int(os.environ.get(key, "0")) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -103,7 +106,7 @@ def join_world(device_name: str, timeout_s: float) -> World:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size > 1:
-        _init_group(device, timeout_s)
+        _init_group(device, timeout_s, store, rank, size)
     world = World(rank=rank, size=size, local_rank=local_rank, device=device)
     world = replace(world, nodes=told_nodes(world))
     world.meter.take()  # joining is no part of the first step
@@ -116,11 +119,12 @@ def leave_world(world: World) -> None:
         dist.destroy_process_group()
 
 
-def _init_group(device: torch.device, timeout_s: float) -> None:
+def _init_group(device: torch.device, timeout_s: float, store: dist.Store | None, rank: int, size: int) -> None:
     where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+    given: dict[str, Any] = {} if store is None else {"store": store, "rank": rank, "world_size": size}
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=device if backend == "nccl" else None)
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=device if backend == "nccl" else None, **given)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         reason = str(error).splitlines()[0]
         hint = "is the port in use or another rank missing? Choose another with layout.port"

@@ -16,10 +16,11 @@ from penstock.config.schema import (
     OptimSection,
     PipelineSection,
     RopeScaling,
+    SurviveSection,
 )
 
 __all__ = [
     "BatchSection", "Config", "ConfigError", "DataSection", "EchoedError", "EvalSection", "ExchangeSection", "MoESection", "ModelSection",
-    "OptimSection", "PipelineSection", "RankFailed", "RopeScaling", "SharedError", "UserError", "disk_errors", "explain", "leave", "load_config",
-    "nearest", "parse_config", "preset_dir", "preset_names", "sync_folder", "to_toml", "walk_settings", "with_values",
+    "OptimSection", "PipelineSection", "RankFailed", "RopeScaling", "SharedError", "SurviveSection", "UserError", "disk_errors", "explain", "leave",
+    "load_config", "nearest", "parse_config", "preset_dir", "preset_names", "sync_folder", "to_toml", "walk_settings", "with_values",
 ]

@@ -283,6 +283,24 @@ class ExchangeSection(Section):
     )
 
 
+class SurviveSection(Section):
+    """What becomes of a run of several ranks on one host (--nproc) when one of them dies or hangs."""
+
+    enabled: Literal["auto", "on", "off"] = Field(
+        "off", description="Whether the other ranks keep their state and go on; off: the run ends, and says which rank failed; auto: on, on the CPU."
+    )
+    replace: Literal["cold", "standby", "none"] = Field(
+        "cold",
+        description="What takes a lost rank's place. cold: a new process, which takes seconds to start; standby: one that waits (survive.standby); "
+        "none: nobody, the layout is made anew for fewer ranks, if it and the batch divide into them (else as cold).",
+    )
+    standby: Positive = Field(1, description="Processes that wait for survive.replace = 'standby'; each holds torch in memory, some 300 MB.")
+    patience_s: Annotated[float, Field(ge=0.0, le=86400.0)] = Field(
+        10.0, description="Least time, seconds, that a step takes before a rank is held to hang, and 3 usual steps if that is longer; 0: for ever."
+    )
+    most: Count = Field(100, description="Recoveries of one start of a run; the next failure ends it.")
+
+
 class EvalSection(Section):
     """Validation loss and samples while training."""
 
@@ -338,6 +356,7 @@ class Config(Section):
     pipeline: PipelineSection = Field(default_factory=PipelineSection)
     exchange: ExchangeSection = Field(default_factory=ExchangeSection)
     balance: BalanceSection = Field(default_factory=BalanceSection)
+    survive: SurviveSection = Field(default_factory=SurviveSection)
     eval: EvalSection = Field(default_factory=EvalSection)
     snapshot: SnapshotSection = Field(default_factory=SnapshotSection)
     metrics: MetricsSection = Field(default_factory=MetricsSection)

@@ -22,6 +22,7 @@ from penstock.engine.compile import LossFunction, compile_model, sequence_loss
 from penstock.engine.control import StopRequest
 from penstock.engine.exchange import apart_of, begin_together, check_exchange, check_rank, placements_apart, state_apart
 from penstock.engine.experts import ExpertPlacer, first_slots
+from penstock.engine.heart import Heart
 from penstock.engine.journal import Journal
 from penstock.engine.late import LateCheck
 from penstock.engine.micro import MicroTuner, build_tuner, skip_what_does_not_fit
@@ -66,6 +67,8 @@ class Core:
     late: LateCheck | None = None
     #: Further numbers of the step, for whoever writes its row.
     notes: dict[str, float] = field(default_factory=dict)
+    #: Whether an update has begun that `Parts.progress` does not count yet: the state is that of no step.
+    torn: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -184,6 +187,8 @@ class Parts(Core):
     #: The step after which the loop ends.
     until: int = field(kw_only=True)
     watch: Watch = field(default_factory=Watch, kw_only=True)
+    #: Says where this rank is, to whoever watches over it.
+    heart: Heart = field(default_factory=Heart, kw_only=True)
 
 
 def batch_loss(
@@ -210,11 +215,12 @@ def build_core(
     warn: Callable[[str], None],
     saved: Progress | None = None,
     piped: PipelinePlan | None = None,
+    fresh: bool = True,
 ) -> Core:
     """Build what a rank takes steps with, from a resolved config; `saved` are the numbers of a state that will be taken up.
 
     `piped` is the pipeline's plan, if it is not to be made from estimates; the state is then handed over by another's, and left unset here, and
-    the model is not compiled.
+    the model is not compiled. Neither is it done where the core is not to be `fresh`.
     """
     saved = saved or Progress()
     world = on_nodes(world, config)
@@ -225,7 +231,7 @@ def build_core(
     placed = first_slots(config, layout, saved.slots)
     tuner = build_tuner(config, world, layout, saved.micro)
     formats = Formats(torch.float64 if dtype == torch.float64 else torch.float32, dtype)
-    seed = config.run.seed if piped is None else None
+    seed = config.run.seed if piped is None and fresh else None
     if piped is None and layout.pipeline > 1:
         piped = agreed_plan(world, lambda: make_plan(config, layout, tuner.size))
     laid = lay_out(config.model, seed, mesh, formats, placed, piped.stages if piped else None)
@@ -258,7 +264,7 @@ def build_core(
 
 def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: StopRequest, journal: Journal) -> Parts:
     """Build a rank's parts, and take up the run's newest snapshot if it has one; one that is damaged is named, and the one before it taken."""
-    plan = BatchPlan(corpus.train, config.model.context, config.batch.global_, config.run.seed, config.data.document_mask)
+    plan = batch_plan(config, corpus)
     snapshots = list_snapshots(run.folder)
     while True:
         try:
@@ -278,11 +284,21 @@ def _build(
     manifest = agreed_manifest(snapshot, world) if snapshot else None
     core = build_core(config, world, plan, stop, journal.warn, Progress(**manifest.numbers) if manifest else None)
     saving = Saving(run, config, core.world, manifest)
-    shared = {f.name: getattr(core, f.name) for f in fields(core)}
-    parts = Parts(**shared, run=run, corpus=corpus, journal=journal, saving=saving, until=config.train.steps)
+    parts = whole_parts(core, run, corpus, journal, saving)
     if snapshot and manifest:
         parts.progress = Progress(**load_snapshot(snapshot, parts.tensors(), world, parts.placements(), parts.layout, when_nodes_change))
         if not any(name.endswith(".local") for name in manifest.tensors):
             begin_together(parts)
     saving.prepare(parts)
     return parts
+
+
+def whole_parts(core: Core, run: Run, corpus: TokenCorpus, journal: Journal, saving: Saving) -> Parts:
+    """A core with what a run needs around it."""
+    shared = {f.name: getattr(core, f.name) for f in fields(core)}
+    return Parts(**shared, run=run, corpus=corpus, journal=journal, saving=saving, until=core.config.train.steps)
+
+
+def batch_plan(config: Config, corpus: TokenCorpus) -> BatchPlan:
+    """The samples of every step."""
+    return BatchPlan(corpus.train, config.model.context, config.batch.global_, config.run.seed, config.data.document_mask)

@@ -53,6 +53,16 @@ def forget_failures(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
+def said_by(folder: Path, rank: int, exit_code: int) -> str:
+    """Why a rank that ended with `exit_code` did, in words; what it left in the folder about it is removed."""
+    file = folder / f"fault-rank-{rank}.txt"
+    told = file.read_text(encoding="utf-8") if file.exists() else ""
+    file.unlink(missing_ok=True)
+    if exit_code < 0:
+        return f"rank {rank} was killed by {signal.Signals(-exit_code).name}"
+    return f"rank {rank} failed with {told.split(' ', 1)[1]}" if told else f"rank {rank} failed with exit code {exit_code}"
+
+
 def cause(folder: Path, exit_codes: Mapping[int, int], first: int, mend: str) -> Exception:
     """The error to raise for ranks that ended with `exit_codes`, of which the launcher noticed `first` first; the folder is tidied."""
     complaints, faults = _read(folder, "failure"), _read(folder, "fault")

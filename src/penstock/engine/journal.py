@@ -45,10 +45,28 @@ class Journal:
         self._refused = False
         self._board: TensorBoardWriter | None = None
         self._live: LiveLine | None = None
-        if world.is_lead:
-            self._store = MetricStore(run.path / "metrics")
-            self._events = run.path / "events"
-            self._live = LiveLine(config.train.steps)
+        self._run = run
+        self._open(from_step)
+
+    @property
+    def peak_a_rank(self) -> float:
+        """The measured ceiling of one rank, FLOP/s."""
+        return self._peak / self._world.size
+
+    def join(self, world: World, step: int) -> None:
+        """Go on from `step` in a new world, whose lead writes from now on."""
+        self._peak = self.peak_a_rank * world.size
+        self._world = world
+        if self._store is None:
+            self._open(step)
+        else:
+            self._store.truncate_after(step)
+
+    def _open(self, from_step: int) -> None:
+        """On the lead, make ready to write."""
+        if self._world.is_lead:
+            self._store = MetricStore(self._run.path / "metrics")
+            self._live = LiveLine(self._config.train.steps)
         self.rewind(from_step)
 
     def rewind(self, step: int) -> None:
@@ -58,7 +76,7 @@ class Journal:
         if self._board is not None:
             self._board.close()
         if self._live is not None and self._config.metrics.tensorboard:
-            self._board = TensorBoardWriter(self._events, step)
+            self._board = TensorBoardWriter(self._run.path / "events", step)
 
     def step(self, parts: Parts, result: StepResult, seconds: float) -> None:
         """Record a finished step that took `seconds`."""
@@ -135,6 +153,7 @@ class Journal:
         for part in (self._live, self._store, self._board):
             if part is not None:
                 part.close()
+        self._live, self._store, self._board = None, None, None
 
     def _append(self, kind: str, row: dict[str, Any]) -> None:
         """Add a row; one that the disk does not take is missed, which is said once, as no training should end for it."""

@@ -57,6 +57,11 @@ class LateCheck:
         #: Steps that were taken back so far.
         self.taken_back = 0
 
+    @property
+    def ahead(self) -> bool:
+        """Whether the state is a step further than its last result."""
+        return self._pending is not None
+
     def next_result(self, parts: Core, step: int, settle: bool) -> StepResult:
         """The checked result of `step`; the step after it may have been updated too, unless `settle`."""
         if self._pending is None:

@@ -55,8 +55,7 @@ class Saving:
         if last:
             self.settle(parts)
         if self.step != step:
-            parts.progress.slots, parts.progress.shares = parts.placer.numbers(), parts.balancer.numbers()
-            parts.progress.exchange = parts.chooser.numbers()
+            note_choices(parts)
             about = about_state(parts) | {"history": history_head(self._run.path)} if self._lead else {}
             waited = self._saver.save(step, parts.tensors(), parts.placements(), parts.layout, parts.progress.numbers(), about, exact=last)
             self.step = step
@@ -87,6 +86,10 @@ class Saving:
                 self._saver.wait()
         self._saver.close()
 
+    def abandon(self) -> None:
+        """Give up what is being written, together with the process groups of ranks some of which are lost."""
+        self._saver.abandon()
+
     def _tell(self, parts: Parts, outcome: Outcome) -> None:
         for text in outcome.warnings:
             parts.journal.warn(text)
@@ -109,6 +112,12 @@ class Saving:
         """On the lead, in the background: the published snapshot goes into the history, and those that need not be kept go."""
         tell_snapshot(self._run.path, manifest)
         collect(self._run.path, self._policy, published=snapshot.step)
+
+
+def note_choices(parts: Parts) -> None:
+    """Put into the plain numbers of the state what was chosen while training."""
+    parts.progress.slots, parts.progress.shares = parts.placer.numbers(), parts.balancer.numbers()
+    parts.progress.exchange = parts.chooser.numbers()
 
 
 def about_state(parts: Parts) -> dict[str, Any]:

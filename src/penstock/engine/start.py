@@ -21,6 +21,7 @@ from penstock.data import prepare
 from penstock.engine.launch import launch
 from penstock.engine.origin import record_origin
 from penstock.engine.resolve import check_ranks, check_world, cores, resolve
+from penstock.engine.survive import supervise, survives
 from penstock.engine.worker import run_rank
 from penstock.store import Run, append_event, check_format, create_run, current_writer, list_snapshots, new_run_folder, save_config
 
@@ -28,8 +29,8 @@ Progress = Callable[[float, str], None]
 
 #: Sections a resumed run may change; all else decides what the state means or what was already computed, and is a fork's to change (`fork.py`).
 CHANGEABLE = (
-    "train.steps", "batch.micro", "eval.", "snapshot.", "metrics.", "layout.", "exchange.", "balance.", "compile.", "run.device", "run.threads",
-    "optim.lr", "optim.muon_lr", "optim.weight_decay", "optim.clip", "optim.schedule", "optim.decay", "optim.min_lr", "optim.warmup",
+    "train.steps", "batch.micro", "eval.", "snapshot.", "survive.", "metrics.", "layout.", "exchange.", "balance.", "compile.", "run.device",
+    "run.threads", "optim.lr", "optim.muon_lr", "optim.weight_decay", "optim.clip", "optim.schedule", "optim.decay", "optim.min_lr", "optim.warmup",
 )  # fmt: skip
 #: Longest wait for the lead rank to prepare a corpus below torchrun.
 PREPARE_DEADLINE = timedelta(hours=24)
@@ -84,7 +85,8 @@ def train_here(run: Run, nproc: int) -> dict[str, Any]:
     """Train on this host: one rank in this process, or several through the launcher."""
     if nproc == 1:
         return run_rank(run, World(device=join_world(run.config().run.device, 1).device))
-    launch(run, nproc, run.config().layout.port)
+    config = run.config()
+    (supervise if survives(config) else launch)(run, nproc, config.layout.port)
     return run.read("summary.json")
 
 

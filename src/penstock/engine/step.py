@@ -161,9 +161,10 @@ def _correct_weight(parts: Core, grads: list[Tensor], totals: Tensor) -> None:
 def update(parts: Core, factor: float, step: int) -> None:
     """Take the step of the optimizer at `factor` times its rates, and all that follows from it."""
     parts.optimizer.set_factor(factor)
+    parts.balance()  # sums loads over all ranks: first, so that a rank that is lost there leaves the others' state whole
+    parts.torn = True
     parts.optimizer.step()
     parts.reducer.between.commit()
-    parts.balance()
     if parts.average is not None:
         parts.average.update()
     parts.place_experts(step + 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -18,6 +18,8 @@ class PhaseTimer:
     """Accumulates seconds by phase name; phases must not nest."""
 
     def __init__(self, device: torch.device) -> None:
+        #: Is told the name of every phase that begins.
+        self.listener: Callable[[str], None] | None = None
         self._cuda = device.type == "cuda"
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
@@ -25,6 +27,8 @@ class PhaseTimer:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time the block under `name`."""
+        if self.listener is not None:
+            self.listener(name)
         if not self._cuda:
             start = time.perf_counter()
             yield

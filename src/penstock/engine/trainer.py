@@ -26,7 +26,7 @@ from penstock.engine.step import NonFinite
 
 def train(parts: Parts) -> bool:
     """Train until step `parts.until` or a stop request; return whether it was reached."""
-    config, progress = parts.config, parts.progress
+    progress = parts.progress
     started = time.perf_counter() - progress.wall_s
     while progress.step < parts.until:
         began = time.perf_counter()
@@ -36,23 +36,33 @@ def train(parts: Parts) -> bool:
             parts.saving.save(parts, last=True)
             raise
         progress.step += 1
+        parts.torn = parts.late is not None and parts.late.ahead
         progress.tokens += result.tokens
         seconds = time.perf_counter() - began
+        parts.heart.after_step(parts, seconds)
         parts.balancer.after_step(parts)
         parts.journal.step(parts, result, seconds)
         tune_micro(parts, seconds)
         parts.watch.after_step(parts, seconds)
         parts.chooser.after_step(parts, seconds)
-        finished = progress.step == parts.until
-        if finished or (due(progress.step, config.eval.every) and not result.stop):
-            evaluate(parts)
-        progress.wall_s = time.perf_counter() - started
-        parts.saving.after_step(parts)
-        if finished or result.stop or due(progress.step, config.snapshot.every):
-            parts.saving.save(parts, last=finished or result.stop)
+        complete(parts, started, result.stop)
         if result.stop:
-            return finished
+            return progress.step == parts.until
     return True
+
+
+def complete(parts: Parts, started: float, stop: bool = False) -> None:
+    """Do what is due after the step that the state has come to, as far as it has not been done: evaluate, save."""
+    config, progress = parts.config, parts.progress
+    finished, evaluated = progress.step == parts.until, bool(progress.evals) and progress.evals[-1]["step"] == progress.step
+    if not evaluated and (finished or (due(progress.step, config.eval.every) and not stop)):
+        parts.heart.says("evaluation")
+        evaluate(parts)
+    progress.wall_s = time.perf_counter() - started
+    parts.saving.after_step(parts)
+    if finished or stop or due(progress.step, config.snapshot.every):
+        parts.heart.says("snapshot")
+        parts.saving.save(parts, last=finished or stop)
 
 
 def settled_after(parts: Parts) -> bool:

@@ -41,18 +41,24 @@ def run_rank(run: Run, world: World, supervised: bool = False, until: int = 0) -
         parts.until = until or config.train.steps
         announce(parts)
         try:
-            complete = train(parts)
-        except SharedError as error:
-            parts.journal.event(parts.progress.step, "failure", str(error))
-            parts.saving.tell_history("failure", str(error), parts.progress.step)
-            with suppress(UserError):  # the disk may be full for the summary too; the first error counts
-                parts.saving.settle(parts)
-                finish(parts, "failed")
-            raise
+            complete = train_or_tell(parts)
         finally:
             parts.saving.close()
             parts.journal.close()
         return finish(parts, "finished" if complete else "interrupted")
+
+
+def train_or_tell(parts: Parts) -> bool:
+    """Train; return whether the end was reached. What all ranks raise together is told before it goes on its way."""
+    try:
+        return train(parts)
+    except SharedError as error:
+        parts.journal.event(parts.progress.step, "failure", str(error))
+        parts.saving.tell_history("failure", str(error), parts.progress.step)
+        with suppress(UserError):  # the disk may be full for the summary too; the first error counts
+            parts.saving.settle(parts)
+            finish(parts, "failed")
+        raise
 
 
 @contextmanager

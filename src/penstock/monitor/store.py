@@ -56,6 +56,8 @@ class MetricStore:
     def truncate_after(self, step: int) -> None:
         """Drop rows of steps beyond `step`, which a run resumed from `step` will write again; events are history and stay."""
         self.close()
+        if all((self.last(path.stem) or {}).get("step", 0) <= step for path in self._folder.glob("*.jsonl") if path.stem != "event"):
+            return
         for path in self._folder.glob("*.jsonl"):
             kept = [row for row in self.read(path.stem) if row.get("step", 0) <= step or path.stem == "event"]
             partial = path.with_suffix(".partial")

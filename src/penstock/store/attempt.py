@@ -7,6 +7,7 @@ else that goes wrong is a fault of ours, of which all ranks are told, so that no
 
 from __future__ import annotations
 
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -32,14 +33,14 @@ class Attempt:
         self.writer = writer
         self.state, self.why = "writing", ""
 
-    def go_on(self, seconds: float) -> None:
-        """Write for about so long, a cell at least."""
+    def go_on(self, seconds: float, given_up: threading.Event) -> None:
+        """Write for about so long, a cell at least, or until it is given up."""
         end = time.monotonic() + seconds
         try:
             while self.state == "writing":
                 if next(self.writer, "through") == "through":
                     self.state = "done"
-                if time.monotonic() > end:
+                if time.monotonic() > end or given_up.is_set():
                     break
         except (OSError, UserError) as error:
             self.state, self.why = "refused", str(error)
@@ -71,7 +72,7 @@ def write_together(ranks: Ranks, new_writer: Callable[[], CellWriter]) -> CellWr
 def _write(ranks: Ranks, attempt: Attempt) -> list[list[str]]:
     """Let every rank come to an end with its attempt; return how, and why."""
     while True:
-        attempt.go_on(TELL_S)
+        attempt.go_on(TELL_S, ranks.given_up)
         told = ranks.tell([attempt.state, attempt.why])
         if all(state != "writing" for state, _ in told):
             return told

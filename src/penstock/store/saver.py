@@ -51,6 +51,8 @@ from penstock.store.together import Ranks
 
 #: Niceness of the background thread: a tenth of the CPU where training wants all of it. With less it could hold the interpreter's lock for long.
 NICENESS = 10
+#: Longest wait, seconds, for the background thread to give up a snapshot: the disk may be slow.
+ABANDON_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,15 @@ class Saver:
         self._work.put(None)
         if self._thread is not None and (self._last is None or self._last.done()):
             self._thread.join()
+
+    def abandon(self) -> None:
+        """End the background thread, which gives up what it is writing; for when ranks are lost, and their process group with them."""
+        self._ranks.given_up.set()
+        self._work.put(None)
+        if self._thread is not None:
+            self._thread.join(ABANDON_S)
+            if self._thread.is_alive():
+                raise RuntimeError(f"the snapshot under way was not given up within {ABANDON_S:.0f} s")
 
     def _begin(self, work: Callable[[], None]) -> None:
         """Let the background thread do something when it is through with what it has."""

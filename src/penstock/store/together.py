@@ -7,6 +7,7 @@ a world.
 from __future__ import annotations
 
 import json
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -25,6 +26,8 @@ class Ranks:
         if world.size > 1 and key not in world.groups:
             world.groups[key] = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
         self.rank, self.size = world.rank, world.size
+        #: Set when nothing is to be written any more.
+        self.given_up = threading.Event()
         self.axis = Axis("store", tuple(range(world.size)), world.rank, world.groups.get(key), world.meter, world.nodes)
 
     @property

@@ -1,0 +1,101 @@
+"""A rank's heartbeat: generation, step, phase and when it began, in a place that the supervisor reads (`survive/`).
+
+The place is 64 bytes of a file in memory that all processes of a run map, one place for each process. Writing there is a matter of microseconds and
+needs no call of the system, so every phase of every step is told. A reader may meet a beat half written, and looks again.
+
+A rank that nobody watches over writes into memory of its own. After a recovery the heart also completes the record of it when the first step
+is through, as only then the seconds without a step are known.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from penstock.engine.build import Parts
+
+#: What a rank may be in; a phase of the step that is not among them counts as the first.
+PHASES = ("step", "start", "data", "forward_backward", "exchange", "optimizer", "check", "evaluation", "snapshot", "finish", "broken", "waiting")
+#: Bytes of a place, and the numbers in it: generation, step, steps taken in this generation, phase, seconds of the last step, when this beat was.
+PLACE, _BEAT = 64, struct.Struct("<qqqqdd")
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a rank said last: steps of the state, steps `taken` in this generation, and since when (`time.monotonic`) it is in its phase."""
+
+    generation: int = -1
+    step: int = 0
+    taken: int = 0
+    phase: str = "start"
+    step_s: float = 0.0
+    since: float = 0.0
+
+
+class Heart:
+    """Writes the beats of process `number` into the file `beats`, or into memory of its own."""
+
+    def __init__(self, beats: Path | None = None, number: int = 0) -> None:
+        self._place: mmap.mmap | bytearray = opened(beats) if beats else bytearray(PLACE)
+        self._start = PLACE * number if beats else 0
+        self._generation, self._step, self._taken, self._step_s = -1, 0, 0, 0.0
+        self._recovery: dict[str, Any] | None = None
+        self._since = 0.0
+
+    def begin(self, generation: int) -> None:
+        """A generation of ranks begins."""
+        self._generation, self._taken = generation, 0
+        self.says("start")
+
+    def at(self, step: int) -> None:
+        """The state is that of so many steps."""
+        self._step = step
+
+    def says(self, phase: str) -> None:
+        """This rank comes to another phase."""
+        number = PHASES.index(phase) if phase in PHASES else 0
+        _BEAT.pack_into(self._place, self._start, self._generation, self._step, self._taken, number, self._step_s, time.monotonic())
+
+    def recovered(self, recovery: dict[str, Any], since: float) -> None:
+        """The state was taken up after a failure noticed at `since`; `recovery` is to be completed."""
+        self._recovery, self._since = recovery, since
+
+    def after_step(self, parts: Parts, seconds: float) -> None:
+        """A step that took `seconds` is through."""
+        self._step, self._taken, self._step_s = parts.progress.step, self._taken + 1, seconds
+        self.says("step")
+        self.tell_recovery(parts)
+
+    def tell_recovery(self, parts: Parts) -> None:
+        """Complete the record of a recovery, if there is one, and tell the user and the history of it."""
+        recovery, self._recovery = self._recovery, None
+        if recovery is None:
+            return
+        entry = {"step": recovery["step"], "cause": recovery["cause"], "seconds": round(time.monotonic() - self._since, 3)}
+        parts.progress.recoveries.append(entry)
+        text = f"{recovery['cause']}; {recovery['how']}; {entry['seconds']:.2f} s without a step"
+        parts.journal.say(f"step {recovery['step']}: {text}")
+        parts.journal.event(recovery["step"], "recovery", text)
+        parts.saving.tell_history("recovery", text, recovery["step"], recovery=entry)
+
+
+def opened(beats: Path) -> mmap.mmap:
+    """The file of all places, mapped."""
+    with open(beats, "r+b") as file:
+        return mmap.mmap(file.fileno(), 0)
+
+
+def read_beat(places: mmap.mmap, number: int) -> Beat:
+    """The last beat of a process."""
+    start = PLACE * number
+    while True:
+        seen = places[start : start + _BEAT.size]
+        if seen == places[start : start + _BEAT.size]:
+            break
+    generation, step, taken, phase, step_s, since = _BEAT.unpack(seen)
+    return Beat(generation, step, taken, PHASES[phase], step_s, since) if since else Beat()

@@ -1,0 +1,171 @@
+"""One rank's process, through all generations: `python -m penstock.engine.survive.member RUN NUMBER PORT BEATS`.
+
+    wait for a generation that this process is a member of
+    → say which state it has → meet the others → take up the newest state (`take_up.py`), else the newest snapshot → train
+    → a rank is lost: leave the groups, keep the state, and wait for the next generation
+
+A process that is no member waits, with everything imported and the corpus open: a warm standby. An error of its own ends the process, as in a rank
+that nobody supervises (`failures.py`); the others then see a lost rank.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from penstock.comm import World, join_world
+from penstock.config import Config, EchoedError, UserError, leave
+from penstock.engine.build import Parts, build
+from penstock.engine.control import StopRequest
+from penstock.engine.failures import die_with_parent, run_reporting
+from penstock.engine.heart import Heart
+from penstock.engine.journal import Journal
+from penstock.engine.survive.fewer import config_for
+from penstock.engine.survive.groups import Groups, is_broken
+from penstock.engine.survive.hangs import stacks_file
+from penstock.engine.survive.take_up import Held, held_of, take_up
+from penstock.engine.survive.wire import Generation, Line, Status
+from penstock.engine.trainer import complete
+from penstock.engine.worker import announce, finish, open_corpus, open_journal, train_or_tell, use_threads
+from penstock.store import Run, list_snapshots, writer_lock
+
+
+class Life:
+    """What a process keeps from one generation to the next."""
+
+    def __init__(self, run: Run, number: int, port: int, beats: Path) -> None:
+        self._run, self._number, self._port = run, number, port
+        self._heart, self._line = Heart(beats, number), Line(port)
+        self._config, self._lock = run.config(), ExitStack()
+        self._corpus = open_corpus(run, self._config)
+        self._stop = StopRequest(supervised=True)
+        self._journal: Journal | None = None
+        self._held: Held | None = None
+        self._parts: Parts | None = None
+        self._leads = False
+
+    def live(self) -> None:
+        """Take part in one generation after the other, until the run has ended."""
+        number = 0
+        with self._stop, self._lock:
+            while True:
+                self._heart.says("waiting")
+                generation = self._line.generation(number)
+                if self._number in generation.members and self._serve(generation):
+                    return
+                number += 1
+
+    def _serve(self, generation: Generation) -> bool:
+        """Train as a member; whether the run has ended. Otherwise a rank was lost, and what can be kept is kept."""
+        groups = Groups(self._port, generation.number, self._config.layout.timeout_s)
+        self._heart.begin(generation.number)
+        try:
+            self._train(generation, groups)
+        except Exception as error:
+            if not groups.over.is_set() and (isinstance(error, UserError) or not is_broken(error)):
+                raise
+            self._heart.says("broken")
+            groups.leave()
+            self._keep()
+            return False
+        groups.leave(broken=False)
+        return True
+
+    def _train(self, generation: Generation, groups: Groups) -> None:
+        rank, size = generation.members.index(self._number), len(generation.members)
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
+        config = config_for(self._config, size)
+        timeout_s = config.layout.timeout_s
+        statuses = self._line.check_in(generation, rank, self._status(), groups.check, timeout_s)
+        use_threads(config)
+        world = join_world(config.run.device, timeout_s, groups.store)
+        self._lead(world)
+        parts = self._begin(generation, config, world, statuses)
+        try:
+            finished = train_or_tell(parts)
+        except UserError:
+            parts.saving.close()
+            parts.journal.close()
+            raise
+        self._heart.says("finish")
+        parts.saving.close()
+        parts.journal.close()
+        finish(parts, "finished" if finished else "interrupted")
+
+    def _begin(self, generation: Generation, config: Config, world: World, statuses: list[Status]) -> Parts:
+        """This rank's parts, with the newest state there is, and all that was due at its step done."""
+        journal = self._journal = self._joined(config, world, statuses)
+        parts = take_up(self._run, config, world, self._corpus, self._stop, journal, self._held, statuses)
+        in_memory = parts is not None
+        if parts is None:
+            if list_snapshots(self._run.folder):
+                journal.rewind(list_snapshots(self._run.folder)[-1].step)
+            parts = build(self._run, config, world, self._corpus, self._stop, journal)
+        self._parts, self._held = parts, None
+        parts.heart, parts.timer.listener = self._heart, self._heart.says
+        self._heart.at(parts.progress.step)
+        if not generation.cause:
+            announce(parts)
+            return parts
+        where = "the state in memory" if in_memory else "the newest snapshot" if parts.progress.step else "the beginning"
+        self._heart.recovered({"step": parts.progress.step, "cause": generation.cause, "how": f"{generation.how}, from {where}"}, generation.since)
+        if in_memory:
+            complete(parts, time.perf_counter() - parts.progress.wall_s)
+        if parts.progress.step >= parts.until:
+            self._heart.tell_recovery(parts)
+        return parts
+
+    def _status(self) -> Status:
+        held, journal = self._held, self._journal
+        peak = journal.peak_a_rank if journal else 0.0
+        return Status(held.progress.step, held.progress.numbers(), peak) if held else Status(peak=peak)
+
+    def _joined(self, config: Config, world: World, statuses: list[Status]) -> Journal:
+        """The journal, which goes on where the state does; all ranks must call it."""
+        step, peak = max(status.step for status in statuses), max(status.peak for status in statuses)
+        if not peak:
+            return open_journal(self._run, config, world)
+        if step < 0:
+            snapshots = list_snapshots(self._run.folder)
+            step = snapshots[-1].step if snapshots else 0
+        if self._journal is None:
+            return Journal(self._run, config, world, peak * world.size, step)
+        self._journal.join(world, step)
+        return self._journal
+
+    def _lead(self, world: World) -> None:
+        """Hold the run's lock on the rank that leads; raises `UserError` on all ranks if another process does."""
+        refused = ""
+        if world.is_lead and not self._leads:
+            try:
+                self._lock.enter_context(writer_lock(self._run.path))
+                self._leads = True
+            except UserError as error:
+                refused = str(error)
+        if world.any(bool(refused), "lock"):
+            raise UserError(refused) if refused else EchoedError("rank 0 says who writes the run")
+
+    def _keep(self) -> None:
+        """Keep the state that this rank has, and nothing that belongs to the generation that has ended."""
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            parts.saving.abandon()
+            self._held = held_of(parts)
+
+
+def main(folder: Path, number: int, port: int, beats: Path) -> int:
+    """Live; the exit code is the command's."""
+    die_with_parent()
+    stacks = stacks_file(folder, number)
+    stacks.parent.mkdir(exist_ok=True)
+    faulthandler.register(signal.SIGUSR1, open(stacks, "a", encoding="utf-8"), all_threads=True)  # noqa: SIM115 (stays open)
+    return run_reporting(folder, lambda: Life(Run(folder), number, port, beats).live())
+
+
+if __name__ == "__main__":
+    leave(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])))

@@ -1,0 +1,181 @@
+"""A run outlives its ranks: whoever is killed or stopped, wherever, the weights are those of the undisturbed run, and nothing waits for ever."""
+
+import json
+import os
+import time
+
+import pytest
+from small_runs import penstock, small_sets, summary
+
+from penstock.engine.heart import PLACE, Beat, Heart, opened, read_beat
+from penstock.engine.survive.hangs import StepWatch, waits
+from penstock.monitor import MetricStore
+from penstock.store import read_history
+
+STEPS = 30
+#: Kills or stops this process once, at a place and step that the test names, in the rank that it names.
+FAULTS = """
+import json, os, signal, sys
+orders = json.loads(os.environ.get("FAULTS", "[]"))
+if orders and "penstock.engine.survive.member" in " ".join(sys.orig_argv):
+    from penstock.comm import world as worlds
+    from penstock.engine import build, heart, step
+    from penstock.engine.survive import take_up
+    from penstock.optim import Optimizer
+    from penstock.store import saver
+
+    def strike(place, at):
+        for number, (where, rank, when, how) in enumerate(orders):
+            if where == place and str(rank) == os.environ.get("RANK") and at in (when, None):
+                try:
+                    os.close(os.open(os.environ["STRUCK"] + str(number), os.O_CREAT | os.O_EXCL))
+                except FileExistsError:
+                    continue
+                os.kill(os.getpid(), getattr(signal, how))
+
+    now = [0]
+    kept = {"gradients": step.gradients, "update": step.update, "loss": build.Core.loss, "sum": worlds.World.sum_, "save": saver.Saver._save}
+    kept["spread"] = take_up._spread
+
+    def gradients(parts, at):
+        now[0] = at
+        return kept["gradients"](parts, at)
+
+    def loss(self, batch):
+        strike("forward", now[0])
+        return kept["loss"](self, batch)
+
+    def sum_(self, tensor, name):
+        if name == "totals":
+            strike("collective", now[0])
+        return kept["sum"](self, tensor, name)
+
+    def update(parts, factor, at):
+        strike("update", at)
+        kept["update"](parts, factor, at)
+
+    def save(self, job):
+        strike("snapshot", job.step)
+        return kept["save"](self, job)
+
+    def spread(*arguments):
+        strike("recovery", None)
+        return kept["spread"](*arguments)
+
+    step.gradients, step.update, build.Core.loss, worlds.World.sum_ = gradients, update, loss, sum_
+    saver.Saver._save, take_up._spread = save, spread
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A function that trains three ranks with faults; and the digest of the run without any."""
+    folder = tmp_path_factory.mktemp("survive")
+    (folder / "plant").mkdir()
+    (folder / "plant" / "sitecustomize.py").write_text(FAULTS)
+
+    def train(name, faults, **changes):
+        sets = small_sets(folder, train__steps=STEPS, batch__global=6, snapshot__every=6, eval__every=10, metrics__tensorboard="false", survive__enabled="on", **changes)
+        path = os.pathsep.join([str(folder / "plant"), os.environ.get("PYTHONPATH", "")])
+        done = penstock(
+            "train", *sets, "--nproc", 3, "--run-dir", folder / name, "--json", timeout_s=90, PYTHONPATH=path,
+            FAULTS=json.dumps(faults), STRUCK=str(folder / f"{name}-struck-"),
+        )  # fmt: skip
+        return summary(done), folder / name
+
+    return train, train("whole", [])[0]
+
+
+CASES = {
+    "forward of rank 1": ([["forward", 1, 11, "SIGKILL"]], 1),
+    "rank 0 in the collective": ([["collective", 0, 12, "SIGKILL"]], 1),
+    "update": ([["update", 2, 13, "SIGKILL"]], 1),
+    "snapshot": ([["snapshot", 0, 12, "SIGKILL"]], 1),
+    "two at once": ([["forward", 0, 9, "SIGKILL"], ["forward", 2, 9, "SIGKILL"]], 1),
+    "during recovery": ([["forward", 1, 11, "SIGKILL"], ["recovery", 2, None, "SIGKILL"]], 2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_rank_changes_nothing_of_what_is_learned(runs, case):
+    train, whole = runs
+    faults, least = CASES[case]
+    result, run = train(case.replace(" ", "-"), faults)
+    assert result["state"] == "finished" and result["step"] == STEPS and len(result["recoveries"]) >= 1
+    assert result["weights_digest"] == whole["weights_digest"]
+    assert [found["val_loss"] for found in result["evals"]] == [found["val_loss"] for found in whole["evals"]]
+    assert all(entry["step"] >= 8 and entry["seconds"] < 60 for entry in result["recoveries"]), "nothing is taken up from before the failure"
+    events = [event.kind for event in read_history(run).events]
+    assert events.count("failure") >= least and "recovery" in events
+    rows = [row["step"] for row in MetricStore(run / "metrics").read("train")]
+    assert rows == sorted(set(rows)), "no step is told twice"
+
+
+@pytest.mark.slow
+def test_fewer_ranks_go_on_alone_with_the_same_curve(runs):
+    train, whole = runs
+    result, run = train("fewer", [["forward", 1, 11, "SIGKILL"]], survive__replace="none")
+    assert "2 ranks went on" in str(read_history(run).events) and result["step"] == STEPS
+    assert result["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_is_found_and_replaced(runs):
+    train, whole = runs
+    result, run = train("stopped", [["forward", 1, 11, "SIGSTOP"]], survive__patience_s=1.0)
+    assert result["weights_digest"] == whole["weights_digest"]
+    assert "rank 1 hung" in result["recoveries"][0]["cause"] and any((run / "stacks").iterdir())
+
+
+@pytest.mark.slow
+def test_what_fails_at_the_same_step_again_and_again_ends_the_run(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(FAULTS.replace("os.O_CREAT | os.O_EXCL", "os.O_CREAT"))
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = penstock(
+        "train", *small_sets(tmp_path, survive__enabled="on"), "--nproc", 2, "--run-dir", tmp_path / "run", check=False, timeout_s=120, PYTHONPATH=path,
+        FAULTS='[["forward", 1, 3, "SIGKILL"]]', STRUCK=str(tmp_path / "struck"),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "rank 1 was killed by SIGKILL after step 3" in done.stderr.splitlines()[-1] and "penstock resume" in done.stderr.splitlines()[-1]
+
+
+def test_a_beat_is_read_as_it_was_written(tmp_path):
+    file = tmp_path / "beats"
+    file.write_bytes(bytes(3 * PLACE))
+    heart = Heart(file, 1)
+    heart.begin(2)
+    heart.at(7)
+    heart.says("exchange")
+    places = opened(file)
+    beat = read_beat(places, 1)
+    assert (beat.generation, beat.step, beat.taken, beat.phase) == (2, 7, 0, "exchange") and beat.since <= time.monotonic()
+    assert read_beat(places, 0) == Beat() == read_beat(places, 2)
+
+
+def test_a_step_is_overdue_after_three_usual_ones_but_not_while_evaluating(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("penstock.engine.survive.hangs.time.monotonic", lambda: now[0])
+    watch = StepWatch(patience_s=0.5)
+    for taken in range(6):
+        now[0] += 1.0
+        assert not watch.overdue([Beat(0, taken, taken, "forward_backward", 1.0, now[0])] * 2, 0)
+    now[0] += 2.9
+    assert not watch.overdue([Beat(0, 5, 5, "forward_backward", 1.0)] * 2, 0)
+    now[0] += 0.2
+    assert watch.overdue([Beat(0, 5, 5, "forward_backward", 1.0)] * 2, 0)
+    assert not watch.overdue([Beat(0, 5, 5, "evaluation", 1.0)] * 2, 0)
+
+
+def test_a_stack_inside_an_exchange_waits_and_another_does_not():
+    stack = 'Thread 0x1 (most recent call first):\n  File "x.py", line 1 in run\n\nCurrent thread 0x2 (most recent call first):\n  File "{}", line 2 in f\n'
+    assert waits(stack.format("/lib/torch/distributed/distributed_c10d.py"))
+    assert not waits(stack.format("/lib/torch/nn/functional.py"))
+    assert not waits("")
+
+
+def test_a_connection_that_is_gone_is_told_from_a_fault_of_ones_own():
+    from penstock.engine.survive.groups import is_broken
+
+    assert is_broken(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"))
+    assert not is_broken(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) and not is_broken(ValueError("gloo"))
