@@ -23,9 +23,6 @@ NAMES = (
 )  # fmt: skip
 #: Parts of others, and studies of hours, which run only when named.
 PARTS = ("store_bytes", "store_scale", "store_training", "exchange_learning")
-)  # fmt: skip
-#: Parts of others, and studies of hours, which run only when named.
-PARTS = ("store_bytes", "store_scale", "store_training", "exchange_learning")
 
 
 def main() -> int:

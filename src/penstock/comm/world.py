@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 
 from penstock.comm.axis import Axis
 from penstock.comm.meter import ByteMeter
@@ -95,7 +96,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def join_world(device_name: str, timeout_s: float, store: dist.Store | None = None) -> World:
+def join_world(device_name: str, timeout_s: float, store: Store | None = None) -> World:
     """Join the process group described by the launcher's environment, or form a world of one; `store` is where its ranks meet, if not at the
     address that the environment names.
     """
@@ -119,7 +120,7 @@ def leave_world(world: World) -> None:
         dist.destroy_process_group()
 
 
-def _init_group(device: torch.device, timeout_s: float, store: dist.Store | None, rank: int, size: int) -> None:
+def _init_group(device: torch.device, timeout_s: float, store: Store | None, rank: int, size: int) -> None:
     where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     given: dict[str, Any] = {} if store is None else {"store": store, "rank": rank, "world_size": size}
     backend = "nccl" if device.type == "cuda" else "gloo"

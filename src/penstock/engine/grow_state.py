@@ -41,8 +41,8 @@ class GrownState:
         parameter, _, moment = rest.rpartition(".")
         change = self.growth.changes[parameter]
         old = read(f"optim.{change.source}.{moment}") if change.fate in ("kept", "wider") else None
-        value = grown_moment(change, old, counter=moment == "step")
-        return torch.zeros(like.shape, dtype=like.dtype) if value is None else value
+        moments = grown_moment(change, old, counter=moment == "step")
+        return torch.zeros(like.shape, dtype=like.dtype) if moments is None else moments
 
 
 def grow_state(stored: Shapes, before: Config, after: Config, same_tokenizer: bool) -> GrownState:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from penstock.comm import LinkError
 from penstock.engine.survive.wire import LOOK_S, Line
@@ -37,10 +38,10 @@ class GenerationOver(RuntimeError):
     """The ranks of this generation are not all there any more, and the next has been posted."""
 
 
-class Meeting(dist.Store):
+class Meeting(Store):
     """A store for the rendezvous of a generation's groups: waits end when the generation does."""
 
-    def __init__(self, store: dist.Store, over: threading.Event, timeout_s: float) -> None:
+    def __init__(self, store: Store, over: threading.Event, timeout_s: float) -> None:
         super().__init__()
         self._store, self._over, self._timeout = store, over, timedelta(seconds=timeout_s)
 
@@ -87,7 +88,7 @@ class Groups:
         self.over, self._lock = threading.Event(), threading.Lock()
         self._left, self._port, self._before = False, port, _sockets().keys()
         self._line = Line(port)
-        self.store = Meeting(dist.PrefixStore(f"gen{number}/", Line(port).store), self.over, timeout_s)
+        self.store = Meeting(PrefixStore(f"gen{number}/", Line(port).store), self.over, timeout_s)
         threading.Thread(target=self._watch, args=(number + 1,), name="penstock-generation", daemon=True).start()
 
     def check(self) -> None:

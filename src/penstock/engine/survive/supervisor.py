@@ -21,7 +21,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from penstock.comm import choose_device
 from penstock.config import Config, RankFailed, UserError
@@ -76,7 +76,7 @@ class Supervisor:
         section = self._config.survive
         self._places = nproc * (section.most + 1) + section.standby * (section.most + 1)
         beats.write_bytes(bytes(PLACE * self._places))
-        self._store = dist.TCPStore(HOST, port, is_master=True, wait_for_workers=False)
+        self._store = TCPStore(HOST, port, is_master=True, wait_for_workers=False)
         self._beats_file, self._beats = beats, opened(beats)
         self._environment = dict(os.environ)
         self._environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // nproc)))

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import Store, TCPStore
 
 #: Where the store is.
 HOST = "localhost"
@@ -50,7 +50,7 @@ class Line:
     """A connection to the supervisor's store; each thread needs its own."""
 
     def __init__(self, port: int) -> None:
-        self.store = dist.TCPStore(HOST, port, is_master=False, timeout=timedelta(seconds=60))
+        self.store = TCPStore(HOST, port, is_master=False, timeout=timedelta(seconds=60))
 
     def generation(self, number: int) -> Generation:
         """Wait for a generation."""
@@ -72,12 +72,12 @@ class Line:
         return [Status(**json.loads(text)) for text in self.store.multi_get(keys)]
 
 
-def post(store: dist.Store, generation: Generation) -> None:
+def post(store: Store, generation: Generation) -> None:
     """Say who forms a generation."""
     store.set(_key(generation.number), json.dumps(asdict(generation)))
 
 
-def is_posted(store: dist.Store, number: int) -> bool:
+def is_posted(store: Store, number: int) -> bool:
     """Whether there is such a generation."""
     return store.check([_key(number)])
 
