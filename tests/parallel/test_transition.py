@@ -114,7 +114,7 @@ def sources_of(data, old, new):
     return {rank: data.draw(st.sets(st.integers(0, new - 1), max_size=2), label=f"rank {rank} is kept by") for rank in range(old)}
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_every_number_arrives_bit_for_bit_or_is_missing(small_rounds, data):
     old, new = data.draw(layouts(8)), data.draw(layouts(8))
@@ -163,7 +163,7 @@ def real_placements(which):
     return layout, plan_weights(model, layout, SHAPES, {str(i): slots for i in (1, 2)} if slots else None, stages_of(layout.pipeline))
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_model_goes_from_any_layout_to_any_other(small_rounds, data):
     (old, before), (new, after) = (real_placements(data.draw(st.sampled_from(sorted(REAL)))) for _ in range(2))
@@ -236,7 +236,7 @@ def kept_by_peers(wholes, placements, layout, nodes, steps, cut=-1):
     return on_threads(rank, layout.ranks, nodes, cut)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_with_copies_of_peers_nothing_is_missing_when_a_rank_or_a_node_is_lost(small_rounds, data):
     which = data.draw(st.sampled_from([which for which in sorted(REAL) if REAL[which][0].ranks > 1]))
