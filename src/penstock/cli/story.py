@@ -155,6 +155,7 @@ def _made(made: dict[str, Any]) -> list[str]:
 
     lines = [f"  {name}  {shown(before)} → {shown(after)}" for name, (before, after) in made["settings"].items()]
     lines += [f"  {what} {name}" for what, names in (("begins anew", made["anew"]), ("left out", made["left_out"])) for name in names]
+    lines += [f"  grown: {what}" for what in made.get("grown", [])]
     ranks = f" --nproc {made['nproc']}" if made.get("nproc", 0) > 1 else ""
     further = "" if made["steps"] > made["step"] else f" --set train.steps={made['step'] + made['steps']}"
     return [*lines, f"go on with: penstock resume {made['run']}{ranks}{further}"]
