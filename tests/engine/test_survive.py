@@ -90,7 +90,7 @@ CASES = {
     "one after the other": [
         ["forward", 1, 8, "SIGKILL"], ["collective", 0, 14, "SIGKILL"], ["update", 2, 19, "SIGKILL"], ["snapshot", 0, 24, "SIGKILL"],
     ],
-    "together": [["forward", 0, 9, "SIGKILL"], ["forward", 2, 9, "SIGKILL"], ["recovery", 2, None, "SIGKILL"]],
+    "during recovery": [["forward", 1, 11, "SIGKILL"], ["recovery", 2, None, "SIGKILL"]],
 }  # fmt: skip
 
 
