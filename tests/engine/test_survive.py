@@ -86,11 +86,16 @@ def runs(tmp_path_factory):
     return train, train("whole", [])[0]
 
 
+#: What is done to the ranks, and how many failures the history must tell of.
 CASES = {
-    "one after the other": [
-        ["forward", 1, 8, "SIGKILL"], ["collective", 0, 14, "SIGKILL"], ["update", 2, 19, "SIGKILL"], ["snapshot", 0, 24, "SIGKILL"],
-    ],
-    "during recovery": [["forward", 1, 11, "SIGKILL"], ["recovery", 2, None, "SIGKILL"]],
+    "one after the other": (
+        [
+            ["forward", 1, 8, "SIGKILL"], ["collective", 0, 13, "SIGKILL"], ["update", 2, 18, "SIGKILL"], ["snapshot", 0, 24, "SIGKILL"],
+            ["forward", 0, 27, "SIGKILL"], ["forward", 2, 27, "SIGKILL"],
+        ],
+        5,
+    ),
+    "during recovery": ([["forward", 1, 11, "SIGKILL"], ["recovery", 2, None, "SIGKILL"]], 2),
 }  # fmt: skip
 
 
@@ -98,13 +103,16 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_killed_rank_changes_nothing_of_what_is_learned(runs, case):
     train, whole = runs
-    result, run = train(case.replace(" ", "-"), CASES[case])
-    assert result["state"] == "finished" and result["step"] == STEPS and len(result["recoveries"]) >= len(CASES[case]) // 2
+    faults, least = CASES[case]
+    result, run = train(case.replace(" ", "-"), faults)
+    assert result["state"] == "finished" and result["step"] == STEPS and len(result["recoveries"]) >= 1
+    struck = [step for place, _, step, _ in faults if place != "recovery"]
+    assert all(any(step <= entry["step"] <= step + 3 for entry in result["recoveries"]) for step in struck), "each failure was answered"
     assert result["weights_digest"] == whole["weights_digest"]
     assert [found["val_loss"] for found in result["evals"]] == [found["val_loss"] for found in whole["evals"]]
-    assert all(entry["step"] >= 7 and entry["seconds"] < 60 for entry in result["recoveries"]), "nothing is taken up from before the failure"
+    assert all(entry["step"] >= 8 and entry["seconds"] < 60 for entry in result["recoveries"]), "nothing is taken up from before the failure"
     events = [event.kind for event in read_history(run).events]
-    assert events.count("failure") >= len(result["recoveries"]) and "recovery" in events
+    assert events.count("failure") >= least and "recovery" in events
     rows = [row["step"] for row in MetricStore(run / "metrics").read("train")]
     assert rows == sorted(set(rows)), "no step is told twice"
 
