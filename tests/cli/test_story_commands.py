@@ -44,8 +44,10 @@ def test_a_run_is_forked_compared_replayed_exported_and_made_again(call, tmp_pat
     code, told = call("runs", "import", tmp_path / "out", "--run-dir", again)
     assert code == 0 and f"penstock resume {again} --set train.steps=" in told.out
     assert json.loads(call("runs", "diff", fork, again, "--json")[1].out)["same_state"]
-    code, told = call("runs", "fork", base, "--set", "model.layers=3", "--run-dir", tmp_path / "no")
-    assert code == 2 and "--partial" in told.err and "blocks.2" in told.err and not (tmp_path / "no").exists()
+    code, told = call("runs", "fork", base, "--set", "model.dim=48", "--run-dir", tmp_path / "no")
+    assert code == 2 and "--partial" in told.err and "blocks.0" in told.err and "model.dim" in told.err and not (tmp_path / "no").exists()
+    code, told = call("runs", "fork", base, "--set", "model.layers=3", "--run-dir", tmp_path / "deeper")
+    assert code == 0 and "grown: 1 new" in told.out
     assert call("runs", "import", tmp_path / "corpus")[0] == 2 and call("runs", "export", fork, tmp_path / "x", "--format", "pickle")[0] == 2
     for run in (base, fork, again):
         assert call("runs", "verify", run)[0] == 0 and call("runs", "log", run)[0] == 0
