@@ -20,8 +20,9 @@ from typing import Any
 
 from torch.distributed import TCPStore
 
-_context = mp.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed", "torch.distributed.tensor", "torch._inductor.compile_fx", "numpy", "pydantic", "penstock.lab"])
+#: Makes processes in which all is imported.
+warm = mp.get_context("forkserver")
+warm.set_forkserver_preload(["torch", "torch.distributed", "torch.distributed.tensor", "torch._inductor.compile_fx", "numpy", "pydantic", "penstock.cli", "penstock.lab"])
 
 
 def free_port() -> int:
@@ -37,9 +38,9 @@ def run_ranks(func: Callable[..., Any], size: int, *args: Any, timeout_s: float 
     given = (func, size, store.port, args, timeout_s)
     coming, ranks = {}, []
     for rank in range(size):
-        answers, answer = _context.Pipe(duplex=False)
+        answers, answer = warm.Pipe(duplex=False)
         coming[answers] = rank
-        ranks.append(_context.Process(target=_rank, args=(rank, *given, answer), daemon=True))
+        ranks.append(warm.Process(target=_rank, args=(rank, *given, answer), daemon=True))
         ranks[-1].start()
         answer.close()
     results: dict[int, Any] = {}

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from ranks import warm
 
 from penstock.config import Config, load_config
 
@@ -49,13 +53,44 @@ def small_sets(tmp_path: Path, **changes: Any) -> list[str]:
 
 
 def penstock(*arguments: object, timeout_s: float = 240.0, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "penstock", *map(str, arguments)],
-        capture_output=True, text=True, timeout=timeout_s, env=os.environ | environment, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    """Run the command line in a process of its own: a fork of one that has imported it, or, to change the `environment` it starts in, a new Python."""
+    words = [str(argument) for argument in arguments]
+    done = _in_new_python(words, timeout_s, environment) if environment else _in_fork(words, timeout_s)
     assert not check or done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def _in_new_python(words: list[str], timeout_s: float, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "penstock", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=os.environ | environment, stdin=subprocess.DEVNULL)
+
+
+def _in_fork(words: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    with tempfile.TemporaryDirectory(prefix="penstock-command-") as name:
+        files = [Path(name) / "stdout", Path(name) / "stderr"]
+        process = warm.Process(target=_command, args=(words, *files, dict(os.environ), os.getcwd()))
+        process.start()
+        process.join(timeout_s)
+        in_time = process.exitcode is not None
+        process.kill()
+        process.join()
+        told = [file.read_text(encoding="utf-8") for file in files]
+        if not in_time:
+            raise subprocess.TimeoutExpired(words, timeout_s, *told)
+        return subprocess.CompletedProcess(words, process.exitcode, *told)
+
+
+def _command(words: list[str], out: Path, err: Path, environment: dict[str, str], folder: str) -> None:
+    """Be `python -m penstock words`."""
+    for number, file in ((1, out), (2, err)):
+        with open(file, "wb") as opened:
+            os.dup2(opened.fileno(), number)
+    sys.stdout, sys.stderr = open(1, "w", encoding="utf-8"), open(2, "w", buffering=1, encoding="utf-8")
+    os.environ.clear()
+    os.environ |= environment
+    os.chdir(folder)
+    sys.argv = ["penstock", *words]
+    runpy.run_module("penstock", run_name="__main__", alter_sys=True)
 
 
 def refused(*arguments: object, **options: Any) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from ranks import free_port
 from small_runs import penstock, refused, small_sets, summary
@@ -179,8 +180,8 @@ def test_a_killed_rank_is_named_and_the_command_ends(tmp_path):
     run = tmp_path / "r"
     process = start("train", *sets, "--nproc", 2, "--run-dir", run)
     wait_for_snapshot(run, process)
-    workers = subprocess.run(["pgrep", "-f", f"penstock.engine.rank {run}"], capture_output=True, text=True).stdout.split()
-    os.kill(int(workers[0]), signal.SIGKILL)
+    template = psutil.Process(process.pid).children()[0]
+    template.children()[0].kill()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
     assert re.search(r"rank \d was killed by SIGKILL.*penstock resume", err), err

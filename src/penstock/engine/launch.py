@@ -1,35 +1,35 @@
-"""`--nproc N`: N ranks on this host through torch's elastic launcher.
+"""`--nproc N`: N ranks on this host, which end together.
 
-The launcher gives each rank its environment and ends the others when one dies. This file adds what a person needs
-around it: Ctrl-C reaches every rank once, a rank's own complaint is shown instead of a stack of tables, and the exit
-code is the cause's. A rank killed from outside is named with its signal.
+Ranks are forked from a template (`template.py`) and meet at a store of this process's, whose port nobody can take in between. This file adds what a
+person needs around them: when one fails the others are ended, Ctrl-C reaches every rank once, a rank's own complaint is shown instead of a stack of
+tables, and the exit code is the cause's. A rank killed from outside is named with its signal.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
 import sys
-import tempfile
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
-import psutil
-from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch._C._distributed_c10d import TCPStore
 
 from penstock.config import RankFailed, UserError
 from penstock.engine.failures import cause, forget_failures
 from penstock.engine.resolve import cores
+from penstock.engine.template import Child, wait_for_all, wait_for_end
 from penstock.store import Run, append_event
+
+HOST = "localhost"
+#: Seconds that other ranks have to fail by themselves after one did, and to end when they are asked to.
+TOGETHER_S, LAST_S = 0.5, 5.0
+#: Longest wait, seconds, for a sign of any rank; then it is waited for again.
+LOOK_S = 3600.0
 
 
 class Signalled(Protocol):
@@ -57,32 +57,42 @@ def start_ranks(module: str, folder: Path, nproc: int, port: int, mend: str) -> 
     (`failures.py`).
     """
     check_port(port)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // nproc)))
     forget_failures(folder)
-    with tempfile.TemporaryDirectory(prefix="penstock-logs-") as logs, forwarded_signals(lambda: _children(module), say=True):
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=nproc,
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint=f"localhost:{port}",
-            max_restarts=0,
-            local_addr="localhost",
-            logs_specs=DefaultLogsSpecs(log_dir=logs),
-            **_known_to_this_torch(signals_to_handle="SIGHUP", shutdown_timeout=5),
-        )
+    store = TCPStore(HOST, port, is_master=True, wait_for_workers=False)
+    shared = os.environ | {"WORLD_SIZE": str(nproc), "LOCAL_WORLD_SIZE": str(nproc), "GROUP_RANK": "0", "MASTER_ADDR": HOST, "MASTER_PORT": str(store.port)}
+    shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # torch's sign that a launcher holds the store
+    shared.setdefault("OMP_NUM_THREADS", str(max(1, cores() // nproc)))
+    ranks: list[Child] = []
+    with forwarded_signals(lambda: ranks, say=True):
         try:
-            elastic_launch(config, sys.executable)("-m", module, str(folder))
-        except ChildFailedError as error:
-            exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-            raise cause(folder, exit_codes, error.get_first_failure()[0], mend) from None
+            ranks += [Child(module, [str(folder)], shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(nproc)]
+            first = _first_failure(ranks)
+            codes = {rank: code for rank, child in enumerate(ranks) if (code := child.exit_code())}
+        finally:
+            _end(ranks)
+    if first is not None:
+        raise cause(folder, codes, first, mend)
 
 
-def _known_to_this_torch(**options: Any) -> dict[str, Any]:
-    """Those options that this torch release's launcher has (releases from 2.11 on differ)."""
-    return {name: value for name, value in options.items() if name in {field.name for field in fields(LaunchConfig)}}
+def _first_failure(ranks: list[Child]) -> int | None:
+    """Wait until all ranks have ended well, or one has not: that one's number, after a moment in which others may fail by themselves."""
+    alive = set(ranks)
+    while alive:
+        ended = wait_for_end(alive, LOOK_S)
+        alive -= set(ended)
+        if failed := [child for child in ended if child.exit_code() != 0]:
+            wait_for_all(alive, TOGETHER_S)
+            return ranks.index(failed[0])
+    return None
+
+
+def _end(ranks: list[Child]) -> None:
+    """End those that are left: asked first, then killed."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        left = [rank for rank in ranks if rank.exit_code() is None]
+        for rank in left:
+            rank.send_signal(number)
+        wait_for_all(left, LAST_S)
 
 
 def check_port(port: int) -> None:
@@ -95,11 +105,6 @@ def check_port(port: int) -> None:
             probe.bind(("localhost", port))
         except OSError as error:
             raise UserError(f"layout.port = {port} cannot be used: {error.strerror}; choose another, or 0 for any free one") from None
-
-
-def _children(module: str) -> list[psutil.Process]:
-    """This process's children that run `module`."""
-    return [child for child in psutil.Process().children() if module in child.cmdline()]
 
 
 @contextmanager

@@ -7,14 +7,13 @@ from pathlib import Path
 
 from penstock.comm import join_world, leave_world
 from penstock.config import leave
-from penstock.engine.failures import die_with_parent, run_reporting
+from penstock.engine.failures import run_reporting
 from penstock.engine.worker import run_rank
 from penstock.store import Run
 
 
 def main(folder: Path, until: int = 0) -> int:
     """Entry of a rank below the launcher, which stops after step `until` (0: at the run's end); the exit code is the command's."""
-    die_with_parent()
     run = Run(folder)
 
     def work() -> None:

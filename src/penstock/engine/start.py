@@ -22,6 +22,7 @@ from penstock.engine.launch import launch
 from penstock.engine.origin import record_origin
 from penstock.engine.resolve import check_ranks, check_world, cores, resolve
 from penstock.engine.survive import supervise, survives
+from penstock.engine.template import the_source
 from penstock.engine.worker import run_rank
 from penstock.store import Run, append_event, check_format, create_run, current_writer, list_snapshots, new_run_folder, save_config
 
@@ -42,6 +43,8 @@ def start_run(config: Config, label: str, command: str, nproc: int, folder: Path
     """Make a new run from `config` and train it; return its summary (an empty one on ranks that do not lead)."""
     if under_launcher():
         return _as_rank(config, lambda: make_run(config, label, command, folder, progress))
+    if nproc > 1:
+        the_source()  # before anything is computed here
     check_ranks(nproc, config.run.device, cores())
     check_world(config, nproc)
     return train_here(make_run(config, label, command, folder, progress), nproc)

@@ -22,7 +22,7 @@ from penstock.comm import World, join_world
 from penstock.config import Config, EchoedError, UserError, leave
 from penstock.engine.build import Parts, build
 from penstock.engine.control import StopRequest
-from penstock.engine.failures import die_with_parent, run_reporting
+from penstock.engine.failures import run_reporting
 from penstock.engine.heart import Heart
 from penstock.engine.journal import Journal
 from penstock.engine.survive.fewer import config_for
@@ -160,7 +160,6 @@ class Life:
 
 def main(folder: Path, number: int, port: int, beats: Path) -> int:
     """Live; the exit code is the command's."""
-    die_with_parent()
     stacks = stacks_file(folder, number)
     stacks.parent.mkdir(exist_ok=True)
     faulthandler.register(signal.SIGUSR1, open(stacks, "a", encoding="utf-8"), all_threads=True)  # noqa: SIM115 (stays open)

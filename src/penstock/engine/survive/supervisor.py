@@ -31,8 +31,9 @@ from penstock.engine.launch import check_port, forwarded_signals
 from penstock.engine.resolve import check_world, cores
 from penstock.engine.survive.fewer import config_for
 from penstock.engine.survive.hangs import StepWatch, blame
-from penstock.engine.survive.processes import Member, wait_for_end
+from penstock.engine.survive.processes import Member
 from penstock.engine.survive.wire import HOST, Generation, post
+from penstock.engine.template import wait_for_all, wait_for_end
 from penstock.store import Run, append_event
 
 #: Failures with no step between them after which the run ends.
@@ -226,15 +227,6 @@ class Supervisor:
 
     def _beat(self, member: Member) -> Beat:
         return read_beat(self._beats, member.number)
-
-
-def wait_for_all(members: list[Member], seconds: float) -> None:
-    """Wait until all of them have ended, so long at most."""
-    end = time.monotonic() + seconds
-    while left := [member for member in members if member.exit_code() is None]:
-        if time.monotonic() >= end:
-            return
-        wait_for_end(left, end - time.monotonic())
 
 
 def where(beat: Beat) -> str:
