@@ -11,12 +11,14 @@ from lab.models_to_verify import small_question
 from penstock.comm import World
 from penstock.config import with_values
 from penstock.engine import StopRequest, build_core
-from penstock.engine.state import weights_digest, when_nodes_change
+from penstock.engine.build import read_state
+from penstock.engine.exchange import apart_of, references
+from penstock.engine.state import weights_digest
 from penstock.engine.step import take_step
 from penstock.engine.transition import StateMap, carry_state
 from penstock.lab.equivalence import RandomPlan
 from penstock.parallel import Layout, PeerCopies, Placement, Split, copies_kept
-from penstock.store import load_snapshot, save_snapshot
+from penstock.store import agreed_manifest, save_snapshot
 
 
 def core_of(world, settings, experts=False, precision="float64"):
@@ -96,12 +98,9 @@ def carried_and_loaded(world, folder, before, after):
         take_step(core, step)
     carried, loaded = core_of(world, after, precision="float32"), core_of(world, after, precision="float32")
     snapshot = save_snapshot(folder, 2, core.tensors(), {}, world, core.placements(), core.layout)
-    load_snapshot(snapshot, loaded.tensors(), world, loaded.placements(), loaded.layout, when_nodes_change)
+    read_state(loaded, snapshot, agreed_manifest(snapshot, world))
     assert not carry_state(carried, StateMap.of(core), {world.rank: core.tensors()}, {rank: (rank,) for rank in range(world.size)})
     ours, theirs = carried.tensors(), loaded.tensors()
-    own = {name for name in ours if name.endswith(".local")}
-    if own and not any(name.endswith(".local") for name in core.tensors()):  # nodes that begin to train apart have the model's weights
-        theirs = theirs | {name: theirs["model." + name.removeprefix("exchange.").removesuffix(".local")].view(ours[name].shape) for name in own}
     return differing(ours, theirs), sorted(ours)
 
 
@@ -126,6 +125,23 @@ TWO, FOUR, ONE = ({"layout.replicate": 4, "exchange.topology": way} for way in (
 def test_rows_of_nodes_become_what_a_snapshot_makes_of_them(tmp_path, before, after, rows):
     for differ, names in run_ranks(carried_and_loaded, 4, tmp_path, before, after):
         assert not differ and (not rows or any(name.endswith(rows) for name in names))
+
+
+def gone_apart(world, after):
+    """Of a state carried from nodes that have trained apart since they met: largest distance of its weights to the nodes' mean, and to their reference."""
+    core = core_of(world, {"layout.replicate": 2, "exchange.topology": "2x1"} | APART, precision="float32")
+    for step in range(2):
+        take_step(core, step)
+    mean = {name: (world.sum_(tensor.detach().clone(), "t") / world.size) for name, tensor in core.weights.locals.items()}
+    reference = {name: tensor.clone() for name, tensor in references(core.weights, apart_of(core.reducer)).items()}
+    carried = core_of(world, after, precision="float32")
+    assert not carry_state(carried, StateMap.of(core), {world.rank: core.tensors()}, {rank: (rank,) for rank in range(world.size)})
+    return [max(float((tensor - other[name]).abs().max()) for name, tensor in carried.weights.locals.items()) for other in (mean, reference)]
+
+
+def test_nodes_that_stop_training_apart_keep_what_they_learned_since_they_met():
+    to_mean, to_reference = run_ranks(gone_apart, 2, {"layout.replicate": 2, "exchange.topology": "flat", "optim.ema": 0.0})[0]
+    assert to_mean < 1e-7 < 1e-4 < to_reference
 
 
 def lost_and_found(world):

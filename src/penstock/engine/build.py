@@ -20,7 +20,7 @@ from penstock.engine.balance import DataBalancer
 from penstock.engine.choose_exchange import ExchangeChooser
 from penstock.engine.compile import LossFunction, compile_model, sequence_loss
 from penstock.engine.control import StopRequest
-from penstock.engine.exchange import apart_of, begin_together, check_exchange, check_rank, placements_apart, state_apart
+from penstock.engine.exchange import apart_of, check_exchange, check_rank, placements_apart, placements_of, room_for_locals, settle, state_apart
 from penstock.engine.experts import ExpertPlacer, first_slots
 from penstock.engine.heart import Heart
 from penstock.engine.journal import Journal
@@ -38,7 +38,7 @@ from penstock.parallel import Formats, Laid, Layout, Mesh, Placement, Weights, b
 from penstock.parallel.pipeline.plan import PipelinePlan
 from penstock.parallel.shares import Shares
 from penstock.plan.pipeline import agreed_plan, make_plan
-from penstock.store import Damaged, Run, Snapshot, agreed_manifest, list_snapshots, load_snapshot
+from penstock.store import Damaged, Manifest, Run, Snapshot, agreed_manifest, list_snapshots, load_snapshot
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -286,11 +286,21 @@ def _build(
     saving = Saving(run, config, core.world, manifest)
     parts = whole_parts(core, run, corpus, journal, saving)
     if snapshot and manifest:
-        parts.progress = Progress(**load_snapshot(snapshot, parts.tensors(), world, parts.placements(), parts.layout, when_nodes_change))
-        if not any(name.endswith(".local") for name in manifest.tensors):
-            begin_together(parts)
+        parts.progress = read_state(parts, snapshot, manifest)
     saving.prepare(parts)
     return parts
+
+
+def read_state(core: Core, snapshot: Snapshot, manifest: Manifest) -> Progress:
+    """Fill a core's state from a snapshot, on whatever ranks and nodes that was made; its numbers.
+
+    All ranks must call it; raises `Damaged` on all.
+    """
+    room = room_for_locals(core, manifest.tensors)
+    tensors, placements = core.tensors() | room, core.placements() | placements_of(room, core)
+    numbers = load_snapshot(snapshot, tensors, core.world, placements, core.layout, when_nodes_change)
+    settle(core, manifest.tensors, room)
+    return Progress(**numbers)
 
 
 def whole_parts(core: Core, run: Run, corpus: TokenCorpus, journal: Journal, saving: Saving) -> Parts:

@@ -2,13 +2,13 @@
 
 Nodes that train apart (`exchange.kind = 'periodic'`) have weights and moments of their own. The model of the run is the reference that they agree
 on: it is evaluated, saved and exported. A snapshot holds beside it every node's own weights and moments, one behind the other in a leading dim, so
-a resumed run goes on bit for bit; read on another number of nodes, or by a run of another kind, each gets the nodes' mean (moments) or the model
-(weights).
+a resumed run goes on bit for bit; read on another number of nodes, or by a run of another kind, each gets the mean of the nodes' weights and moments,
+so that no step is lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -147,6 +147,35 @@ def begin_together(parts: Core) -> None:
     apart = apart_of(parts.reducer)
     if apart is not None:
         _copy(list(parts.weights.locals.values()), list(references(parts.weights, apart).values()))
+
+
+def room_for_locals(core: Core, there: Collection[str]) -> dict[str, Tensor]:
+    """Tensors to read the mean of the nodes' own weights into, by logical name, where the state `there` is of nodes that train apart and this is not.
+
+    The reference lacks the steps since the nodes met last, and their mean has them. They are placed as the parameters are; `settle` takes them over.
+    """
+    if apart_of(core.reducer):
+        return {}
+    locals_ = {f"exchange.{name}.local": tensor for name, tensor in core.weights.locals.items()}
+    return {name: torch.empty_like(tensor) for name, tensor in locals_.items() if name in there}
+
+
+def placements_of(room: Iterable[str], core: Core) -> dict[str, Placement]:
+    """Placements of `room_for_locals`."""
+    return {name: core.weights.placements[_owner(name)] for name in room}
+
+
+def settle(core: Core, there: Collection[str], room: Mapping[str, Tensor]) -> None:
+    """Give nodes their weights, after the state `there` was read: the mean in `room` if those there trained apart, else the model's, to go apart from."""
+    if room:
+        _copy([core.weights.locals[_owner(name)] for name in room], list(room.values()))
+    elif not any(name.endswith(".local") for name in there):
+        begin_together(core)
+
+
+def _owner(local: str) -> str:
+    """The parameter of a node's own weights, `exchange.<parameter>.local`."""
+    return local.removeprefix("exchange.").removesuffix(".local")
 
 
 def _one_of(tensor: Tensor, placement: Placement, weights: Weights) -> Tensor:

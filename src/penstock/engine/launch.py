@@ -59,8 +59,9 @@ def start_ranks(module: str, folder: Path, nproc: int, port: int, mend: str) -> 
     check_port(port)
     forget_failures(folder)
     store = TCPStore(HOST, port, is_master=True, wait_for_workers=False)
-    shared = os.environ | {"WORLD_SIZE": str(nproc), "LOCAL_WORLD_SIZE": str(nproc), "GROUP_RANK": "0", "MASTER_ADDR": HOST, "MASTER_PORT": str(store.port)}
-    shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # torch's sign that a launcher holds the store
+    shared = os.environ | {"WORLD_SIZE": str(nproc), "LOCAL_WORLD_SIZE": str(nproc), "GROUP_RANK": "0"}
+    # the last is torch's sign that the launcher holds the store
+    shared |= {"MASTER_ADDR": HOST, "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     shared.setdefault("OMP_NUM_THREADS", str(max(1, cores() // nproc)))
     ranks: list[Child] = []
     with forwarded_signals(lambda: ranks, say=True):

@@ -170,7 +170,7 @@ class Template:
 
     def _messages(self, seconds: float) -> list[dict[str, Any]]:
         """What the template has said, waiting so long at most for a first message; ends are noted."""
-        found = []
+        found: list[dict[str, Any]] = []
         while not self.ended and select.select([self._socket], [], [], 0.0 if found else seconds)[0]:
             try:
                 data = self._socket.recv(LARGEST)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from penstock.comm import World
-from penstock.engine.exchange import apart_of, begin_together
+from penstock.engine.exchange import placements_of, room_for_locals, settle
 from penstock.engine.state import when_nodes_change
 from penstock.parallel import Copy, Layout, Missing, Placement, Split, carry, find_missing, placed, plan_transition
 from penstock.store.node_rows import fill_rows, has_other_rows, rows_placement
@@ -78,8 +78,9 @@ def carry_state(
     All ranks of the new core must call it, with the same `old`, `sources` (old rank → new ranks that have all its tensors) and `copies`; `held` is
     what this process has: old rank → tensors by name, none for a newcomer.
     """
-    new = core.tensors()
-    wanted = placed(new, core.placements())
+    room = room_for_locals(core, old.placements)
+    new = core.tensors() | room
+    wanted = placed(new, core.placements() | placements_of(room, core))
     before = {name: placement.shape for name, placement in old.placements.items()}
     changed = [name for name, to in wanted.items() if has_other_rows(before.get(name), to.shape, name, when_nodes_change(name))]
     zero = [name for name in changed if name not in before or when_nodes_change(name) == "zero"]
@@ -95,8 +96,7 @@ def carry_state(
             fill_rows(new[name], stack, wanted[name].shape[0] if wanted[name].shape else 1, when_nodes_change(name))
     for name in zero:
         new[name].zero_()
-    if apart_of(core.reducer) and not any(name.endswith(".local") for name in old.placements):
-        begin_together(core)
+    settle(core, old.placements, room)
     return ()
 
 
