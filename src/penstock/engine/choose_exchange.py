@@ -1,9 +1,9 @@
 """`exchange.kind = "auto"`: dense while the network keeps up, else nodes that train apart and meet as often as it allows.
 
-    dense       for a few steps, then the share of a step that waits for the exchange is looked at, and again every `AGAIN` steps
-                above `WORTH`:  nodes train apart from here on, meeting every step (`comm/gradients/periodic.py`)
-    periodic    a meeting's seconds are measured, and as many steps lie between two, a power of two, as keep meetings below `MEETINGS` of the time
-                that steps compute; back to dense, for good, if they take as long as the dense exchange did
+    dense       for a few steps, then the share of a step that waits for the exchange is looked at (at once if it is most of one), and again every
+                `AGAIN` steps; above `WORTH` nodes train apart from here on, meeting every step (`comm/gradients/periodic.py`)
+    periodic    a meeting's seconds are measured, and as few steps lie between two as keep meetings below `MEETINGS` of the time that steps compute
+                (`SLACK` times as many are left alone); back to dense, for good, if they take as long as the dense exchange did
     density     what meetings leave out of the nodes' distances, by its squares, is measured too: over `MUCH` the messages carry twice as many
                 entries from then on, if that keeps the meetings' place, below `LITTLE` half as many (unless `exchange.density` says how many)
 
@@ -15,6 +15,7 @@ Cost: one small all-reduce a step.
 
 from __future__ import annotations
 
+import math
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Share of a step's time that the dense exchange may take before it is worth a change, and of the time steps compute that meetings may.
 WORTH, MEETINGS = 0.1, 0.5
+#: Share of a dense step from which a single one decides, and how many times as rare as they need be meetings may stay.
+PLAIN, SLACK = 0.5, 1.5
 #: Share of what nodes have gone apart that messages may leave out, or should, and the densities between which they are made so.
 MUCH, LITTLE, SPARSEST, DENSEST = 0.75, 0.4, 0.02, 0.4
 #: Steps at the start that are not looked at, steps or meetings that are looked at together, and steps until dense is looked at again.
@@ -78,13 +81,17 @@ class ExchangeChooser:
             return
         self._steps.append(seconds)
         self._exchanges.append(took)
-        if len(self._exchanges) == LOOK:
+        if len(self._exchanges) == LOOK or (apart is None and not self._dense_s and self._plain(parts, seconds, took)):
             step_s, took = (max(parts.world.gather_numbers(median(v), "exchange")) for v in (self._steps, self._exchanges))
             self._steps, self._exchanges = [], []
             text = self._dense(parts, step_s, took) if apart is None else self._apart(parts, apart, step_s, took)
             if text:
                 parts.journal.event(steps, "exchange", text)
                 parts.journal.say(f"step {steps}: {text}")
+
+    def _plain(self, parts: Core, step_s: float, took: float) -> bool:
+        """Whether the slowest rank waited for most of a step."""
+        return max(parts.world.gather_numbers(took / step_s, "exchange")) > PLAIN
 
     def _dense(self, parts: Core, step_s: float, took: float) -> str:
         self._wait = AGAIN
@@ -99,9 +106,10 @@ class ExchangeChooser:
             rejoin(parts, apart, parts.progress.step)
             self.every = 0
             return f"a meeting of the nodes takes {took:.2f} s, more than the dense exchange's {self._dense_s:.2f} s: dense from now on"
-        rest, every = max(step_s - took / self.every, 1e-9), 1
-        while every < MOST and took / every > MEETINGS * rest:
-            every *= 2
+        rest = max(step_s - took / self.every, 1e-9)
+        every = max(1, min(MOST, math.ceil(took / (MEETINGS * rest))))
+        if every <= self.every <= SLACK * every:
+            every = self.every
         text = "" if every == self.every else f"now one every {every} steps"
         apart.every = self.every = every
         if self._section.density == "auto" and not text:

@@ -166,7 +166,7 @@ def placements_of(room: Iterable[str], core: Core) -> dict[str, Placement]:
 
 
 def settle(core: Core, there: Collection[str], room: Mapping[str, Tensor]) -> None:
-    """Give nodes their weights, after the state `there` was read: the mean in `room` if those there trained apart, else the model's, to go apart from."""
+    """After the state `there` was read, give nodes their weights: the mean in `room` of nodes that trained apart, else the model's."""
     if room:
         _copy([core.weights.locals[_owner(name)] for name in room], list(room.values()))
     elif not any(name.endswith(".local") for name in there):
