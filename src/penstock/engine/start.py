@@ -68,6 +68,8 @@ def resume_run(run: Run, values: dict[str, Any], nproc: int, progress: Progress 
 
     if under_launcher():
         return _as_rank(config, accept)
+    if nproc > 1:
+        the_source()
     check_ranks(nproc, config.run.device, cores())
     check_world(config, nproc)
     return train_here(accept(), nproc)
