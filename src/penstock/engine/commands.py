@@ -51,13 +51,17 @@ class Command:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a command: a sentence, the step after which it was carried out or refused, the seconds it took, and further facts."""
+    """What became of a command: a sentence, the step after which it was carried out or refused, the seconds it took, and further facts.
+
+    `told`: whether it stands in the run's history already.
+    """
 
     state: Literal["done", "refused"]
     text: str
     step: int = 0
     seconds: float = 0.0
     data: dict[str, Any] = field(default_factory=dict)
+    told: bool = False
 
 
 def send(run_folder: Path, kind: str, arguments: dict[str, Any], wait_s: float, hold: bool = False) -> Answer:

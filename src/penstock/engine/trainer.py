@@ -30,6 +30,7 @@ def train(parts: Parts) -> bool:
     """Train until step `parts.until` or a stop request; return whether it was reached."""
     progress = parts.progress
     started = time.perf_counter() - progress.wall_s
+    obey(parts, asked=False)
     while progress.step < parts.until:
         began = time.perf_counter()
         try:
@@ -72,7 +73,8 @@ def settled_after(parts: Parts) -> bool:
     """Whether the loop does something with the state after the coming step, so that no later one may have begun."""
     config, step = parts.config, parts.progress.step + 1
     every = config.eval.every, config.snapshot.every, parts.watch.every(parts)
-    return step == parts.until or parts.inbox.agreed or any(due(step, n) for n in every)
+    asked = parts.inbox.agreed or any(one.step == step for one in parts.agenda)
+    return step == parts.until or asked or any(due(step, n) for n in every)
 
 
 def due(step: int, every: int) -> bool:
