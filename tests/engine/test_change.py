@@ -97,6 +97,9 @@ def test_a_rate_and_what_the_loop_reads_change_without_building_anything_anew(tm
     assert rows(run.path, "lr") == [1e-3] * 4 + [5e-4] * 5 and result["step"] == 9
     assert [found["step"] for found in result["evals"]] == [6, 8, 9]
     assert (run.config().optim.lr, run.config().train.steps) == (5e-4, 9)
+    stopped = prepared(tmp_path, "stopped", optim__schedule="constant", optim__warmup=0)
+    train(World(), stopped.path, until=4)
+    assert resume_run(stopped, {"optim.lr": 5e-4, "train.steps": 9}, 1, None)["weights_digest"] == result["weights_digest"]
 
 
 REFUSED = [
@@ -131,7 +134,7 @@ def test_a_run_that_died_after_a_change_takes_it_up_again_at_its_step(tmp_path):
         train(World(), run.path, orders, until=8)
         snapshot_at(run, 8).path.unlink()  # as if it had died before that
         assert open_model(run, "cpu").progress.step == 4 and run.config().model.layers == 3
-    again = resume_run(torn, {}, 1, None)
+    again, _ = train(World(), torn.path)
     assert again["weights_digest"] == result["weights_digest"] and again["tokens"] == result["tokens"]
     assert replay(snapshot_at(torn, 4), snapshot_at(torn, STEPS)).equal
     assert torn.config() == whole.config()
