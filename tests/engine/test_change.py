@@ -1,6 +1,7 @@
 """A running run changes between two steps: it grows and keeps its loss, moves and goes on as before, is resumed and replayed; or is left as it was."""
 
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 from ranks import run_ranks
@@ -16,6 +17,7 @@ from penstock.engine.commands import Command
 from penstock.engine.evaluate import validation_loss
 from penstock.engine.obey import obey
 from penstock.engine.replay import replay
+from penstock.engine.samples import samples_of
 from penstock.engine.start import make_run
 from penstock.engine.use import open_model
 from penstock.engine.worker import run_rank
@@ -80,7 +82,7 @@ def test_a_run_that_grows_keeps_its_loss_and_is_replayed_through_it(tmp_path, la
     for (_, values), pair in zip(orders, came):
         if "model.context" not in values:  # scored on other windows
             assert pair[1] == pytest.approx(pair[0], abs=1e-5), (values, came)
-    assert result["step"] == STEPS and [row for row in rows(run.path, "step")] == list(range(1, STEPS + 1))
+    assert result["step"] == STEPS and rows(run.path, "step") == list(range(1, STEPS + 1))
     assert [event.step for event in read_history(run.path).events if event.kind == "change"] == [step for step, _ in orders]
     assert open_model(run, "cpu").config.model == run.config().model and not verify_run(run.folder).damage
     if "model.context" in orders[-1][1]:
@@ -157,8 +159,12 @@ def test_samples_go_on_where_the_run_was(tmp_path):
     finally:
         trainer.next_result = real
     assert [len(ids) for ids in drawn] == [4] * 3 + [6] * 2 + [2] * 7
-    assert sum(drawn[:9], []) == list(range(32)), "none is left out, and none drawn twice"
-    assert drawn[9][0] == (19985 - 16) // 16 and sum(drawn[9:], []) == list(range(drawn[9][0], drawn[9][0] + 6)), "other windows begin an epoch"
+    assert list(chain(*drawn[:9])) == list(range(32)), "none is left out, and none drawn twice"
+    first = (19985 - 16) // 16
+    assert list(chain(*drawn[9:])) == list(range(first, first + 6)), "other windows begin an epoch"
+    assert samples_of(snapshot_at(run, STEPS), 12).steps[12][0].sample == first + 4
+    with pytest.raises(UserError, match="changed after step 9"):
+        samples_of(snapshot_at(run, STEPS), 9)
 
 
 def test_every_setting_has_a_place_and_every_refusal_a_reason():

@@ -10,10 +10,12 @@ A setting that a resume sets by itself is that from then on: it is left out of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from penstock.comm import World
 from penstock.config import Config, flat, parse_config, with_values
 from penstock.store import Event, Manifest, Run, read_history
 
@@ -32,6 +34,10 @@ class Due:
     def values(self) -> dict[str, Any]:
         """The settings as they are to be."""
         return {name: after for name, (_, after) in self.settings.items()}
+
+    def is_in(self, settings: Mapping[str, Any]) -> bool:
+        """Whether these settings have what the change sets."""
+        return all(settings[name] == value for name, value in self.values.items())
 
     def without(self, names: Iterable[str]) -> Due:
         """The same but for some settings."""
@@ -60,26 +66,27 @@ def live_changes(events: Sequence[Event]) -> list[Due]:
 
 def due_after(run: Run, manifest: Manifest) -> list[Due]:
     """The changes to take up when a run goes on from a snapshot, in order."""
-    made_with = manifest.about.get("config")
-    if not made_with:
-        return []
-    told = [Due(step, settings) for step, settings in run.read("replay.json").get("changes", [])]
-    later = [one for one in told or live_changes(read_history(run.folder).events) if one.step >= manifest.step]
-    return [one for one in later if one.step > manifest.step or not has(manifest, one)]
+    return due_from(run, manifest.step, flat(recorded(manifest))) if manifest.about.get("config") else []
+
+
+def due_from(run: Run, step: int, settings: Mapping[str, Any]) -> list[Due]:
+    """The changes to take up after `step` steps and more, by a run that has these settings now, in order."""
+    told = [Due(at, values) for at, values in run.read("replay.json").get("changes", [])]
+    later = [one for one in told or live_changes(read_history(run.folder).events) if one.step >= step]
+    return [one for one in later if one.step > step or not one.is_in(settings)]
+
+
+def agreed_due(world: World, own: Sequence[Due]) -> list[Due]:
+    """The changes that the lead found to be due, on all ranks, which must all call it."""
+    return [Due(**entry) for entry in json.loads(world.share(json.dumps([vars(one) for one in own])))]
 
 
 def settings_at(config: Config, due: Sequence[Due], manifest: Manifest) -> Config:
     """The settings of a run as a snapshot's step had them, `config` being those of its newest state."""
-    names = {name for one in due for name in one.settings}
-    return with_values(config, values_at(manifest, names)) if names else config
+    made_with = flat(recorded(manifest)) if due else {}
+    return with_values(config, {name: made_with[name] for one in due for name in one.settings}) if due else config
 
 
-def has(manifest: Manifest, due: Due) -> bool:
-    """Whether a snapshot was made with what a change sets."""
-    return due.values == values_at(manifest, due.settings)
-
-
-def values_at(manifest: Manifest, names: Iterable[str]) -> dict[str, Any]:
-    """What some settings were when a snapshot was made."""
-    made_with = flat(parse_config(manifest.about["config"], f"snapshot of step {manifest.step}"))
-    return {name: made_with[name] for name in names}
+def recorded(manifest: Manifest) -> Config:
+    """The settings that made a snapshot; raises `UserError` if another version of Penstock recorded them."""
+    return parse_config(manifest.about["config"], f"snapshot of step {manifest.step}")

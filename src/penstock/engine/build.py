@@ -6,7 +6,6 @@ part is built by its own room from its own config section; nothing here decides 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from penstock.comm import GradientReducer, World, build_between, measured_nodes
 from penstock.config import Config
 from penstock.data import Batch, BatchPlan, SamplePlan, TokenCorpus
-from penstock.engine.agenda import Due, due_after, settings_at
+from penstock.engine.agenda import Due, agreed_due, due_after, settings_at
 from penstock.engine.balance import DataBalancer
 from penstock.engine.choose_exchange import ExchangeChooser
 from penstock.engine.commands import Inbox
@@ -41,7 +40,7 @@ from penstock.parallel import Formats, Laid, Layout, Mesh, Placement, Weights, b
 from penstock.parallel.pipeline.plan import PipelinePlan
 from penstock.parallel.shares import Shares
 from penstock.plan.pipeline import agreed_plan, make_plan
-from penstock.store import Damaged, Manifest, Run, Snapshot, agreed_manifest, list_snapshots, load_snapshot, save_config
+from penstock.store import Damaged, Run, Snapshot, agreed_manifest, list_snapshots, load_snapshot, save_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -290,7 +289,7 @@ def _build(
 ) -> Parts:
     """Build a rank's parts, and take up a snapshot with the settings of its step; raises `Damaged` on all ranks if that is."""
     manifest = agreed_manifest(snapshot, world) if snapshot else None
-    due = _agreed_due(run, manifest, world) if manifest else []
+    due = agreed_due(world, due_after(run, manifest) if manifest and world.is_lead else [])
     if manifest and due:
         config = settings_at(config, due, manifest)
         journal.follow(config)
@@ -304,15 +303,8 @@ def _build(
         parts.progress = Progress(**load_snapshot(snapshot, parts.tensors(), world, parts.placements(), parts.layout, when_nodes_change))
         if not any(name.endswith(".local") for name in manifest.tensors):
             begin_together(parts)
-    parts.agenda = due
     saving.prepare(parts)
     return parts
-
-
-def _agreed_due(run: Run, manifest: Manifest, world: World) -> list[Due]:
-    """The changes that are due after a snapshot, as the lead finds them in the history; all ranks must call it."""
-    own = due_after(run, manifest) if world.is_lead else []
-    return [Due(**entry) for entry in json.loads(world.share(json.dumps([vars(one) for one in own])))]
 
 
 def whole_parts(core: Core, run: Run, corpus: TokenCorpus, journal: Journal, saving: Saving) -> Parts:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock.config import Config, parse_config, with_values
-from penstock.engine.agenda import Due, has, is_live, live_changes
+from penstock.config import Config, flat, with_values
+from penstock.engine.agenda import Due, is_live, live_changes, recorded
 from penstock.store import Event, Manifest
 
 Changes = dict[str, list[Any]]
@@ -47,9 +47,10 @@ class _Start:
 
 def legs(events: Sequence[Event], begin: Manifest, end: Manifest) -> list[Leg]:
     """The legs from one snapshot to another, in order."""
-    config = parse_config(end.about["config"], f"snapshot of step {end.step}")
+    config = recorded(end)
     layout, last, found = end.about.get("layout") or {}, end.step, []
-    live = [one for one in live_changes(events) if begin.step <= one.step < end.step and not (one.step == begin.step and has(begin, one))]
+    begun = flat(recorded(begin)) if begin.about.get("config") else {}
+    live = [one for one in live_changes(events) if begin.step <= one.step < end.step and (one.step > begin.step or not (begun and one.is_in(begun)))]
     starts = [start for start in _starts(events) if start.step < end.step]
     for index in range(len(starts) - 1, -1, -1):
         start = starts[index]

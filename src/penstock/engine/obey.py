@@ -17,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from penstock.config import UserError, nearest
+from penstock.config import UserError, flat, nearest
+from penstock.engine.agenda import agreed_due, due_from
 from penstock.engine.change import agreed_plan, apply, change_run
 from penstock.engine.commands import Answer, Command, answer
 
@@ -63,6 +64,13 @@ def _carry_out(parts: Parts, command: Command) -> None:
             parts.saving.tell_history("change" if came.state == "done" else "note", text, step, **told, **came.data)
     if parts.world.is_lead:
         answer(parts.run.path, command.name, came)
+
+
+def begin(parts: Parts) -> None:
+    """Before the first step: find what is due later, and take up what is due now; all ranks must call it."""
+    own = due_from(parts.run, parts.progress.step, flat(parts.config)) if parts.world.is_lead else []
+    parts.agenda = agreed_due(parts.world, own)
+    _take_up_due(parts)
 
 
 def _take_up_due(parts: Parts) -> None:

@@ -22,7 +22,7 @@ from penstock.engine.build import Parts
 from penstock.engine.evaluate import averaged_weights, sample_text, validation_loss
 from penstock.engine.late import next_result
 from penstock.engine.micro import tune_micro
-from penstock.engine.obey import obey
+from penstock.engine.obey import begin, obey
 from penstock.engine.step import NonFinite
 
 
@@ -30,7 +30,7 @@ def train(parts: Parts) -> bool:
     """Train until step `parts.until` or a stop request; return whether it was reached."""
     progress = parts.progress
     started = time.perf_counter() - progress.wall_s
-    obey(parts, asked=False)
+    begin(parts)
     while progress.step < parts.until:
         began = time.perf_counter()
         try:
