@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn, Optional
 import typer
 
 from penstock.cli import output
+from penstock.cli.change import change
 from penstock.cli.lab import lab
 from penstock.cli.runs import runs
 from penstock.cli.story import replay
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.add_typer(lab)
 app.add_typer(runs)
 app.command()(replay)
+app.command()(change)
 
 INTERRUPTED = 130
 

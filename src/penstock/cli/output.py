@@ -86,6 +86,23 @@ def run_table(rows: list[dict[str, Any]], runs_dir: str) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
 
 
+def change_text(result: dict[str, Any]) -> str:
+    """What a change of a running run came to, or would come to, for people."""
+    head = "would change" if result["dry_run"] else f"changed in {result['seconds']:.2f} s"
+    lines = [f"{result['run']}: {head} after step {result['step']}"]
+    lines += [f"  {name:<20} {was} → {becomes}" for name, (was, becomes) in result["settings"].items()]
+    lines += [f"  keeps    {what}" for what in result["keeps"]] + [f"  loses    {what}" for what in result["loses"]]
+    how = "built anew in memory, the state carried over" if result["builds"] else "stay what they are"
+    lines.append(f"  parts    {how}{', and compiled again' if result['compiles'] else ''}")
+    before, after = result["parameters"]
+    if before != after:
+        lines.append(f"  size     {before:,} parameters → {after:,}")
+    if memory := result["memory"]:
+        sizes = [f"{memory[name] / 1e6:,.1f} MB" for name in ("now", "after", "meanwhile", "free")]
+        lines.append(f"  memory   a rank {sizes[0]} → {sizes[1]} by estimate, and {sizes[2]} more while it changes; {sizes[3]} are free")
+    return "\n".join(lines)
+
+
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[float, str], None]]:
     """A callback(fraction, text) that draws a bar on stderr until it reaches one; plain lines where there is no terminal."""

@@ -4,7 +4,7 @@ from penstock.config.disk import disk_errors, sync_folder
 from penstock.config.errors import ConfigError, EchoedError, RankFailed, SharedError, UserError, nearest
 from penstock.config.explain import explain
 from penstock.config.leave import leave
-from penstock.config.load import load_config, parse_config, preset_dir, preset_names, to_toml, walk_settings, with_values
+from penstock.config.load import changed_settings, flat, load_config, parse_config, preset_dir, preset_names, to_toml, walk_settings, with_values
 from penstock.config.schema import (
     BatchSection,
     Config,
@@ -21,6 +21,7 @@ from penstock.config.schema import (
 
 __all__ = [
     "BatchSection", "Config", "ConfigError", "DataSection", "EchoedError", "EvalSection", "ExchangeSection", "MoESection", "ModelSection",
-    "OptimSection", "PipelineSection", "RankFailed", "RopeScaling", "SharedError", "SurviveSection", "UserError", "disk_errors", "explain", "leave",
-    "load_config", "nearest", "parse_config", "preset_dir", "preset_names", "sync_folder", "to_toml", "walk_settings", "with_values",
+    "OptimSection", "PipelineSection", "RankFailed", "RopeScaling", "SharedError", "SurviveSection", "UserError", "changed_settings", "disk_errors",
+    "explain", "flat", "leave", "load_config", "nearest", "parse_config", "preset_dir", "preset_names", "sync_folder", "to_toml", "walk_settings",
+    "with_values",
 ]

@@ -134,6 +134,24 @@ def walk_settings(model: type[BaseModel] = Config, prefix: str = "") -> Iterator
             yield from walk_settings(section, f"{prefix}{name}.")
 
 
+def flat(config: Config) -> dict[str, Any]:
+    """Every setting by its dotted name."""
+    tree = config.tree()
+    values = {}
+    for name, _ in walk_settings():
+        node: Any = tree
+        for part in name.split("."):
+            node = node[part]
+        values[name] = node
+    return values
+
+
+def changed_settings(before: Config, after: Config) -> dict[str, list[Any]]:
+    """Settings that differ, but for the run's name: before and after."""
+    old, new = flat(before), flat(after)
+    return {name: [was, new[name]] for name, was in old.items() if was != new[name] and name != "run.name"}
+
+
 def to_toml(config: Config) -> str:
     """The whole configuration as TOML text that `load_config` reads back to an equal one."""
     lines: list[str] = []

@@ -5,6 +5,10 @@ windows of `context + 1` tokens that begin every `context` tokens from a random 
 anew from `(seed, epoch)`, so every epoch covers each of its windows exactly once and no two epochs cut the text alike.
 Nothing is stored: resuming needs the step only, and any rank can fetch any sample. Batches may straddle epochs.
 
+Where a run changes the size of its batches at step `s`, having drawn `n` samples, `g = n + (step - s) * global_batch` from there on: none is drawn
+twice and none left out. Windows of another length cut the text otherwise, so with those an epoch begins (`drawn_before`); what was left of the one
+under way is not read in it.
+
 Documents follow each other in a window (packing, no padding). With `document_mask` the batch says which document each token belongs to,
 and the target that crosses a border, from a document's end token to the next one's first token, is not learned.
 
@@ -99,16 +103,27 @@ class WindowPlan(ABC):
 class BatchPlan(WindowPlan):
     """The order of training: global batch `step` is `fetch(sample_ids(step))`, or any partition of it over ranks."""
 
-    def __init__(self, stream: TokenStream, context: int, global_batch: int, seed: int, document_mask: bool) -> None:
+    def __init__(
+        self, stream: TokenStream, context: int, global_batch: int, seed: int, document_mask: bool, since: int = 0, drawn: int = 0
+    ) -> None:
+        """`drawn` samples come before those of step `since`, from which on the batches have this size."""
         super().__init__(stream, context, document_mask)
         self.global_batch, self.seed = global_batch, seed
+        self.since, self.drawn = since, drawn
         self.windows_per_epoch = max(1, (len(stream) - context) // context)
         slack = len(stream) - 1 - self.windows_per_epoch * context
         self._offsets = min(context, slack + 1)
 
     def sample_ids(self, step: int) -> np.ndarray:
         """The samples of global batch `step`, int64 (global_batch,)."""
-        return step * self.global_batch + np.arange(self.global_batch, dtype=np.int64)
+        return self.drawn + (step - self.since) * self.global_batch + np.arange(self.global_batch, dtype=np.int64)
+
+    def drawn_before(self, step: int, others: BatchPlan) -> int:
+        """Samples drawn before `step`, for a plan of other batches to go on behind: its own windows' number where those are other ones."""
+        drawn = int(self.sample_ids(step)[0])
+        if others.windows_per_epoch == self.windows_per_epoch and others.context == self.context:
+            return drawn
+        return -(-drawn // self.windows_per_epoch) * others.windows_per_epoch
 
     def starts(self, sample_ids: np.ndarray) -> np.ndarray:
         """First token of each sample's window, int64."""

@@ -16,8 +16,10 @@ from torch import Tensor
 from penstock.comm import GradientReducer, World, build_between, measured_nodes
 from penstock.config import Config
 from penstock.data import Batch, BatchPlan, SamplePlan, TokenCorpus
+from penstock.engine.agenda import Due, agreed_due, due_after, settings_at
 from penstock.engine.balance import DataBalancer
 from penstock.engine.choose_exchange import ExchangeChooser
+from penstock.engine.commands import Inbox
 from penstock.engine.compile import LossFunction, compile_model, sequence_loss
 from penstock.engine.control import StopRequest
 from penstock.engine.exchange import apart_of, check_exchange, check_rank, placements_apart, placements_of, room_for_locals, settle, state_apart
@@ -38,7 +40,7 @@ from penstock.parallel import Formats, Laid, Layout, Mesh, Placement, Weights, b
 from penstock.parallel.pipeline.plan import PipelinePlan
 from penstock.parallel.shares import Shares
 from penstock.plan.pipeline import agreed_plan, make_plan
-from penstock.store import Damaged, Manifest, Run, Snapshot, agreed_manifest, list_snapshots, load_snapshot
+from penstock.store import Damaged, Manifest, Run, Snapshot, agreed_manifest, list_snapshots, load_snapshot, save_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -69,6 +71,8 @@ class Core:
     notes: dict[str, float] = field(default_factory=dict)
     #: Whether an update has begun that `Parts.progress` does not count yet: the state is that of no step.
     torn: bool = False
+    #: Commands to the run, on the rank that leads.
+    inbox: Inbox = field(default_factory=Inbox)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -186,6 +190,10 @@ class Parts(Core):
     saving: Saving = field(kw_only=True)
     #: The step after which the loop ends.
     until: int = field(kw_only=True)
+    #: Whether that is so whatever `train.steps` becomes.
+    ends_at_until: bool = False
+    #: Changes to take up when the run comes to their steps, which it has taken before.
+    agenda: list[Due] = field(default_factory=list, kw_only=True)
     watch: Watch = field(default_factory=Watch, kw_only=True)
     #: Says where this rank is, to whoever watches over it.
     heart: Heart = field(default_factory=Heart, kw_only=True)
@@ -264,11 +272,10 @@ def build_core(
 
 def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: StopRequest, journal: Journal) -> Parts:
     """Build a rank's parts, and take up the run's newest snapshot if it has one; one that is damaged is named, and the one before it taken."""
-    plan = batch_plan(config, corpus)
     snapshots = list_snapshots(run.folder)
     while True:
         try:
-            return _build(run, config, world, plan, corpus, stop, journal, snapshots[-1] if snapshots else None)
+            return _build(run, config, world, corpus, stop, journal, snapshots[-1] if snapshots else None)
         except Damaged as error:
             if len(snapshots) == 1:
                 raise
@@ -278,11 +285,18 @@ def build(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: Sto
 
 
 def _build(
-    run: Run, config: Config, world: World, plan: SamplePlan, corpus: TokenCorpus, stop: StopRequest, journal: Journal, snapshot: Snapshot | None
+    run: Run, config: Config, world: World, corpus: TokenCorpus, stop: StopRequest, journal: Journal, snapshot: Snapshot | None
 ) -> Parts:
-    """Build a rank's parts, and take up a snapshot; raises `Damaged` on all ranks if that is."""
+    """Build a rank's parts, and take up a snapshot with the settings of its step; raises `Damaged` on all ranks if that is."""
     manifest = agreed_manifest(snapshot, world) if snapshot else None
-    core = build_core(config, world, plan, stop, journal.warn, Progress(**manifest.numbers) if manifest else None)
+    due = agreed_due(world, due_after(run, manifest) if manifest and world.is_lead else [])
+    if manifest and due:
+        config = settings_at(config, due, manifest)
+        journal.follow(config)
+        if world.is_lead:
+            save_config(run, config)
+    saved = Progress(**manifest.numbers) if manifest else Progress()
+    core = build_core(config, world, batch_plan(config, corpus, saved), stop, journal.warn, saved)
     saving = Saving(run, config, core.world, manifest)
     parts = whole_parts(core, run, corpus, journal, saving)
     if snapshot and manifest:
@@ -306,9 +320,11 @@ def read_state(core: Core, snapshot: Snapshot, manifest: Manifest) -> Progress:
 def whole_parts(core: Core, run: Run, corpus: TokenCorpus, journal: Journal, saving: Saving) -> Parts:
     """A core with what a run needs around it."""
     shared = {f.name: getattr(core, f.name) for f in fields(core)}
+    shared["inbox"] = Inbox(run.path if core.world.is_lead else None)
     return Parts(**shared, run=run, corpus=corpus, journal=journal, saving=saving, until=core.config.train.steps)
 
 
-def batch_plan(config: Config, corpus: TokenCorpus) -> BatchPlan:
-    """The samples of every step."""
-    return BatchPlan(corpus.train, config.model.context, config.batch.global_, config.run.seed, config.data.document_mask)
+def batch_plan(config: Config, corpus: TokenCorpus, progress: Progress) -> BatchPlan:
+    """The samples of every step from the last change of batches on."""
+    section, seed = config.model, config.run.seed
+    return BatchPlan(corpus.train, section.context, config.batch.global_, seed, config.data.document_mask, progress.since, progress.drawn)

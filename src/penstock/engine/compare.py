@@ -91,11 +91,16 @@ def samples_of_both(before: Manifest, after: Manifest, common: Link | None) -> s
         return f"the same up to step {common.step}, others since, by {', '.join(changed)}"
     if changed:
         return f"others, by {', '.join(changed)}"
-    seen = [manifest.step * int(key["batch.global"] or 0) for manifest, key in zip((before, after), keys)]
+    seen = [_drawn(manifest, int(key["batch.global"] or 0)) for manifest, key in zip((before, after), keys)]
     if seen[0] == seen[1]:
         return f"the same {seen[0]:,}"
     more, side = max(seen), "after" if seen[1] > seen[0] else "before"
     return f"the same {min(seen):,}; {side} has {more - min(seen):,} more, numbers {min(seen)} to {more - 1}"
+
+
+def _drawn(manifest: Manifest, batch: int) -> int:
+    """Samples drawn up to a snapshot, whose batches have been of this size since they changed last."""
+    return int(manifest.numbers.get("drawn", 0)) + (manifest.step - int(manifest.numbers.get("since", 0))) * batch
 
 
 def _data_keys(manifest: Manifest) -> dict[str, Any]:

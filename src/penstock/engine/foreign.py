@@ -22,13 +22,13 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from penstock.config import Config, UserError, load_config, parse_config
+from penstock.config import Config, UserError, changed_settings, load_config, parse_config
 from penstock.data import load_tokenizer, prepare
 from penstock.engine.fit import Fit, first_values, fit_of, outline_state
 from penstock.engine.fork import said
 from penstock.engine.origin import record_origin
 from penstock.engine.resolve import cores, resolve
-from penstock.engine.settle import Settled, changed_settings, settle
+from penstock.engine.settle import Settled, settle
 from penstock.engine.start import Progress as Report
 from penstock.engine.state import Progress
 from penstock.store import LocalFolder, Run, Snapshot, append_event, create_run, history_head, in_use, new_run_folder

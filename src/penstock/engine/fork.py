@@ -22,12 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.config import Config, UserError, parse_config
+from penstock.config import Config, UserError, changed_settings
+from penstock.engine.agenda import recorded
 from penstock.engine.fit import Fit, first_values, fit_of
 from penstock.engine.grow_state import GrownState, grow_state
 from penstock.engine.origin import origin_of, record_origin
 from penstock.engine.resolve import check_world
-from penstock.engine.settle import Settled, changed_settings, settle
+from penstock.engine.settle import Settled, settle
 from penstock.engine.start import Progress
 from penstock.store import LocalFolder, Manifest, Run, Snapshot, append_event, create_run, history_head, in_use, new_run_folder
 from penstock.store.code import diffs_of
@@ -86,7 +87,7 @@ def fork_run(
 
 def recorded_config(manifest: Manifest, run: Run) -> Config:
     """The settings that made a snapshot; raises `UserError` if another version of Penstock recorded them."""
-    return parse_config(manifest.about["config"], f"snapshot of step {manifest.step}") if manifest.about.get("config") else run.config()
+    return recorded(manifest) if manifest.about.get("config") else run.config()
 
 
 def said(told: dict[str, Any]) -> str:

@@ -62,6 +62,13 @@ class Journal:
         else:
             self._store.truncate_after(step)
 
+    def follow(self, config: Config) -> None:
+        """Go on with other settings; the mean speed is that of steps with them."""
+        self._config, self._flops_per_token = config, flops_per_token(config.model)
+        self.forget_speed()
+        if self._live is not None:
+            self._live.until(config.train.steps)
+
     def _open(self, from_step: int) -> None:
         """On the lead, make ready to write."""
         if self._world.is_lead:

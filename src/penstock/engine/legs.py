@@ -2,7 +2,7 @@
 
 A *leg* is a stretch of steps that one start of the run took. Where it begins, and which settings were changed there, the history tells; the last
 leg's settings are those that the later snapshot names, and those of earlier ones follow by undoing the changes. Steps that a crash took back belong
-to no leg.
+to no leg. Changes that a leg took up between two steps (`agenda.py`) are not borders: whoever takes its steps again takes them up as it did.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock.config import Config, parse_config, with_values
+from penstock.config import Config, flat, with_values
+from penstock.engine.agenda import Due, is_live, live_changes, recorded
 from penstock.store import Event, Manifest
 
 Changes = dict[str, list[Any]]
@@ -19,12 +20,15 @@ Changes = dict[str, list[Any]]
 
 @dataclass(frozen=True)
 class Leg:
-    """Steps after `first` up to `last`, the settings they were taken with, and the layout with its ranks, threads and device, as recorded."""
+    """Steps after `first` up to `last`, the settings of the first of them, the layout with its ranks, threads and device, as recorded; and the
+    changes on the way.
+    """
 
     first: int
     last: int
     config: Config
     layout: dict[str, Any]
+    changes: tuple[Due, ...] = ()
 
     @property
     def ranks(self) -> int:
@@ -43,17 +47,30 @@ class _Start:
 
 def legs(events: Sequence[Event], begin: Manifest, end: Manifest) -> list[Leg]:
     """The legs from one snapshot to another, in order."""
-    config = parse_config(end.about["config"], f"snapshot of step {end.step}")
+    config = recorded(end)
     layout, last, found = end.about.get("layout") or {}, end.step, []
+    begun = flat(recorded(begin)) if begin.about.get("config") else {}
+    live = [one for one in live_changes(events) if begin.step <= one.step < end.step and (one.step > begin.step or not (begun and one.is_in(begun)))]
     starts = [start for start in _starts(events) if start.step < end.step]
     for index in range(len(starts) - 1, -1, -1):
         start = starts[index]
         if start.step <= begin.step:
             break
-        found.append(Leg(start.step, last, config, layout))
+        config, own = _before(config, live, start.step)
+        found.append(Leg(start.step, last, config, layout, own))
         config = with_values(config, {name: before for name, (before, _) in start.changes.items()})
         layout, last = (starts[index - 1].layout if index else begin.about.get("layout")) or layout, start.step
-    return [Leg(begin.step, last, config, layout), *reversed(found)]
+    config, own = _before(config, live, begin.step)
+    return [Leg(begin.step, last, config, layout, own), *reversed(found)]
+
+
+def _before(config: Config, live: list[Due], first: int) -> tuple[Config, tuple[Due, ...]]:
+    """The settings before the changes from step `first` on, and these, which are taken out of `live`."""
+    own = [one for one in live if one.step >= first]
+    for one in reversed(own):
+        config = with_values(config, {name: before for name, (before, _) in one.settings.items()})
+        live.remove(one)
+    return config, tuple(own)
 
 
 def _starts(events: Sequence[Event]) -> list[_Start]:
@@ -61,7 +78,7 @@ def _starts(events: Sequence[Event]) -> list[_Start]:
     starts: list[_Start] = []
     changes: Changes = {}
     for event in events:
-        if event.kind == "change" or (event.kind == "fork" and "from" in event.data):
+        if (event.kind == "change" and not is_live(event)) or (event.kind == "fork" and "from" in event.data):
             changes = _then(changes, event.data.get("settings"))
         elif event.kind in ("start", "resume") and event.step is not None:
             while starts and starts[-1].step >= event.step:

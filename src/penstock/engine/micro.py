@@ -25,6 +25,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import psutil
 import torch
 
@@ -209,7 +210,7 @@ def skip_what_does_not_fit(parts: Core) -> None:
 
 def rehearse(parts: Core, size: int) -> bool:
     """Compute two micro-batches of `size` and drop the gradients; return whether no rank ran out of memory. All ranks must call it."""
-    ids = parts.sequences_of(parts.plan.sample_ids(0), parts.world.rank)
+    ids = parts.sequences_of(np.arange(parts.config.batch.global_), parts.world.rank)
     enough = True
     try:
         for start in range(0, min(2 * size, len(ids)), size):

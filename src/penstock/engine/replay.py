@@ -25,12 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from penstock.comm import World, join_world, under_launcher
-from penstock.config import Config, UserError, with_values
+from penstock.config import Config, UserError, flat, with_values
 from penstock.engine.launch import start_ranks
 from penstock.engine.legs import Leg, legs
 from penstock.engine.origin import record_origin
 from penstock.engine.resolve import check_ranks, check_world, cores
-from penstock.engine.start import flat
 from penstock.engine.worker import run_rank
 from penstock.store import LocalFolder, Run, Snapshot, create_run, in_use, list_snapshots, read_history, save_config
 from penstock.store.contents import Contents
@@ -74,7 +73,7 @@ class Replayed:
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         ends = {name: {"step": c.manifest.step, "id": c.manifest.id} for name, c in (("from", self.begin), ("to", self.end))}
-        taken = [{"first": leg.first, "last": leg.last, "layout": leg.layout} for leg in self.legs]
+        taken = [{"first": leg.first, "last": leg.last, "layout": leg.layout, "changes": [vars(one) for one in leg.changes]} for leg in self.legs]
         apart = {name: told and told.as_dict() for name, told in (("first", self.first), ("furthest", self.furthest))}
         facts = {"tensors": self.tensors, "differ": self.differ, **apart, "reasons": self.reasons}
         return {"run": str(self.run), "equal": self.equal, **ends, "legs": taken, "ranks": self.ranks, "seconds": self.seconds} | facts
@@ -83,7 +82,7 @@ class Replayed:
         """For people."""
         begin, end = self.begin.manifest, self.end.manifest
         what = f"{self.run}: step {begin.step} ({begin.id[:12]}) to step {end.step} ({end.id[:12]}), computed again in {self.seconds:.1f} s"
-        how = [f"  steps {leg.first + 1} to {leg.last} on {_ranks(self.ranks or leg.ranks)}" for leg in self.legs]
+        how = [f"  steps {leg.first + 1} to {leg.last} on {_ranks(self.ranks or leg.ranks)}{_through(leg)}" for leg in self.legs]
         if self.first is None or self.furthest is None:
             although = [f"  although  {reason}" for reason in self.reasons]
             return "\n".join([what, *how, f"bit for bit: all {self.tensors} tensors are what was stored", *although])
@@ -152,7 +151,8 @@ def _compute(run: Run, begin: Contents, end: Contents, parts: list[Leg], nproc: 
     for leg in parts:
         ranks = nproc or leg.ranks
         save_config(scratch, _quiet(leg))
-        scratch.write("replay.json", {"until": leg.last})
+        changes = [[one.step, one.without(QUIET).settings] for one in leg.changes]
+        scratch.write("replay.json", {"until": leg.last, "changes": [entry for entry in changes if entry[1]]})
         if ranks == 1:
             run_rank(scratch, World(device=join_world(leg.config.run.device, 1).device), until=leg.last)
         else:
@@ -200,6 +200,11 @@ def _code(record: dict[str, Any] | None) -> str:
     if record is None:
         return "none recorded"
     return f"{str(record.get('commit') or 'no commit')[:12]}{' with changes' if record.get('diff') else ''}"
+
+
+def _through(leg: Leg) -> str:
+    """The changes on a leg's way."""
+    return "".join(f"; after step {one.step} {', '.join(one.settings)} changed" for one in leg.changes)
 
 
 def _ranks(n: int) -> str:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.config import UserError, parse_config
-from penstock.data import BatchPlan, Origins, SampleOrigin, prepare
+from penstock.data import Origins, SampleOrigin, prepare
+from penstock.engine.build import batch_plan
+from penstock.engine.state import Progress
 from penstock.store import Snapshot, in_use, read_manifest
 from penstock.store.lineage import Link, lineage
 
@@ -59,8 +61,13 @@ def samples_of(snapshot: Snapshot, step: int | None = None) -> Samples:
     corpus, recorded = prepare(config.data), (manifest.about.get("data") or {}).get("digest")
     if recorded != corpus.digest:
         raise UserError(f"the corpus at data.path = {config.data.path!r} or its tokenizer has changed since {snapshot.path} was made; restore it")
-    plan = BatchPlan(corpus.train, config.model.context, config.batch.global_, config.run.seed, config.data.document_mask)
-    origins, chosen = Origins(plan, corpus.tokenizer), made if step is None else range(step, step + 1)
+    progress, chosen = Progress(**manifest.numbers), made if step is None else range(step, step + 1)
+    if chosen.start <= progress.since:
+        raise UserError(
+            f"batch.global or model.context changed after step {progress.since}, and {snapshot.path} knows only the samples of later steps; name "
+            "one of those with --step, or a snapshot before it"
+        )
+    origins = Origins(batch_plan(config, corpus, progress), corpus.tokenizer)
     found = {one: origins.of_step(one - 1) for one in chosen}  # global batch n makes step n + 1
     return Samples(snapshot.folder.label, manifest.id, chosen.start - 1, chosen.stop - 1, config.run.seed, corpus.digest, found)
 

@@ -33,17 +33,20 @@ class Saving:
     """Saves the state of a run that took up the snapshot `before`, if any; all ranks make it together."""
 
     def __init__(self, run: Run, config: Config, world: World, before: Manifest | None) -> None:
-        section = config.snapshot
         self._run, self._lead, self._alone = run, world.is_lead, world.size == 1
-        self._policy = Policy(section.keep, section.keep_every, section.keep_hours, section.keep_best)
+        self._policy, increments = _stored_as(config)
         if world.is_lead:
             collect(run.path, Policy(keep=0), published=NEVER)
-        increments = Increments(section.increments, section.chain)
         self._saver = Saver(run.folder, world, increments, before, self._after, config.layout.timeout_s)
         #: Id of the snapshot that was taken up.
         self.taken_up = before.id if before else None
         #: Step of the newest snapshot that there is or that is being written; -1: none.
         self.step = before.step if before else -1
+
+    def follow(self, config: Config) -> None:
+        """Go on with other settings."""
+        self._policy, increments = _stored_as(config)
+        self._saver.follow(increments)
 
     def prepare(self, parts: Parts) -> None:
         """Make room for the first snapshot."""
@@ -112,6 +115,12 @@ class Saving:
         """On the lead, in the background: the published snapshot goes into the history, and those that need not be kept go."""
         tell_snapshot(self._run.path, manifest)
         collect(self._run.path, self._policy, published=snapshot.step)
+
+
+def _stored_as(config: Config) -> tuple[Policy, Increments]:
+    """Which snapshots are kept, and how they are stored."""
+    section = config.snapshot
+    return Policy(section.keep, section.keep_every, section.keep_hours, section.keep_best), Increments(section.increments, section.chain)
 
 
 def note_choices(parts: Parts) -> None:

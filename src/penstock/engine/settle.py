@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.config import Config, with_values
+from penstock.config import Config, changed_settings, with_values
 from penstock.data import Tokenizer, load_tokenizer, prepare
 from penstock.engine.resolve import cores, resolve, settle_machine
-from penstock.engine.start import Progress, flat
+from penstock.engine.start import Progress
 from penstock.models import resolve_model
 
 #: Settings of the data that change no tokens.
@@ -50,12 +50,6 @@ def settle(before: Config, values: dict[str, Any], tokenizer: Path, known: dict[
     other = None if corpus.tokenizer.digest() == kept.digest() else corpus.tokenizer
     made = config.data.tokenizer in ("bpe", "chars")
     return Settled(config, {"data": corpus.summary, "data_digest": corpus.digest}, other, own and made, other is None)
-
-
-def changed_settings(before: Config, after: Config) -> dict[str, list[Any]]:
-    """Settings that differ, but for the run's name: before and after."""
-    old, new = flat(before), flat(after)
-    return {name: [was, new[name]] for name, was in old.items() if was != new[name] and name != "run.name"}
 
 
 def _other_tokens(before: Config, after: Config) -> bool:

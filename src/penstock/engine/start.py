@@ -8,7 +8,7 @@ has given up.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,16 @@ from typing import Any
 import torch.distributed as dist
 
 from penstock.comm import World, join_world, leave_world, under_launcher
-from penstock.config import Config, ConfigError, EchoedError, UserError, walk_settings, with_values
+from penstock.config import Config, ConfigError, EchoedError, UserError, flat, with_values
 from penstock.data import prepare
+from penstock.engine.agenda import due_after, settings_at
 from penstock.engine.launch import launch
 from penstock.engine.origin import record_origin
 from penstock.engine.resolve import check_ranks, check_world, cores, resolve
 from penstock.engine.survive import supervise, survives
 from penstock.engine.template import the_source
 from penstock.engine.worker import run_rank
-from penstock.store import Run, append_event, check_format, create_run, current_writer, list_snapshots, new_run_folder, save_config
+from penstock.store import Run, append_event, check_format, create_run, current_writer, list_snapshots, new_run_folder, read_manifest, save_config
 
 Progress = Callable[[float, str], None]
 
@@ -52,16 +53,21 @@ def start_run(config: Config, label: str, command: str, nproc: int, folder: Path
 
 def resume_run(run: Run, values: dict[str, Any], nproc: int, progress: Progress | None) -> dict[str, Any]:
     """Go on with a run from its newest snapshot, with some settings changed; return its summary."""
-    before, config = run.config(), changed(run.config(), values)
     check_format(run)
-    if not list_snapshots(run.folder):
+    snapshots = list_snapshots(run.folder)
+    if not snapshots:
         raise UserError(f"{run.path} has no snapshot to go on from; start it anew with `penstock train {run.path}/config.toml`")
     if writer := current_writer(run.path):
         raise UserError(f"{run.path} is being written by {writer}; wait for it to end, or stop it")
 
+    manifest = read_manifest(snapshots[-1])
+    due = due_after(run, manifest)
+    before = settings_at(run.config(), due, manifest)
+    config = changed(before, values)
+
     def accept() -> Run:
         prepare(config.data, progress=progress)
-        tell_changes(run, before, config)
+        tell_changes(run, before, config, values.keys() & {name for one in due for name in one.settings})
         save_config(run, config)
         record_origin(run)
         return run
@@ -108,25 +114,13 @@ def changed(config: Config, values: dict[str, Any]) -> Config:
     return new
 
 
-def tell_changes(run: Run, before: Config, after: Config) -> None:
-    """Write the settings that a resumed run changes into its history."""
+def tell_changes(run: Run, before: Config, after: Config, instead: Collection[str] = ()) -> None:
+    """Write the settings that a resumed run changes into its history, and those that it has `instead` of what was due (`agenda.py`)."""
     old, new = flat(before), flat(after)
-    changes = {name: [old[name], value] for name, value in new.items() if value != old[name]}
+    changes = {name: [old[name], value] for name, value in new.items() if value != old[name] or name in instead}
     if changes:
-        text = ", ".join(f"{name} {was!r} → {becomes!r}" for name, (was, becomes) in changes.items())
+        text = ", ".join(f"{name} {was!r} → {becomes!r}" if was != becomes else f"{name} {was!r} stays" for name, (was, becomes) in changes.items())
         append_event(run.path, "change", text, list_snapshots(run.folder)[-1].step, settings=changes)
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """Every setting by its dotted name."""
-    tree = config.tree()
-    values = {}
-    for name, _ in walk_settings():
-        node: Any = tree
-        for part in name.split("."):
-            node = node[part]
-        values[name] = node
-    return values
 
 
 def _as_rank(config: Config, make: Callable[[], Run]) -> dict[str, Any]:

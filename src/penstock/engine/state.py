@@ -41,6 +41,9 @@ class Progress:
     exchange: dict[str, int] = field(default_factory=dict)
     #: What batch.micro = "auto" chose, where a resumed run begins to try; 0: nothing yet.
     micro: int = 0
+    #: The step at which the size or the length of samples' batches changed last, and the samples drawn before it (`data/batches.py`).
+    since: int = 0
+    drawn: int = 0
 
     def numbers(self) -> dict[str, Any]:
         """As stored in a snapshot."""

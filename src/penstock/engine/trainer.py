@@ -9,6 +9,7 @@
         watch            a pipeline's schedule and split of layers, when stages drift (replan.py)
         evaluate         validation loss and a sample, when due                    (evaluate.py)
         saving           the whole state, when due or when asked to stop           (saving.py)
+    obey             what the run was asked to do from outside                 (obey.py)
 
 A step whose loss is not finite ends the run before its update; the state it started from is saved first.
 """
@@ -21,6 +22,7 @@ from penstock.engine.build import Parts
 from penstock.engine.evaluate import averaged_weights, sample_text, validation_loss
 from penstock.engine.late import next_result
 from penstock.engine.micro import tune_micro
+from penstock.engine.obey import begin, obey
 from penstock.engine.step import NonFinite
 
 
@@ -28,6 +30,7 @@ def train(parts: Parts) -> bool:
     """Train until step `parts.until` or a stop request; return whether it was reached."""
     progress = parts.progress
     started = time.perf_counter() - progress.wall_s
+    begin(parts)
     while progress.step < parts.until:
         began = time.perf_counter()
         try:
@@ -48,6 +51,7 @@ def train(parts: Parts) -> bool:
         complete(parts, started, result.stop)
         if result.stop:
             return progress.step == parts.until
+        obey(parts, result.asked)
     return True
 
 
@@ -68,7 +72,9 @@ def complete(parts: Parts, started: float, stop: bool = False) -> None:
 def settled_after(parts: Parts) -> bool:
     """Whether the loop does something with the state after the coming step, so that no later one may have begun."""
     config, step = parts.config, parts.progress.step + 1
-    return step == parts.until or any(due(step, every) for every in (config.eval.every, config.snapshot.every, parts.watch.every(parts)))
+    every = config.eval.every, config.snapshot.every, parts.watch.every(parts)
+    asked = parts.inbox.agreed or any(one.step == step for one in parts.agenda)
+    return step == parts.until or asked or any(due(step, n) for n in every)
 
 
 def due(step: int, every: int) -> bool:

@@ -72,14 +72,15 @@ def carry_state(
     held: Mapping[int, Mapping[str, Tensor]],
     sources: Mapping[int, Collection[int]],
     copies: Sequence[Copy] = (),
+    leave: Collection[str] = (),
 ) -> tuple[Missing, ...]:
     """Fill a new core's state from the old one's and return (); or, where no source has some of it, move nothing and return what is missing.
 
     All ranks of the new core must call it, with the same `old`, `sources` (old rank → new ranks that have all its tensors) and `copies`; `held` is
-    what this process has: old rank → tensors by name, none for a newcomer.
+    what this process has: old rank → tensors by name, none for a newcomer. Tensors to `leave` are made from something else.
     """
     room = room_for_locals(core, old.placements)
-    new = core.tensors() | room
+    new = {name: tensor for name, tensor in (core.tensors() | room).items() if name not in leave}
     wanted = placed(new, core.placements() | placements_of(room, core))
     before = {name: placement.shape for name, placement in old.placements.items()}
     changed = [name for name, to in wanted.items() if has_other_rows(before.get(name), to.shape, name, when_nodes_change(name))]

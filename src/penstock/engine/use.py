@@ -17,6 +17,7 @@ import torch
 from penstock.comm import World, choose_device
 from penstock.config import Config, UserError, with_values
 from penstock.data import Tokenizer, load_tokenizer, text_stream, validation_plan
+from penstock.engine.agenda import due_after, settings_at
 from penstock.engine.build import DTYPES, batch_loss
 from penstock.engine.evaluate import continue_text, window_batch
 from penstock.engine.origin import origin_of, record_origin
@@ -25,7 +26,7 @@ from penstock.engine.state import Progress, state_tensors
 from penstock.models import Decoder, build_decoder, export_hf, import_hf
 from penstock.optim import WeightAverage, build_optimizer
 from penstock.parallel import laid_whole
-from penstock.store import Run, check_format, create_run, in_use, list_snapshots, load_snapshot, save_snapshot
+from penstock.store import Run, check_format, create_run, in_use, list_snapshots, load_snapshot, read_manifest, save_snapshot
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,12 @@ class Model:
 
 def open_model(run: Run, device: str | None = None) -> Model:
     """Load the weights of a run's newest snapshot (averaged where kept); raises `UserError` if there is none."""
-    config = run.config()
     check_format(run)
     snapshots = list_snapshots(run.folder)
     if not snapshots:
         raise UserError(f"{run.path} has no snapshot yet; train it first, or go on with another run")
+    manifest = read_manifest(snapshots[-1])
+    config = settings_at(run.config(), due_after(run, manifest), manifest)
     tokenizer = load_tokenizer(run.path / "tokenizer")
     check_vocabulary(config, tokenizer, run)
     target = choose_device(device or config.run.device)

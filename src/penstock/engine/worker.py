@@ -38,7 +38,8 @@ def run_rank(run: Run, world: World, supervised: bool = False, until: int = 0) -
     corpus = open_corpus(run, config)
     with only_writer(run, world), StopRequest(supervised) as stop:
         parts = build(run, config, world, corpus, stop, open_journal(run, config, world))
-        parts.until = until or config.train.steps
+        if until:
+            parts.until, parts.ends_at_until = until, True
         announce(parts)
         try:
             complete = train_or_tell(parts)

@@ -42,6 +42,10 @@ class LiveLine:
             self._drawn = now
             self._draw()
 
+    def until(self, total_steps: int) -> None:
+        """The run is to end after another number of steps."""
+        self._total = total_steps
+
     def message(self, text: str) -> None:
         """Print a line above the live one."""
         self._clear()

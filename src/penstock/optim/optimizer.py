@@ -14,6 +14,8 @@ took another's state goes on bit for bit. Cost: AdamW holds 8 bytes a parameter,
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from penstock.config import OptimSection
@@ -39,6 +41,13 @@ class Optimizer:
         for part, peaks in zip(self._parts, self._peaks):
             for group, peak in zip(part.param_groups, peaks):
                 group["lr"] = peak * factor
+
+    def follow(self, optim: OptimSection) -> None:
+        """Go on with other rates, decays and betas, from the next `set_factor` on; the kind must be what it was."""
+        for part in self._parts:
+            for group in part.param_groups:
+                group |= _muon_settings(optim) if isinstance(part, Muon) else _adamw_settings(optim, decays=group["params"][0].ndim >= 2)
+        self._peaks = [[group["lr"] for group in part.param_groups] for part in self._parts]
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Live state by logical name: `optim.<parameter>.exp_avg`, `.exp_avg_sq` and `.step` (AdamW), or `.momentum` (Muon)."""
@@ -66,6 +75,16 @@ def build_optimizer(named: dict[str, Tensor], optim: OptimSection, shared: Share
 def is_block_matrix(name: str, parameter: Tensor) -> bool:
     """Whether a parameter is a linear map (or a stack of them) inside a block, which is what Muon is for."""
     return name.startswith("blocks.") and parameter.ndim >= 2 and "router" not in name.split(".")
+
+
+def _adamw_settings(optim: OptimSection, decays: bool) -> dict[str, Any]:
+    """The settings of a group of AdamW's, by the names it has for them."""
+    weight_decay = optim.weight_decay if decays else 0.0
+    return {"lr": optim.lr, "betas": (optim.beta1, optim.beta2), "eps": optim.eps, "weight_decay": weight_decay}
+
+
+def _muon_settings(optim: OptimSection) -> dict[str, Any]:
+    return {"lr": optim.muon_lr, "momentum": optim.momentum, "weight_decay": optim.weight_decay}
 
 
 def _adamw(parameters: list[Tensor], optim: OptimSection) -> FusedAdamW:

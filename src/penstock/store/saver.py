@@ -111,6 +111,10 @@ class Saver:
         self._last: Future[None] | None = None
         self._thread: threading.Thread | None = None
 
+    def follow(self, increments: Increments) -> None:
+        """Store the snapshots from the next one on otherwise."""
+        self._increments = increments
+
     def prepare(self, tensors: Mapping[str, Tensor], placements: Mapping[str, Placement], layout: Layout) -> None:
         """Plan for a state, and make room for it in the background, so that its first snapshot need not; nothing where that is done."""
         if self._plan is not None and self._plan.fits(tensors, placements, layout):

@@ -82,6 +82,7 @@ class Life:
         config = config_for(self._config, size)
         timeout_s = config.layout.timeout_s
         statuses = self._line.check_in(generation, rank, self._status(), groups.check, timeout_s)
+        config = config_for(self._run.config(), size)  # a change may have come between two steps; who wrote it has checked in, or is lost
         use_threads(config)
         world = join_world(config.run.device, timeout_s, groups.store)
         self._lead(world)

@@ -61,7 +61,7 @@ def take_up(
         return None
     saved = next(status for status in statuses if status.step == step)
     progress = Progress(**saved.numbers)
-    core = build_core(config, world, batch_plan(config, corpus), stop, journal.warn, progress, fresh=False)
+    core = build_core(config, world, batch_plan(config, corpus, progress), stop, journal.warn, progress, fresh=False)
     own = held if held is not None and held.progress.step == step else None
     copied = own is not None and _copy(own, core.tensors(), core.placements(), core.layout, core.world.rank)
     sources = [bool(has) for has in core.world.gather_numbers(float(copied), "sources")]
