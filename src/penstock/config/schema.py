@@ -298,6 +298,12 @@ class SurviveSection(Section):
     patience_s: Annotated[float, Field(ge=0.0, le=86400.0)] = Field(
         10.0, description="Least time, seconds, that a step takes before a rank is held to hang, and 3 usual steps if that is longer; 0: for ever."
     )
+    copies: Count = Field(
+        0,
+        description="Steps between copies of the state in other ranks' memory, from which a shard without replicas is taken up when its rank is lost: "
+        "at most so many steps are taken again. Memory of the host: up to four times the rank's state; time: a copy of it, and sending what "
+        "has no replica. 0: none; such a loss goes back to the newest snapshot.",
+    )
     most: Count = Field(100, description="Recoveries of one start of a run; the next failure ends it.")
 
 

@@ -2,6 +2,7 @@
 
     while step < until:
         next_result      data → forward, backward → exchange → clip → update      (step.py, late.py)
+        peers            a copy of the state with another rank, if asked for           (peers.py)
         balancer         each replica's share of the next batch, where that is measured (balance.py)
         journal          metrics store, TensorBoard, live line                     (journal.py)
         tune_micro       how many sequences at a time, while that is being tried   (micro.py)
@@ -38,6 +39,7 @@ def train(parts: Parts) -> bool:
         progress.step += 1
         parts.torn = parts.late is not None and parts.late.ahead
         progress.tokens += result.tokens
+        parts.peers.after_step(parts)
         seconds = time.perf_counter() - began
         parts.heart.after_step(parts, seconds)
         parts.balancer.after_step(parts)
@@ -68,7 +70,8 @@ def complete(parts: Parts, started: float, stop: bool = False) -> None:
 def settled_after(parts: Parts) -> bool:
     """Whether the loop does something with the state after the coming step, so that no later one may have begun."""
     config, step = parts.config, parts.progress.step + 1
-    return step == parts.until or any(due(step, every) for every in (config.eval.every, config.snapshot.every, parts.watch.every(parts)))
+    often = (config.eval.every, config.snapshot.every, parts.peers.every, parts.watch.every(parts))
+    return step == parts.until or any(due(step, every) for every in often)
 
 
 def due(step: int, every: int) -> bool:

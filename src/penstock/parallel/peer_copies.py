@@ -1,17 +1,17 @@
 """A ring of copies in host memory: what one rank alone holds of a training state, another keeps too, so that a lost rank costs no snapshot's steps.
 
-After every `every` steps each rank copies its state to its own host memory, and sends its *keeper* what dies with it: the tensors of which some box
+From time to time each rank copies its state to its own host memory, and sends its *keeper* what dies with it: the tensors of which some box
 has no holder elsewhere, as placements tell. With ranks on several nodes elsewhere is another node, the keeper is on another, and of a node's
-replicas the first one sends. A lost rank's state at that step is then `plan_transition`'s `copies` (`copies_kept`), the others' is what they kept
-of themselves.
+replicas the first one sends. What a keeper `held` of a lost rank is then one of `plan_transition`'s `copies`, the others' state what they kept of
+themselves.
 
 Two generations are kept in turn. One that is cut short leaves the other whole, and a rank begins the next only after a step that all ranks had a part
 in, so some generation is whole on all survivors, whichever of them were interrupted where. Which one, they must agree on (`steps`).
 
 Cost: memory of the host, two times the rank's state and what it keeps of another (with ZeRO 3 and AdamW in float32 four times 12 bytes times the
 parameters over the ranks); a copy of the state per generation; on the network the bytes that have no replica, counted as `peer_copies`, in
-rounds of `ROUND` bytes a rank, and a round's room on the device. When not to use it: where every piece has a replica that will survive, or steps are
-so long that a lost one matters and `every` above 1 would lose several.
+rounds of `ROUND` bytes a rank, and a round's room on the device. When not to use it: where every piece has a replica that will survive, or
+a snapshot's steps are soon taken again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from penstock.comm import Axis
 from penstock.parallel.layout import Layout
 from penstock.parallel.placement import Placement
-from penstock.parallel.transition import ROUND, Copy, holders_of
+from penstock.parallel.transition import ROUND, holders_of
 
 
 @dataclass
@@ -40,13 +40,12 @@ class _Generation:
 class PeerCopies:
     """One rank's copies of a state of which every rank holds `tensors`, placed as `placements` (one for each) say on `layout`.
 
-    `axis` is all ranks of it in order. `every`: steps from one generation to the next. Where a state comes to lie otherwise, such as experts placed
-    by hand that move, copies are made anew.
+    `axis` is all ranks of it in order. Where a state comes to lie otherwise, such as experts placed by hand that move, copies are made anew.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], placements: Mapping[str, Placement], layout: Layout, axis: Axis, every: int = 1) -> None:
-        assert every > 0 and axis.size == layout.ranks
-        self._axis, self._every, self._device = axis, every, next(iter(tensors.values())).device
+    def __init__(self, tensors: Mapping[str, Tensor], placements: Mapping[str, Placement], layout: Layout, axis: Axis) -> None:
+        assert axis.size == layout.ranks
+        self._axis, self._device = axis, next(iter(tensors.values())).device
         self._keepers = keepers(axis.size, axis.nodes)
         self._sent = [sorted(alone(placements, layout, rank, axis.nodes)) if self._keepers else [] for rank in range(axis.size)]
         self._dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
@@ -63,11 +62,6 @@ class PeerCopies:
         """Bytes of host memory for all copies."""
         sets = [tensors for each in self._generations for tensors in (each.own, *each.kept.values())]
         return sum(tensor.numel() * tensor.element_size() for tensors in sets for tensor in tensors.values())
-
-    def after_step(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """After so many finished steps, keep the state if that is due; all ranks must call it."""
-        if step % self._every == 0:
-            self.keep(step, tensors)
 
     @torch.no_grad()
     def keep(self, step: int, tensors: Mapping[str, Tensor]) -> None:
@@ -133,14 +127,6 @@ def alone(placements: Mapping[str, Placement], layout: Layout, rank: int, nodes:
         of_boxes = [sorted({holder for holder, _ in holders}) for holders in holders_of(placement, layout).values()]
         found[placement] = any(of_box[0] == rank and len({places[holder] for holder in of_box}) == 1 for of_box in of_boxes)
     return frozenset(name for name, placement in placements.items() if found[placement])
-
-
-def copies_kept(
-    placements: Mapping[str, Placement], layout: Layout, survivors: Mapping[int, int], nodes: Sequence[int] = ()
-) -> tuple[Copy, ...]:
-    """What peers keep of lost ranks, for `plan_transition`; `survivors`: the new rank of each old one that stays. `nodes`: of the old ranks."""
-    lost = ((rank, at) for rank, at in enumerate(keepers(layout.ranks, nodes)) if rank not in survivors and at in survivors)
-    return tuple(Copy(rank, survivors[at], alone(placements, layout, rank, nodes)) for rank, at in lost)
 
 
 def _places(ranks: int, nodes: Sequence[int]) -> Sequence[int]:

@@ -1,7 +1,7 @@
 """One rank's process, through all generations: `python -m penstock.engine.survive.member RUN NUMBER PORT BEATS`.
 
     wait for a generation that this process is a member of
-    → say which state it has → meet the others → take up the newest state (`take_up.py`), else the newest snapshot → train
+    → say which states it has → meet the others → take up the newest whole one (`take_up.py`), else the newest snapshot → train
     → a rank is lost: leave the groups, keep the state, and wait for the next generation
 
 A process that is no member waits, with everything imported and the corpus open: a warm standby. An error of its own ends the process, as in a rank
@@ -17,6 +17,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from penstock.comm import World, join_world
 from penstock.config import Config, EchoedError, UserError, leave
@@ -25,10 +26,11 @@ from penstock.engine.control import StopRequest
 from penstock.engine.failures import die_with_parent, run_reporting
 from penstock.engine.heart import Heart
 from penstock.engine.journal import Journal
+from penstock.engine.peers import Peers
 from penstock.engine.survive.fewer import config_for
 from penstock.engine.survive.groups import Groups, is_broken
 from penstock.engine.survive.hangs import stacks_file
-from penstock.engine.survive.take_up import Held, held_of, take_up
+from penstock.engine.survive.take_up import Chosen, Held, choose, held_of, take_up
 from penstock.engine.survive.wire import Generation, Line, Status
 from penstock.engine.trainer import complete
 from penstock.engine.worker import announce, finish, open_corpus, open_journal, train_or_tell, use_threads
@@ -45,8 +47,10 @@ class Life:
         self._corpus = open_corpus(run, self._config)
         self._stop = StopRequest(supervised=True)
         self._journal: Journal | None = None
-        self._held: Held | None = None
+        self._held: list[Held] = []
         self._parts: Parts | None = None
+        self._era = -1
+        self._recoveries: list[dict[str, Any]] = []
         self._leads = False
 
     def live(self) -> None:
@@ -99,15 +103,20 @@ class Life:
 
     def _begin(self, generation: Generation, config: Config, world: World, statuses: list[Status]) -> Parts:
         """This rank's parts, with the newest state there is, and all that was due at its step done."""
-        journal = self._journal = self._joined(config, world, statuses)
-        parts = take_up(self._run, config, world, self._corpus, self._stop, journal, self._held, statuses)
+        chosen = choose(world, statuses, self._held)
+        journal = self._journal = self._joined(config, world, statuses, chosen)
+        parts = take_up(self._run, config, world, self._corpus, self._stop, journal, chosen) if chosen else None
         in_memory = parts is not None
         if parts is None:
             if list_snapshots(self._run.folder):
                 journal.rewind(list_snapshots(self._run.folder)[-1].step)
             parts = build(self._run, config, world, self._corpus, self._stop, journal)
-        self._parts, self._held = parts, None
-        parts.heart, parts.timer.listener = self._heart, self._heart.says
+        self._parts, self._era = parts, generation.number
+        self._recoveries = parts.progress.recoveries = max((status.recoveries for status in statuses), key=len) or parts.progress.recoveries
+        parts.heart, parts.timer.listener, parts.peers = self._heart, self._heart.says, Peers(config.survive.copies)
+        parts.peers.keep(parts)
+        parts.world.barrier()  # all have the state: what was before can go
+        self._held = []
         self._heart.at(parts.progress.step)
         if not generation.cause:
             announce(parts)
@@ -121,18 +130,16 @@ class Life:
         return parts
 
     def _status(self) -> Status:
-        held, journal = self._held, self._journal
-        peak = journal.peak_a_rank if journal else 0.0
-        return Status(held.progress.step, held.progress.numbers(), peak) if held else Status(peak=peak)
+        peak = self._journal.peak_a_rank if self._journal else 0.0
+        return Status([held.offer for held in self._held], self._recoveries, peak)
 
-    def _joined(self, config: Config, world: World, statuses: list[Status]) -> Journal:
+    def _joined(self, config: Config, world: World, statuses: list[Status], chosen: Chosen | None) -> Journal:
         """The journal, which goes on where the state does; all ranks must call it."""
-        step, peak = max(status.step for status in statuses), max(status.peak for status in statuses)
+        peak = max(status.peak for status in statuses)
         if not peak:
             return open_journal(self._run, config, world)
-        if step < 0:
-            snapshots = list_snapshots(self._run.folder)
-            step = snapshots[-1].step if snapshots else 0
+        snapshots = list_snapshots(self._run.folder)
+        step = chosen.progress.step if chosen else snapshots[-1].step if snapshots else 0
         if self._journal is None:
             return Journal(self._run, config, world, peak * world.size, step)
         self._journal.join(world, step)
@@ -155,7 +162,7 @@ class Life:
         parts, self._parts = self._parts, None
         if parts is not None:
             parts.saving.abandon()
-            self._held = held_of(parts)
+            self._held += held_of(parts, self._era)
 
 
 def main(folder: Path, number: int, port: int, beats: Path) -> int:

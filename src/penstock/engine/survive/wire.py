@@ -38,12 +38,29 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class Status:
-    """What a member brings: the step whose state it has (-1: none), with the plain numbers of it, and the measured peak of its device."""
+class Offer:
+    """A state of which a process has a part: of a step, as it lay in generation `era`: all of `rank`, and the tensors that it keeps of others."""
 
-    step: int = -1
-    numbers: dict[str, Any] = field(default_factory=dict)
+    step: int
+    era: int
+    rank: int
+    kept: dict[int, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a member brings: states, the recoveries that it knows of, and the measured peak of its device."""
+
+    offers: list[Offer] = field(default_factory=list)
+    recoveries: list[dict[str, Any]] = field(default_factory=list)
     peak: float = 0.0
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Status:
+        """What was said."""
+        said = json.loads(text)
+        offers = [Offer(**one | {"kept": {int(rank): names for rank, names in one["kept"].items()}}) for one in said["offers"]]
+        return cls(**said | {"offers": offers})
 
 
 class Line:
@@ -69,7 +86,7 @@ class Line:
             if time.monotonic() > end:
                 raise TimeoutError(f"not all ranks of generation {generation.number} came within {timeout_s:.0f} s")
             time.sleep(LOOK_S)
-        return [Status(**json.loads(text)) for text in self.store.multi_get(keys)]
+        return [Status.from_json(text) for text in self.store.multi_get(keys)]
 
 
 def post(store: Store, generation: Generation) -> None:
