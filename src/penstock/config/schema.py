@@ -300,7 +300,7 @@ class SurviveSection(Section):
     )
     copies: Count = Field(
         0,
-        description="Steps between copies of the state in other ranks' memory, from which a shard without replicas is taken up when its rank is lost: "
+        description="Steps between copies of the state in other ranks' memory, from which a shard without replicas is taken up if its rank is lost: "
         "at most so many steps are taken again. Memory of the host: up to four times the rank's state; time: a copy of it, and sending what "
         "has no replica. 0: none; such a loss goes back to the newest snapshot.",
     )
