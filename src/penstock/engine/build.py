@@ -18,6 +18,7 @@ from penstock.config import Config
 from penstock.data import Batch, BatchPlan, SamplePlan, TokenCorpus
 from penstock.engine.balance import DataBalancer
 from penstock.engine.choose_exchange import ExchangeChooser
+from penstock.engine.commands import Inbox
 from penstock.engine.compile import LossFunction, compile_model, sequence_loss
 from penstock.engine.control import StopRequest
 from penstock.engine.exchange import apart_of, begin_together, check_exchange, check_rank, placements_apart, state_apart
@@ -70,6 +71,8 @@ class Core:
     notes: dict[str, float] = field(default_factory=dict)
     #: Whether an update has begun that `Parts.progress` does not count yet: the state is that of no step.
     torn: bool = False
+    #: Commands to the run, on the rank that leads.
+    inbox: Inbox = field(default_factory=Inbox)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -299,6 +302,7 @@ def _build(
 def whole_parts(core: Core, run: Run, corpus: TokenCorpus, journal: Journal, saving: Saving) -> Parts:
     """A core with what a run needs around it."""
     shared = {f.name: getattr(core, f.name) for f in fields(core)}
+    shared["inbox"] = Inbox(run.path if core.world.is_lead else None)
     return Parts(**shared, run=run, corpus=corpus, journal=journal, saving=saving, until=core.config.train.steps)
 
 

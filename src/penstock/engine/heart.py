@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from penstock.engine.build import Parts
 
 #: What a rank may be in; a phase of the step that is not among them counts as the first.
-PHASES = ("step", "start", "data", "forward_backward", "exchange", "optimizer", "check", "evaluation", "snapshot", "finish", "broken", "waiting")
+PHASES = (
+    "step", "start", "data", "forward_backward", "exchange", "optimizer", "check", "evaluation", "snapshot", "finish", "broken", "waiting", "command",
+)  # fmt: skip
 #: Bytes of a place, and the numbers in it: generation, step, steps taken in this generation, phase, seconds of the last step, when this beat was.
 PLACE, _BEAT = 64, struct.Struct("<qqqqdd")
 

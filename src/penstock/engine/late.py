@@ -39,7 +39,7 @@ NEAR = 0.8
 
 @dataclass
 class _Pending:
-    """A step that was updated and is still to be checked: the sum under way of loss, tokens, stop requests and squares; or what came of it."""
+    """A step that was updated and is still to be checked: the sum under way of its numbers and squares; or what came of it."""
 
     sums: Tensor
     work: dist.Work
@@ -97,7 +97,7 @@ class LateCheck:
             pending.result = self._read(parts, pending)
             if not (math.isfinite(pending.result.loss) and math.isfinite(pending.result.grad_norm)):
                 return  # taken again, it will say which sequences did it
-            scale_to(grads, sums[3].sqrt().to(grads[0].dtype), parts.config.optim.clip)
+            scale_to(grads, sums[-1].sqrt().to(grads[0].dtype), parts.config.optim.clip)
         with parts.timer.phase("optimizer"):
             update(parts, pending.factor, step)
         self._pending = pending
@@ -116,9 +116,9 @@ class LateCheck:
     def _read(self, parts: Core, pending: _Pending) -> StepResult:
         with parts.timer.phase("check"):
             pending.work.wait()
-            loss_sum, n_tokens, stop, square = pending.sums.tolist()
+            loss_sum, n_tokens, stop, asked, square = pending.sums.tolist()
         norm = math.sqrt(square) if square >= 0 else math.nan
-        return StepResult(loss_sum / max(n_tokens, 1), round(n_tokens), norm, pending.factor, stop > 0)
+        return StepResult(loss_sum / max(n_tokens, 1), round(n_tokens), norm, pending.factor, stop > 0, asked > 0)
 
     def _again(self, parts: Core, step: int) -> StepResult:
         """Bring back the state before `step`, and take it with the barrier."""

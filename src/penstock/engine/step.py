@@ -2,7 +2,7 @@
 
 The loss of a step is the mean cross-entropy over all target tokens of the *global* batch. Each micro-batch
 contributes its sum times a nominal 1/tokens that every rank knows beforehand; the exact count comes with the step's
-one small all-reduce (loss, tokens, stop) and corrects the gradients where masks made it differ. So the result does
+one small all-reduce (loss, tokens, stop, commands) and corrects the gradients where masks made it differ. So the result does
 not depend on how the batch is cut into ranks and micro-batches.
 
 The step reads its loss and gradient norm before it updates: a value that is not finite stops the run with
@@ -35,13 +35,14 @@ class NonFinite(SharedError):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did: mean loss, target tokens, gradient norm before clipping, rate factor, stop request."""
+    """What one step did: mean loss, target tokens, gradient norm before clipping, rate factor, stop request, whether a command waits."""
 
     loss: float
     tokens: int
     grad_norm: float
     lr_factor: float
     stop: bool
+    asked: bool = False
 
 
 def take_step(parts: Core, step: int) -> StepResult:
@@ -49,21 +50,21 @@ def take_step(parts: Core, step: int) -> StepResult:
     losses, totals, grads = accumulate(parts, step)
     with parts.timer.phase("optimizer"):
         norm = gradient_norm(parts, grads, parts.config.optim.clip)
-        loss_sum, n_tokens, stop, grad_norm = torch.cat([totals, norm.double().view(1)]).tolist()
+        loss_sum, n_tokens, stop, asked, grad_norm = torch.cat([totals, norm.double().view(1)]).tolist()
         if not (math.isfinite(loss_sum) and math.isfinite(grad_norm)):
             raise NonFinite(_blame(parts, step, losses, loss_sum / max(n_tokens, 1), grad_norm))
         factor = lr_factor(parts.config.optim, parts.config.train.steps, step)
         update(parts, factor, step)
     with parts.timer.phase("exchange"):
         meet(parts, step + 1)
-    return StepResult(loss_sum / n_tokens, round(n_tokens), grad_norm, factor, stop > 0)
+    return StepResult(loss_sum / n_tokens, round(n_tokens), grad_norm, factor, stop > 0, asked > 0)
 
 
 def accumulate(parts: Core, step: int) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     """Gradients of global batch `step` of the mean loss, complete on every rank.
 
-    Returns this rank's summed loss of each micro-batch; the summed loss, target tokens and stop requests of all ranks (float64); and this
-    rank's gradients.
+    Returns this rank's summed loss of each micro-batch; the summed loss, target tokens, stop requests and waiting commands of all ranks
+    (float64); and this rank's gradients.
     """
     arrival, between = Arrival(parts), parts.reducer.between
     while True:
@@ -146,8 +147,9 @@ def device_batch(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Te
 
 
 def local_totals(losses: list[Tensor], tokens: int, parts: Core) -> Tensor:
-    """This rank's share of the summed loss, of the target tokens, and whether it was asked to stop."""
-    counts = torch.tensor([tokens / parts.token_copies, float(parts.stop.requested)], dtype=torch.float64, device=parts.world.device)
+    """This rank's share of the summed loss, of the target tokens, whether it was asked to stop, and whether a command waits."""
+    numbers = [tokens / parts.token_copies, float(parts.stop.requested), float(parts.inbox.waits())]
+    counts = torch.tensor(numbers, dtype=torch.float64, device=parts.world.device)
     loss = torch.stack(losses).double().sum().view(1) if losses else counts.new_zeros(1)
     return torch.cat([loss / parts.token_copies, counts])
 

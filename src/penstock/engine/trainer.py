@@ -10,6 +10,7 @@
         watch            a pipeline's schedule and split of layers, when stages drift (replan.py)
         evaluate         validation loss and a sample, when due                    (evaluate.py)
         saving           the whole state, when due or when asked to stop           (saving.py)
+    obey             what the run was asked to do from outside                 (obey.py)
 
 A step whose loss is not finite ends the run before its update; the state it started from is saved first.
 """
@@ -22,6 +23,7 @@ from penstock.engine.build import Parts
 from penstock.engine.evaluate import averaged_weights, sample_text, validation_loss
 from penstock.engine.late import next_result
 from penstock.engine.micro import tune_micro
+from penstock.engine.obey import obey
 from penstock.engine.step import NonFinite
 
 
@@ -50,6 +52,7 @@ def train(parts: Parts) -> bool:
         complete(parts, started, result.stop)
         if result.stop:
             return progress.step == parts.until
+        obey(parts, result.asked)
     return True
 
 
@@ -70,8 +73,8 @@ def complete(parts: Parts, started: float, stop: bool = False) -> None:
 def settled_after(parts: Parts) -> bool:
     """Whether the loop does something with the state after the coming step, so that no later one may have begun."""
     config, step = parts.config, parts.progress.step + 1
-    often = (config.eval.every, config.snapshot.every, parts.peers.every, parts.watch.every(parts))
-    return step == parts.until or any(due(step, every) for every in often)
+    every = config.eval.every, config.snapshot.every, parts.peers.every, parts.watch.every(parts)
+    return step == parts.until or parts.inbox.agreed or any(due(step, n) for n in every)
 
 
 def due(step: int, every: int) -> bool:
