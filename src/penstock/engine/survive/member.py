@@ -3,6 +3,7 @@
     wait for a generation that this process is a member of
     → say which states it has → meet the others → take up the newest whole one (`take_up.py`), else the newest snapshot → train
     → a rank is lost: leave the groups, keep the state, and wait for the next generation
+    → more or fewer ranks are asked for: the same in order (`parting.py`), and those that are too many end
 
 A process that is no member waits, with everything imported and the corpus open: a warm standby. An error of its own ends the process, as in a rank
 that nobody supervises (`failures.py`); the others then see a lost rank.
@@ -16,8 +17,11 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from penstock.comm import World, join_world
 from penstock.config import Config, EchoedError, UserError, leave
@@ -26,10 +30,12 @@ from penstock.engine.control import StopRequest
 from penstock.engine.failures import die_with_parent, run_reporting
 from penstock.engine.heart import Heart
 from penstock.engine.journal import Journal
+from penstock.engine.obey import HANDLERS
 from penstock.engine.peers import Peers
 from penstock.engine.survive.fewer import config_for
 from penstock.engine.survive.groups import Groups, is_broken
 from penstock.engine.survive.hangs import stacks_file
+from penstock.engine.survive.parting import Parted, Parting
 from penstock.engine.survive.take_up import Chosen, Held, choose, held_of, take_up
 from penstock.engine.survive.wire import Generation, Line, Status
 from penstock.engine.trainer import complete
@@ -49,7 +55,8 @@ class Life:
         self._journal: Journal | None = None
         self._held: list[Held] = []
         self._parts: Parts | None = None
-        self._era = -1
+        self._era, self._parting = -1, Parting()
+        HANDLERS["scale"] = self._parting.scale
         self._recoveries: list[dict[str, Any]] = []
         self._leads = False
 
@@ -60,16 +67,21 @@ class Life:
             while True:
                 self._heart.says("waiting")
                 generation = self._line.generation(number)
-                if self._number in generation.members and self._serve(generation):
+                if self._number in generation.leavers or (self._number in generation.members and self._serve(generation)):
                     return
                 number += 1
 
     def _serve(self, generation: Generation) -> bool:
-        """Train as a member; whether the run has ended. Otherwise a rank was lost, and what can be kept is kept."""
+        """Train as a member; whether the run has ended. Otherwise others are to go on with the state, and what can be kept is kept."""
         groups = Groups(self._port, generation.number, self._config.layout.timeout_s)
         self._heart.begin(generation.number)
         try:
             self._train(generation, groups)
+        except Parted as parted:
+            self._keep(parted.handed)
+            groups.leave(broken=False)
+            self._heart.says("parted")
+            return False
         except Exception as error:
             if not groups.over.is_set() and (isinstance(error, UserError) or not is_broken(error)):
                 raise
@@ -83,7 +95,7 @@ class Life:
     def _train(self, generation: Generation, groups: Groups) -> None:
         rank, size = generation.members.index(self._number), len(generation.members)
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
-        config = config_for(self._config, size)
+        config = config_for(self._run.config(), size)
         timeout_s = config.layout.timeout_s
         statuses = self._line.check_in(generation, rank, self._status(), groups.check, timeout_s)
         use_threads(config)
@@ -118,16 +130,28 @@ class Life:
         parts.world.barrier()  # all have the state: what was before can go
         self._held = []
         self._heart.at(parts.progress.step)
-        if not generation.cause:
+        if generation.number == 0:
             announce(parts)
             return parts
         where = "the state in memory" if in_memory else "the newest snapshot" if parts.progress.step else "the beginning"
-        self._heart.recovered({"step": parts.progress.step, "cause": generation.cause, "how": f"{generation.how}, from {where}"}, generation.since)
+        self._heart.then(partial(self._tell, generation, where, parts.progress.step))
         if in_memory:
             complete(parts, time.perf_counter() - parts.progress.wall_s)
         if parts.progress.step >= parts.until:
-            self._heart.tell_recovery(parts)
+            self._heart.goes_on(parts)
         return parts
+
+    def _tell(self, generation: Generation, where: str, step: int, parts: Parts) -> None:
+        """The first step of a generation is through: complete the record of why there is one, and tell the user and the history."""
+        self._parting.tell(parts)
+        if not generation.cause:
+            return
+        entry = {"step": step, "cause": generation.cause, "seconds": round(time.monotonic() - generation.since, 3)}
+        parts.progress.recoveries.append(entry)
+        text = f"{generation.cause}; {generation.how}, from {where}; {entry['seconds']:.2f} s without a step"
+        parts.journal.say(f"step {step}: {text}")
+        parts.journal.event(step, "recovery", text)
+        parts.saving.tell_history("recovery", text, step, recovery=entry)
 
     def _status(self) -> Status:
         peak = self._journal.peak_a_rank if self._journal else 0.0
@@ -157,12 +181,16 @@ class Life:
         if world.any(bool(refused), "lock"):
             raise UserError(refused) if refused else EchoedError("rank 0 says who writes the run")
 
-    def _keep(self) -> None:
-        """Keep the state that this rank has, and nothing that belongs to the generation that has ended."""
+    def _keep(self, handed: dict[int, dict[str, Tensor]] | None = None) -> None:
+        """Keep the states that this rank has a part of, with what leaving ranks have `handed` to it, and nothing of a broken generation."""
         parts, self._parts = self._parts, None
-        if parts is not None:
+        if parts is None:
+            return
+        if handed is None:
             parts.saving.abandon()
-            self._held += held_of(parts, self._era)
+        else:
+            parts.saving.close()
+        self._held += held_of(parts, self._era, handed or {})
 
 
 def main(folder: Path, number: int, port: int, beats: Path) -> int:

@@ -62,13 +62,16 @@ class Chosen:
     held: dict[int, dict[str, Tensor]]
 
 
-def held_of(parts: Parts, era: int) -> list[Held]:
-    """The states of which a rank of generation `era`, which has ended, has a part; its own is none where an update was cut off in the middle."""
+def held_of(parts: Parts, era: int, handed: dict[int, dict[str, Tensor]]) -> list[Held]:
+    """The states of which a rank of generation `era`, which has ended, has a part; its own is none where an update was cut off in the middle.
+
+    `handed`: what it keeps of the same state for ranks that leave.
+    """
     rank, found = parts.world.rank, []
     if not parts.torn:
         note_choices(parts)
         tensors = {name: tensor.detach() for name, tensor in parts.tensors().items()}
-        found.append(Held(era, rank, StateMap.of(parts), parts.progress, {rank: tensors}))
+        found.append(Held(era, rank, StateMap.of(parts), parts.progress, {rank: tensors, **handed}))
     for progress, kept in parts.peers.held():
         assert parts.peers.where is not None
         if found and found[0].progress.step == progress.step:

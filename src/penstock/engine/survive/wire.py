@@ -28,10 +28,13 @@ FOR_EVER = timedelta(days=365)
 
 @dataclass(frozen=True)
 class Generation:
-    """Who takes part, by rank the number of the process; and what ended the generation before: cause, how it is answered, when (monotonic)."""
+    """Who takes part, by rank the number of the process; who has done its part and ends; and what ended the generation before, if that was a failure:
+    cause, how it is answered, when (monotonic).
+    """
 
     number: int
     members: tuple[int, ...]
+    leavers: tuple[int, ...] = ()
     cause: str = ""
     how: str = ""
     since: float = 0.0
@@ -74,7 +77,7 @@ class Line:
         key = _key(number)
         self.store.wait([key], FOR_EVER)
         said = json.loads(self.store.get(key))
-        return Generation(**said | {"members": tuple(said["members"])})
+        return Generation(**said | {"members": tuple(said["members"]), "leavers": tuple(said["leavers"])})
 
     def check_in(self, generation: Generation, rank: int, status: Status, over: Callable[[], None], timeout_s: float) -> list[Status]:
         """Say that this rank is here, and wait for all others; `over` raises if the generation has ended before it began."""
