@@ -64,11 +64,13 @@ class Life:
         """Take part in one generation after the other, until the run has ended."""
         number = 0
         with self._stop, self._lock:
+            self._heart.says("waiting")
             while True:
-                self._heart.says("waiting")
                 generation = self._line.generation(number)
                 if self._number in generation.leavers or (self._number in generation.members and self._serve(generation)):
                     return
+                if self._number not in generation.members:
+                    self._heart.says("waiting")
                 number += 1
 
     def _serve(self, generation: Generation) -> bool:
