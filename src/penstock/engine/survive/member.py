@@ -5,6 +5,8 @@
     → a rank is lost: leave the groups, keep the state, and wait for the next generation
     → more or fewer ranks are asked for: the same in order (`parting.py`), and those that are too many end
 
+When the supervisor dies its ranks are asked to stop, as by Ctrl-C: they take their step to the end, save, and end; `penstock resume` goes on from there.
+
 A process that is no member waits, with everything imported and the corpus open: a warm standby. An error of its own ends the process, as in a rank
 that nobody supervises (`failures.py`); the others then see a lost rank.
 """
@@ -55,7 +57,7 @@ class Life:
         self._journal: Journal | None = None
         self._held: list[Held] = []
         self._parts: Parts | None = None
-        self._era, self._parting = -1, Parting()
+        self._era, self._parting, self._parent = -1, Parting(), os.getppid()
         HANDLERS["scale"] = self._parting.scale
         self._recoveries: list[dict[str, Any]] = []
         self._leads = False
@@ -65,13 +67,21 @@ class Life:
         number = 0
         with self._stop, self._lock:
             self._heart.says("waiting")
-            while True:
-                generation = self._line.generation(number)
+            while (generation := self._following(number)) is not None:
                 if self._number in generation.leavers or (self._number in generation.members and self._serve(generation)):
                     return
                 if self._number not in generation.members:
                     self._heart.says("waiting")
                 number += 1
+
+    def _following(self, number: int) -> Generation | None:
+        """Wait for a generation; None if the supervisor has died, after which there is none."""
+        try:
+            return self._line.generation(number)
+        except RuntimeError:
+            if os.getppid() == self._parent:
+                raise
+            return None
 
     def _serve(self, generation: Generation) -> bool:
         """Train as a member; whether the run has ended. Otherwise others are to go on with the state, and what can be kept is kept."""
@@ -110,6 +120,10 @@ class Life:
             parts.saving.close()
             parts.journal.close()
             raise
+        if not finished and os.getppid() != self._parent:
+            text = f"the supervisor of the ranks ended; they saved step {parts.progress.step}, and ended too"
+            parts.journal.say(f"{text}; go on with `penstock resume {self._run.path}`")
+            parts.saving.tell_history("failure", text, parts.progress.step)
         self._heart.says("finish")
         parts.saving.close()
         parts.journal.close()
@@ -197,7 +211,7 @@ class Life:
 
 def main(folder: Path, number: int, port: int, beats: Path) -> int:
     """Live; the exit code is the command's."""
-    die_with_parent()
+    die_with_parent(signal.SIGTERM)
     stacks = stacks_file(folder, number)
     stacks.parent.mkdir(exist_ok=True)
     faulthandler.register(signal.SIGUSR1, open(stacks, "a", encoding="utf-8"), all_threads=True)  # noqa: SIM115 (stays open)
