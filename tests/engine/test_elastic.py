@@ -15,6 +15,7 @@ from test_survive import FAULTS
 from penstock.cli.app import main
 from penstock.comm import World
 from penstock.config import UserError, with_values
+from penstock.engine import outline
 from penstock.engine.survive.fewer import config_for
 from penstock.engine.survive.parting import _check_memory
 from penstock.monitor import MetricStore
@@ -148,11 +149,11 @@ def test_another_number_of_ranks_changes_replicas_and_else_shards(tmp_path):
 
 
 def test_ranks_for_which_there_is_no_memory_are_refused(tmp_path, monkeypatch):
-    config = with_values(small_config(tmp_path), {"model.vocab": 257, "precision.compute": "float32"})
+    config = outline(small_config(tmp_path))
     parts = SimpleNamespace(config=config, world=World(), tensors=dict)
     _check_memory(parts, 4)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 20))
-    with pytest.raises(UserError, match=r"there is no memory for 4 ranks: each of 4 ranks needs about .* choose another number"):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=200 << 20))
+    with pytest.raises(UserError, match=r"there is no memory for 4 ranks: each needs about .* choose another number"):
         _check_memory(parts, 4)
     _check_memory(parts, 1)
 

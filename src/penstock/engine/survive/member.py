@@ -5,7 +5,7 @@
     → a rank is lost: leave the groups, keep the state, and wait for the next generation
     → more or fewer ranks are asked for: the same in order (`parting.py`), and those that are too many end
 
-When the supervisor dies its ranks are asked to stop, as by Ctrl-C: they take their step to the end, save, and end; `penstock resume` goes on from there.
+When the supervisor dies its ranks are asked to stop, as by Ctrl-C: they take their step to the end, save, and end; `penstock resume` goes on.
 
 A process that is no member waits, with everything imported and the corpus open: a warm standby. An error of its own ends the process, as in a rank
 that nobody supervises (`failures.py`); the others then see a lost rank.

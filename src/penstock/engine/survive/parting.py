@@ -97,7 +97,7 @@ def _check_memory(parts: Parts, ranks: int) -> None:
         grow = ranks * (needs + PROCESS) + sum(parts.world.gather_numbers(old, "memory")) - there
         lacking, what = grow - free, f"this host has {free / 1e9:.1f} GB left, beside {there / 1e9:.1f} GB that the run has"
     if parts.world.any(lacking > 0, "memory"):
-        each = f"each of {_ranks(ranks)} needs about {needs / 1e9:.2f} GB, and {old / 1e9:.2f} GB of the old state until it is carried"
+        each = f"each needs about {needs / 1e9:.2f} GB, and {old / 1e9:.2f} GB of the old state until it is carried"
         raise UserError(f"there is no memory for {_ranks(ranks)}: {each}; {what}; choose another number of ranks")
 
 
