@@ -13,7 +13,7 @@ from axis_of_threads import on_threads
 from penstock.config import load_config
 from penstock.models import resolve_model
 from penstock.parallel import Layout, Placement, Split, peer_copies, plan_weights, transition
-from penstock.parallel.peer_copies import PeerCopies, keepers
+from penstock.parallel.peer_copies import PeerCopies, hand_over, keepers
 from penstock.parallel.pipeline.stages import Part, Stages
 from penstock.parallel.transition import Copy, carry, find_missing, plan_transition
 from store.placements import layouts, placed
@@ -276,6 +276,29 @@ def test_a_copy_that_is_cut_short_leaves_the_one_before_it_whole(small_rounds):
             right = state_on(wholes[0], placements, layout, old)
             assert not [name for name in tensors if not same_bits(tensors[name], right[name])]
         assert set(mine.held(1)) == {rank, before}
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_what_leaving_ranks_hand_over_is_whole_with_those_that_stay(small_rounds, data):
+    which = data.draw(st.sampled_from([which for which in sorted(REAL) if REAL[which][0].ranks > 1]))
+    layout, placements = real_placements(which)
+    wholes = {name: bits(shape, torch.float32, 0) for name, shape in SHAPES.items()}
+    stay = data.draw(st.integers(1, layout.ranks - 1), label="stay")
+
+    def leave(axis):
+        return hand_over(state_on(wholes, placements, layout, axis.index), placements, layout, axis, range(stay, layout.ranks))
+
+    kept, _ = on_threads(leave, layout.ranks)
+    assert not any(kept[stay:]), "who leaves keeps nothing"
+    copies = [Copy(old, at, frozenset(tensors)) for at, mine in enumerate(kept[:stay]) for old, tensors in mine.items()]
+    after, sources = {name: Placement(shape) for name, shape in SHAPES.items()}, {rank: (rank,) for rank in range(stay)}
+    plan = plan_transition(layout, placements, Layout(replicate=stay), after, sources, copies)
+    assert not plan.missing
+    for at, mine in enumerate(kept[:stay]):
+        for old, tensors in mine.items():
+            right = state_on(wholes, placements, layout, old)
+            assert not [name for name in tensors if not same_bits(tensors[name], right[name])]
 
 
 def test_only_what_has_no_replica_is_sent():

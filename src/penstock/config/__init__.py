@@ -9,6 +9,7 @@ from penstock.config.schema import (
     BatchSection,
     Config,
     DataSection,
+    ElasticSection,
     EvalSection,
     ExchangeSection,
     ModelSection,
@@ -20,7 +21,8 @@ from penstock.config.schema import (
 )
 
 __all__ = [
-    "BatchSection", "Config", "ConfigError", "DataSection", "EchoedError", "EvalSection", "ExchangeSection", "MoESection", "ModelSection",
-    "OptimSection", "PipelineSection", "RankFailed", "RopeScaling", "SharedError", "SurviveSection", "UserError", "disk_errors", "explain", "leave",
-    "load_config", "nearest", "parse_config", "preset_dir", "preset_names", "sync_folder", "to_toml", "walk_settings", "with_values",
+    "BatchSection", "Config", "ConfigError", "DataSection", "EchoedError", "ElasticSection", "EvalSection", "ExchangeSection", "MoESection",
+    "ModelSection", "OptimSection", "PipelineSection", "RankFailed", "RopeScaling", "SharedError", "SurviveSection", "UserError", "disk_errors",
+    "explain", "leave", "load_config", "nearest", "parse_config", "preset_dir", "preset_names", "sync_folder", "to_toml", "walk_settings",
+    "with_values",
 ]

@@ -2,6 +2,7 @@
 
     supervisor.py   starts the ranks, sees deaths and hangs, says who forms the next generation
     scaling.py      more or fewer ranks, when somebody asks for them
+    policy.py       more or fewer ranks, when the time of steps says so
     processes.py    one rank as the supervisor sees it
     hangs.py        which rank it is that all others wait for
     wire.py         what the supervisor and the ranks say to each other

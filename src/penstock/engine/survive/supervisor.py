@@ -31,6 +31,7 @@ from penstock.engine.launch import check_port, forwarded_signals
 from penstock.engine.resolve import check_world, cores
 from penstock.engine.survive.fewer import config_for
 from penstock.engine.survive.hangs import StepWatch, blame
+from penstock.engine.survive.policy import Pilot, Policy
 from penstock.engine.survive.processes import Member, wait_for_end
 from penstock.engine.survive.scaling import Scaling
 from penstock.engine.survive.wire import HOST, Generation, post
@@ -82,6 +83,7 @@ class Supervisor:
         self._leavers: set[int] = set()  # those that end as they are not needed any more
         self._standby = section.standby if section.replace == "standby" else 0
         self._watch, self._scaling = StepWatch(section.patience_s), Scaling(run)
+        self._pilot = Pilot(run, Policy(self._config.elastic)) if self._config.elastic.policy != "off" else None
         self._failures, self._failed_at, self._recoveries = 0, -1, 0
         self._mend = f"the run is {run.path}, go on from its last snapshot with `penstock resume {run.path}`"
         self._generation = Generation(0, tuple(self.start() for _ in range(nproc)))
@@ -220,6 +222,8 @@ class Supervisor:
         beats = [self._beat(member) for member in members]
         number = self._generation.number
         self._scaling.look(self)
+        if self._pilot is not None:
+            self._pilot.look(len(members), [beat for beat in beats if beat.generation == number])
         if all(beat.generation == number and beat.phase == "parted" for beat in beats):
             self._generation = self._scaling.following(self._generation)
             self._leavers.update(self._generation.leavers)
