@@ -295,7 +295,7 @@ def test_what_leaving_ranks_hand_over_is_whole_with_those_that_stay(small_rounds
     after, sources = {name: Placement(shape) for name, shape in SHAPES.items()}, {rank: (rank,) for rank in range(stay)}
     plan = plan_transition(layout, placements, Layout(replicate=stay), after, sources, copies)
     assert not plan.missing
-    for at, mine in enumerate(kept[:stay]):
+    for mine in kept[:stay]:
         for old, tensors in mine.items():
             right = state_on(wholes, placements, layout, old)
             assert not [name for name in tensors if not same_bits(tensors[name], right[name])]

@@ -30,7 +30,8 @@ Progress = Callable[[float, str], None]
 #: Sections a resumed run may change; all else decides what the state means or what was already computed, and is a fork's to change (`fork.py`).
 CHANGEABLE = (
     "train.steps", "batch.micro", "eval.", "snapshot.", "survive.", "elastic.", "metrics.", "layout.", "exchange.", "balance.", "compile.",
-    "run.device", "run.threads", "optim.lr", "optim.muon_lr", "optim.weight_decay", "optim.clip", "optim.schedule", "optim.decay", "optim.min_lr", "optim.warmup",
+    "run.device", "run.threads", "optim.lr", "optim.muon_lr", "optim.weight_decay", "optim.clip", "optim.schedule", "optim.decay",
+    "optim.min_lr", "optim.warmup",
 )  # fmt: skip
 #: Longest wait for the lead rank to prepare a corpus below torchrun.
 PREPARE_DEADLINE = timedelta(hours=24)
