@@ -17,7 +17,7 @@ from penstock.engine.state import weights_digest
 from penstock.engine.step import take_step
 from penstock.engine.transition import StateMap, carry_state
 from penstock.lab.equivalence import RandomPlan
-from penstock.parallel import Layout, PeerCopies, Placement, Split, copies_kept
+from penstock.parallel import Copy, Layout, PeerCopies, Placement, Split
 from penstock.store import agreed_manifest, save_snapshot
 
 
@@ -151,7 +151,7 @@ def lost_and_found(world):
     copies = PeerCopies(core.tensors(), where.placements, core.layout, world.axis)
     world.meter.take()
     take_step(core, 0)
-    copies.after_step(1, core.tensors())
+    copies.keep(1, core.tensors())
     sent = world.meter.take()["world.peer_copies_bytes"]
     digest = weights_digest(core.laid)
     take_step(core, 1)
@@ -161,9 +161,9 @@ def lost_and_found(world):
     untouched = {name: tensor.clone() for name, tensor in fresh.tensors().items()}
     missing = carry_state(fresh, where, held, sources)
     still = not differing(untouched, fresh.tensors())
-    kept = copies_kept(where.placements, where.layout, {0: 0, 2: 2})
-    rest = carry_state(fresh, where, held, sources, kept)
-    own = sum(t.numel() * t.element_size() for name, t in core.tensors().items() if "shard" in where.placements[name].axes)
+    cut = frozenset(name for name, placement in where.placements.items() if "shard" in placement.axes)
+    rest = carry_state(fresh, where, held, sources, [Copy(1, 2, cut)])
+    own = sum(core.tensors()[name].numel() * core.tensors()[name].element_size() for name in cut)
     return {name for name, _ in missing}, still, rest, weights_digest(fresh.laid) == digest, sent / own
 
 

@@ -35,7 +35,7 @@ if orders and "penstock.engine.survive.member" in " ".join(sys.orig_argv):
 
     now = [0]
     kept = {"gradients": step.gradients, "update": step.update, "loss": build.Core.loss, "sum": worlds.World.sum_, "save": saver.Saver._save}
-    kept["spread"] = take_up._spread
+    kept["carry"] = take_up.carry_state
 
     def gradients(parts, at):
         now[0] = at
@@ -58,12 +58,12 @@ if orders and "penstock.engine.survive.member" in " ".join(sys.orig_argv):
         strike("snapshot", job.step)
         return kept["save"](self, job)
 
-    def spread(*arguments):
+    def carry(*arguments):
         strike("recovery", None)
-        return kept["spread"](*arguments)
+        return kept["carry"](*arguments)
 
     step.gradients, step.update, build.Core.loss, worlds.World.sum_ = gradients, update, loss, sum_
-    saver.Saver._save, take_up._spread = save, spread
+    saver.Saver._save, take_up.carry_state = save, carry
 """
 
 

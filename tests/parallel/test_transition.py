@@ -13,7 +13,7 @@ from axis_of_threads import on_threads
 from penstock.config import load_config
 from penstock.models import resolve_model
 from penstock.parallel import Layout, Placement, Split, peer_copies, plan_weights, transition
-from penstock.parallel.peer_copies import PeerCopies, copies_kept, keepers
+from penstock.parallel.peer_copies import PeerCopies, hand_over, keepers
 from penstock.parallel.pipeline.stages import Part, Stages
 from penstock.parallel.transition import Copy, carry, find_missing, plan_transition
 from store.placements import layouts, placed
@@ -228,7 +228,7 @@ def kept_by_peers(wholes, placements, layout, nodes, steps, cut=-1):
         copies = PeerCopies(state_on(wholes[0], placements, layout, axis.index), placements, layout, axis)
         try:
             for step in range(1, steps + 1):
-                copies.after_step(step, state_on(wholes[step - 1], placements, layout, axis.index))
+                copies.keep(step, state_on(wholes[step - 1], placements, layout, axis.index))
         except ConnectionError:
             pass
         return copies
@@ -249,10 +249,10 @@ def test_with_copies_of_peers_nothing_is_missing_when_a_rank_or_a_node_is_lost(s
         lost = {rank for rank in range(layout.ranks) if nodes[rank] == nodes[min(lost)]}
     alive = {old: new for new, old in enumerate(rank for rank in range(layout.ranks) if rank not in lost)}
     new, after = Layout(replicate=len(alive)), {name: Placement(shape) for name, shape in SHAPES.items()}
-    sources, kept = {old: (at,) for old, at in alive.items()}, copies_kept(placements, layout, alive, nodes)
-    plan = plan_transition(layout, placements, new, after, sources, kept)
-    assert not plan.missing
     of_new = {at: copies[old] for old, at in alive.items()}
+    kept = [Copy(old, at, frozenset(tensors)) for at, mine in of_new.items() for old, tensors in mine.held(3).items() if old in lost]
+    plan = plan_transition(layout, placements, new, after, {old: (at,) for old, at in alive.items()}, kept)
+    assert not plan.missing
     for step in (2, 3):  # both generations are whole
 
         def rank(axis, step=step):
@@ -276,6 +276,29 @@ def test_a_copy_that_is_cut_short_leaves_the_one_before_it_whole(small_rounds):
             right = state_on(wholes[0], placements, layout, old)
             assert not [name for name in tensors if not same_bits(tensors[name], right[name])]
         assert set(mine.held(1)) == {rank, before}
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_what_leaving_ranks_hand_over_is_whole_with_those_that_stay(small_rounds, data):
+    which = data.draw(st.sampled_from([which for which in sorted(REAL) if REAL[which][0].ranks > 1]))
+    layout, placements = real_placements(which)
+    wholes = {name: bits(shape, torch.float32, 0) for name, shape in SHAPES.items()}
+    stay = data.draw(st.integers(1, layout.ranks - 1), label="stay")
+
+    def leave(axis):
+        return hand_over(state_on(wholes, placements, layout, axis.index), placements, layout, axis, range(stay, layout.ranks))
+
+    kept, _ = on_threads(leave, layout.ranks)
+    assert not any(kept[stay:]), "who leaves keeps nothing"
+    copies = [Copy(old, at, frozenset(tensors)) for at, mine in enumerate(kept[:stay]) for old, tensors in mine.items()]
+    after, sources = {name: Placement(shape) for name, shape in SHAPES.items()}, {rank: (rank,) for rank in range(stay)}
+    plan = plan_transition(layout, placements, Layout(replicate=stay), after, sources, copies)
+    assert not plan.missing
+    for mine in kept[:stay]:
+        for old, tensors in mine.items():
+            right = state_on(wholes, placements, layout, old)
+            assert not [name for name in tensors if not same_bits(tensors[name], right[name])]
 
 
 def test_only_what_has_no_replica_is_sent():

@@ -84,6 +84,23 @@ def resume(run: RunName, sets: Sets = None, nproc: Nproc = 1, runs_dir: RunsDir 
 
 
 @app.command()
+def scale(
+    run: RunName,
+    ranks: Annotated[int, typer.Option("--ranks", help="Ranks to go on with.")],
+    wait: Annotated[float, typer.Option("--wait", min=0.1, help="Seconds to wait for it; after that it is taken back.")] = 120.0,
+    runs_dir: RunsDir = "runs",
+    json: Json = False,
+) -> None:
+    """Have a running run go on with more or fewer ranks after its next step, without losing one."""
+    from penstock.store import find_run
+
+    found = find_run(run, runs_dir)
+    from penstock.engine import scale_run
+
+    output.show(scale_run(found, ranks, wait), json, lambda r: f"step {r['step']}: {r['text']}")
+
+
+@app.command()
 def generate(
     run: RunName,
     prompt: Annotated[str, typer.Option("--prompt", help="Text to go on from; empty: start of a document.")] = "",

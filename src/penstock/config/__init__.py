@@ -9,6 +9,7 @@ from penstock.config.schema import (
     BatchSection,
     Config,
     DataSection,
+    ElasticSection,
     EvalSection,
     ExchangeSection,
     ModelSection,
@@ -20,8 +21,9 @@ from penstock.config.schema import (
 )
 
 __all__ = [
-    "BatchSection", "Config", "ConfigError", "DataSection", "EchoedError", "EvalSection", "ExchangeSection", "MoESection", "ModelSection",
-    "OptimSection", "PipelineSection", "RankFailed", "RopeScaling", "SharedError", "SurviveSection", "UserError", "changed_settings", "disk_errors",
-    "explain", "flat", "leave", "load_config", "nearest", "parse_config", "preset_dir", "preset_names", "sync_folder", "to_toml", "walk_settings",
+    "BatchSection", "Config", "ConfigError", "DataSection", "EchoedError", "ElasticSection", "EvalSection", "ExchangeSection", "MoESection",
+    "ModelSection", "OptimSection", "PipelineSection", "RankFailed", "RopeScaling", "SharedError", "SurviveSection", "UserError", "changed_settings",
+    "disk_errors", "explain", "flat", "leave", "load_config", "nearest", "parse_config", "preset_dir", "preset_names", "sync_folder", "to_toml",
+    "walk_settings",
     "with_values",
 ]

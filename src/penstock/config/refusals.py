@@ -16,7 +16,7 @@ Refusals = list[tuple[bool, str]]
 
 def impossible(config: Config) -> Refusals:
     """Every combination that is refused, in the order in which they are looked for."""
-    return [*_of_model(config), *_of_steps(config), *_of_balance(config)]
+    return [*_of_model(config), *_of_steps(config), *_of_balance(config), *_of_ranks(config)]
 
 
 def _of_model(config: Config) -> Refusals:
@@ -94,3 +94,19 @@ def _of_balance(config: Config) -> Refusals:
          f"balance.data = 'measured' can move nothing with batch.micro = 1 and layout.{' and layout.'.join(together)} above 1, where all ranks "
          "have as many micro-batches, and none is smaller than a sequence; raise batch.micro"),
     ]
+
+
+def _of_ranks(config: Config) -> Refusals:
+    elastic, survive = config.elastic, config.survive
+    on = elastic.policy != "off"
+    return [
+        (survive.copies > 0 and survive.enabled == "off",
+         f"survive.copies = {survive.copies} has no use with survive.enabled = 'off', where a lost rank ends the run; set survive.enabled=on"),
+        (on and survive.enabled == "off",
+         f"elastic.policy = '{elastic.policy}' needs the supervisor of survive.enabled = 'on'; set that, or elastic.policy=off"),
+        (on and elastic.keep >= elastic.gain,
+         f"the policy would oscillate: ranks that bring elastic.gain = {elastic.gain} of their part are added, and given up again below "
+         f"elastic.keep = {elastic.keep}; let keep be well below gain"),
+        (on and 0 < elastic.max < elastic.min,
+         f"elastic.max = {elastic.max} is below elastic.min = {elastic.min}; raise one, or lower the other"),
+    ]  # fmt: skip

@@ -298,7 +298,29 @@ class SurviveSection(Section):
     patience_s: Annotated[float, Field(ge=0.0, le=86400.0)] = Field(
         10.0, description="Least time, seconds, that a step takes before a rank is held to hang, and 3 usual steps if that is longer; 0: for ever."
     )
+    copies: Count = Field(
+        0,
+        description="Steps between copies of the state in other ranks' memory, from which a shard without replicas is taken up if its rank is lost: "
+        "at most so many steps are taken again. Memory of the host: up to four times the rank's state; time: a copy of it, and sending what "
+        "has no replica. 0: none; such a loss goes back to the newest snapshot.",
+    )
     most: Count = Field(100, description="Recoveries of one start of a run; the next failure ends it.")
+
+
+class ElasticSection(Section):
+    """Whether a run with a supervisor (survive.enabled) looks itself for the number of ranks that pays (`penstock scale` asks for one by hand)."""
+
+    policy: Literal["off", "throughput"] = Field(
+        "off", description="throughput: more ranks as long as they bring enough speed, fewer where they do not; the batch stays, and what is learned."
+    )
+    min: Positive = Field(1, description="Fewest ranks that the policy goes to.")
+    max: Count = Field(0, description="Most ranks that the policy goes to; 0: the host's GPUs, or CPU cores where there are none.")
+    gain: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.5, description="Share of their part that added ranks must have brought to be taken again; 1: with twice the ranks half the time."
+    )
+    keep: Fraction = Field(0.25, description="Share of their part below which added ranks are given up; less than elastic.gain.")
+    cooldown: Annotated[int, Field(ge=10)] = Field(100, description="Steps on a number of ranks before the policy decides; their median time counts.")
+    dry_run: bool = Field(False, description="Only say what the policy would do, and why, in the run's history and on the screen.")
 
 
 class EvalSection(Section):
@@ -357,6 +379,7 @@ class Config(Section):
     exchange: ExchangeSection = Field(default_factory=ExchangeSection)
     balance: BalanceSection = Field(default_factory=BalanceSection)
     survive: SurviveSection = Field(default_factory=SurviveSection)
+    elastic: ElasticSection = Field(default_factory=ElasticSection)
     eval: EvalSection = Field(default_factory=EvalSection)
     snapshot: SnapshotSection = Field(default_factory=SnapshotSection)
     metrics: MetricsSection = Field(default_factory=MetricsSection)

@@ -28,6 +28,7 @@ from penstock.engine.heart import Heart
 from penstock.engine.journal import Journal
 from penstock.engine.late import LateCheck
 from penstock.engine.micro import MicroTuner, build_tuner, skip_what_does_not_fit
+from penstock.engine.peers import Peers
 from penstock.engine.pipeline import Pipeline
 from penstock.engine.replan import Watch
 from penstock.engine.saving import Saving
@@ -195,6 +196,8 @@ class Parts(Core):
     #: Changes to take up when the run comes to their steps, which it has taken before.
     agenda: list[Due] = field(default_factory=list, kw_only=True)
     watch: Watch = field(default_factory=Watch, kw_only=True)
+    #: Keeps copies of the state in other ranks' memory.
+    peers: Peers = field(default_factory=Peers, kw_only=True)
     #: Says where this rank is, to whoever watches over it.
     heart: Heart = field(default_factory=Heart, kw_only=True)
 

@@ -103,6 +103,7 @@ def apply(parts: Parts, plan: ChangePlan, who: str) -> None:
         gc.collect()  # modules and their hooks refer to each other, and hold the old state
         if parts.tuner.settled:
             parts.compile(parts.journal.warn)
+    parts.peers.keep_anew(parts)
 
 
 def build_anew(parts: Parts, plan: ChangePlan, progress: Progress) -> Core:

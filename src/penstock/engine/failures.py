@@ -20,10 +20,10 @@ from pathlib import Path
 from penstock.config import EchoedError, RankFailed, UserError
 
 
-def die_with_parent() -> None:
-    """Ask Linux to kill this rank when its launcher dies, so that none trains on unseen (elsewhere: nothing)."""
+def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
+    """Ask Linux to send this rank a signal when its launcher dies, so that none trains on unseen (elsewhere: nothing)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, by)  # 1: PR_SET_PDEATHSIG
 
 
 def run_reporting(folder: Path, work: Callable[[], None]) -> int:

@@ -3,8 +3,8 @@
 The place is 64 bytes of a file in memory that all processes of a run map, one place for each process. Writing there is a matter of microseconds and
 needs no call of the system, so every phase of every step is told. A reader may meet a beat half written, and looks again.
 
-A rank that nobody watches over writes into memory of its own. After a recovery the heart also completes the record of it when the first step
-is through, as only then the seconds without a step are known.
+A rank that nobody watches over writes into memory of its own. Who wants to know how long a recovery took asks the heart to be called when the first
+step is through.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from __future__ import annotations
 import mmap
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from penstock.engine.build import Parts
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 #: What a rank may be in; a phase of the step that is not among them counts as the first.
 PHASES = (
     "step", "start", "data", "forward_backward", "exchange", "optimizer", "check", "evaluation", "snapshot", "finish", "broken", "waiting", "command",
+    "parted",
 )  # fmt: skip
 #: Bytes of a place, and the numbers in it: generation, step, steps taken in this generation, phase, seconds of the last step, when this beat was.
 PLACE, _BEAT = 64, struct.Struct("<qqqqdd")
@@ -46,8 +48,7 @@ class Heart:
         self._place: mmap.mmap | bytearray = opened(beats) if beats else bytearray(PLACE)
         self._start = PLACE * number if beats else 0
         self._generation, self._step, self._taken, self._step_s = -1, 0, 0, 0.0
-        self._recovery: dict[str, Any] | None = None
-        self._since = 0.0
+        self._first: Callable[[Parts], None] | None = None
 
     def begin(self, generation: int) -> None:
         """A generation of ranks begins."""
@@ -63,27 +64,21 @@ class Heart:
         number = PHASES.index(phase) if phase in PHASES else 0
         _BEAT.pack_into(self._place, self._start, self._generation, self._step, self._taken, number, self._step_s, time.monotonic())
 
-    def recovered(self, recovery: dict[str, Any], since: float) -> None:
-        """The state was taken up after a failure noticed at `since`; `recovery` is to be completed."""
-        self._recovery, self._since = recovery, since
+    def then(self, first: Callable[[Parts], None]) -> None:
+        """Call this when the next step is through."""
+        self._first = first
 
     def after_step(self, parts: Parts, seconds: float) -> None:
         """A step that took `seconds` is through."""
         self._step, self._taken, self._step_s = parts.progress.step, self._taken + 1, seconds
         self.says("step")
-        self.tell_recovery(parts)
+        self.goes_on(parts)
 
-    def tell_recovery(self, parts: Parts) -> None:
-        """Complete the record of a recovery, if there is one, and tell the user and the history of it."""
-        recovery, self._recovery = self._recovery, None
-        if recovery is None:
-            return
-        entry = {"step": recovery["step"], "cause": recovery["cause"], "seconds": round(time.monotonic() - self._since, 3)}
-        parts.progress.recoveries.append(entry)
-        text = f"{recovery['cause']}; {recovery['how']}; {entry['seconds']:.2f} s without a step"
-        parts.journal.say(f"step {recovery['step']}: {text}")
-        parts.journal.event(recovery["step"], "recovery", text)
-        parts.saving.tell_history("recovery", text, recovery["step"], recovery=entry)
+    def goes_on(self, parts: Parts) -> None:
+        """Call whoever waits for the run to go on."""
+        first, self._first = self._first, None
+        if first is not None:
+            first(parts)
 
 
 def opened(beats: Path) -> mmap.mmap:

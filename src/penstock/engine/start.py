@@ -31,8 +31,9 @@ Progress = Callable[[float, str], None]
 
 #: Sections a resumed run may change; all else decides what the state means or what was already computed, and is a fork's to change (`fork.py`).
 CHANGEABLE = (
-    "train.steps", "batch.micro", "eval.", "snapshot.", "survive.", "metrics.", "layout.", "exchange.", "balance.", "compile.", "run.device",
-    "run.threads", "optim.lr", "optim.muon_lr", "optim.weight_decay", "optim.clip", "optim.schedule", "optim.decay", "optim.min_lr", "optim.warmup",
+    "train.steps", "batch.micro", "eval.", "snapshot.", "survive.", "elastic.", "metrics.", "layout.", "exchange.", "balance.", "compile.",
+    "run.device", "run.threads", "optim.lr", "optim.muon_lr", "optim.weight_decay", "optim.clip", "optim.schedule", "optim.decay",
+    "optim.min_lr", "optim.warmup",
 )  # fmt: skip
 #: Longest wait for the lead rank to prepare a corpus below torchrun.
 PREPARE_DEADLINE = timedelta(hours=24)
@@ -93,10 +94,10 @@ def make_run(config: Config, label: str, command: str, folder: Path | None, prog
 
 
 def train_here(run: Run, nproc: int) -> dict[str, Any]:
-    """Train on this host: one rank in this process, or several through the launcher."""
-    if nproc == 1:
-        return run_rank(run, World(device=join_world(run.config().run.device, 1).device))
+    """Train on this host: one rank in this process, or several through the launcher; with a supervisor also one is in a process of its own."""
     config = run.config()
+    if nproc == 1 and not survives(config):
+        return run_rank(run, World(device=join_world(config.run.device, 1).device))
     (supervise if survives(config) else launch)(run, nproc, config.layout.port)
     return run.read("summary.json")
 

@@ -2,6 +2,7 @@
 
     while step < until:
         next_result      data → forward, backward → exchange → clip → update      (step.py, late.py)
+        peers            a copy of the state with another rank, if asked for           (peers.py)
         balancer         each replica's share of the next batch, where that is measured (balance.py)
         journal          metrics store, TensorBoard, live line                     (journal.py)
         tune_micro       how many sequences at a time, while that is being tried   (micro.py)
@@ -41,6 +42,7 @@ def train(parts: Parts) -> bool:
         progress.step += 1
         parts.torn = parts.late is not None and parts.late.ahead
         progress.tokens += result.tokens
+        parts.peers.after_step(parts)
         seconds = time.perf_counter() - began
         parts.heart.after_step(parts, seconds)
         parts.balancer.after_step(parts)
@@ -72,7 +74,7 @@ def complete(parts: Parts, started: float, stop: bool = False) -> None:
 def settled_after(parts: Parts) -> bool:
     """Whether the loop does something with the state after the coming step, so that no later one may have begun."""
     config, step = parts.config, parts.progress.step + 1
-    every = config.eval.every, config.snapshot.every, parts.watch.every(parts)
+    every = config.eval.every, config.snapshot.every, parts.peers.every, parts.watch.every(parts)
     asked = parts.inbox.agreed or any(one.step == step for one in parts.agenda)
     return step == parts.until or asked or any(due(step, n) for n in every)
 

@@ -8,7 +8,7 @@ from penstock.parallel.expert import spread_experts
 from penstock.parallel.layout import Layout, build_layout, said_nodes
 from penstock.parallel.matrices import Matrices, shared_matrices
 from penstock.parallel.mesh import Mesh
-from penstock.parallel.peer_copies import PeerCopies, copies_kept
+from penstock.parallel.peer_copies import PeerCopies, hand_over
 from penstock.parallel.placement import Box, Placement, Split, common, inside
 from penstock.parallel.plan import plan_weights
 from penstock.parallel.shard import Formats
@@ -18,7 +18,7 @@ from penstock.parallel.weights import Weights, assemble, own_part
 
 __all__ = [
     "Box", "Copy", "Formats", "Laid", "Layout", "Matrices", "Mesh", "Missing", "PeerCopies", "Placement", "Slots", "Split", "TransitionPlan",
-    "Weights", "assemble", "balanced_slots", "build_layout", "carry", "check_layout", "common", "context_positions", "copies_kept", "find_missing",
+    "Weights", "assemble", "balanced_slots", "build_layout", "carry", "check_layout", "common", "context_positions", "find_missing", "hand_over",
     "inside", "laid_whole", "lay_out", "move_experts", "own_part", "placed", "plan_transition", "plan_weights", "said_nodes", "saved_buffers",
     "shared_matrices", "spread_experts", "sync_replicas",
 ]

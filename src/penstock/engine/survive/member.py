@@ -1,8 +1,11 @@
 """One rank's process, through all generations: `python -m penstock.engine.survive.member RUN NUMBER PORT BEATS`.
 
     wait for a generation that this process is a member of
-    → say which state it has → meet the others → take up the newest state (`take_up.py`), else the newest snapshot → train
+    → say which states it has → meet the others → take up the newest whole one (`take_up.py`), else the newest snapshot → train
     → a rank is lost: leave the groups, keep the state, and wait for the next generation
+    → more or fewer ranks are asked for: the same in order (`parting.py`), and those that are too many end
+
+When the supervisor dies its ranks are asked to stop, as by Ctrl-C: they take their step to the end, save, and end; `penstock resume` goes on.
 
 A process that is no member waits, with everything imported and the corpus open: a warm standby. An error of its own ends the process, as in a rank
 that nobody supervises (`failures.py`); the others then see a lost rank.
@@ -16,19 +19,26 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from penstock.comm import World, join_world
 from penstock.config import Config, EchoedError, UserError, leave
 from penstock.engine.build import Parts, build
 from penstock.engine.control import StopRequest
-from penstock.engine.failures import run_reporting
+from penstock.engine.failures import die_with_parent, run_reporting
 from penstock.engine.heart import Heart
 from penstock.engine.journal import Journal
+from penstock.engine.obey import HANDLERS
+from penstock.engine.peers import Peers
 from penstock.engine.survive.fewer import config_for
 from penstock.engine.survive.groups import Groups, is_broken
 from penstock.engine.survive.hangs import stacks_file
-from penstock.engine.survive.take_up import Held, held_of, take_up
+from penstock.engine.survive.parting import Parted, Parting
+from penstock.engine.survive.take_up import Chosen, Held, choose, held_of, take_up
 from penstock.engine.survive.wire import Generation, Line, Status
 from penstock.engine.trainer import complete
 from penstock.engine.worker import announce, finish, open_corpus, open_journal, train_or_tell, use_threads
@@ -45,27 +55,45 @@ class Life:
         self._corpus = open_corpus(run, self._config)
         self._stop = StopRequest(supervised=True)
         self._journal: Journal | None = None
-        self._held: Held | None = None
+        self._held: list[Held] = []
         self._parts: Parts | None = None
+        self._era, self._parting, self._parent = -1, Parting(), os.getppid()
+        HANDLERS["scale"] = self._parting.scale
+        self._recoveries: list[dict[str, Any]] = []
         self._leads = False
 
     def live(self) -> None:
         """Take part in one generation after the other, until the run has ended."""
         number = 0
         with self._stop, self._lock:
-            while True:
-                self._heart.says("waiting")
-                generation = self._line.generation(number)
-                if self._number in generation.members and self._serve(generation):
+            self._heart.says("waiting")
+            while (generation := self._following(number)) is not None:
+                if self._number in generation.leavers or (self._number in generation.members and self._serve(generation)):
                     return
+                if self._number not in generation.members:
+                    self._heart.says("waiting")
                 number += 1
 
+    def _following(self, number: int) -> Generation | None:
+        """Wait for a generation; None if the supervisor has died, after which there is none."""
+        try:
+            return self._line.generation(number)
+        except RuntimeError:
+            if os.getppid() == self._parent:
+                raise
+            return None
+
     def _serve(self, generation: Generation) -> bool:
-        """Train as a member; whether the run has ended. Otherwise a rank was lost, and what can be kept is kept."""
+        """Train as a member; whether the run has ended. Otherwise others are to go on with the state, and what can be kept is kept."""
         groups = Groups(self._port, generation.number, self._config.layout.timeout_s)
         self._heart.begin(generation.number)
         try:
             self._train(generation, groups)
+        except Parted as parted:
+            self._keep(parted.handed)
+            groups.leave(broken=False)
+            self._heart.says("parted")
+            return False
         except Exception as error:
             if not groups.over.is_set() and (isinstance(error, UserError) or not is_broken(error)):
                 raise
@@ -79,8 +107,7 @@ class Life:
     def _train(self, generation: Generation, groups: Groups) -> None:
         rank, size = generation.members.index(self._number), len(generation.members)
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
-        config = config_for(self._config, size)
-        timeout_s = config.layout.timeout_s
+        timeout_s = self._config.layout.timeout_s
         statuses = self._line.check_in(generation, rank, self._status(), groups.check, timeout_s)
         config = config_for(self._run.config(), size)  # a change may have come between two steps; who wrote it has checked in, or is lost
         use_threads(config)
@@ -93,6 +120,10 @@ class Life:
             parts.saving.close()
             parts.journal.close()
             raise
+        if not finished and os.getppid() != self._parent:
+            text = f"the supervisor of the ranks ended; they saved step {parts.progress.step}, and ended too"
+            parts.journal.say(f"{text}; go on with `penstock resume {self._run.path}`")
+            parts.saving.tell_history("failure", text, parts.progress.step)
         self._heart.says("finish")
         parts.saving.close()
         parts.journal.close()
@@ -100,40 +131,55 @@ class Life:
 
     def _begin(self, generation: Generation, config: Config, world: World, statuses: list[Status]) -> Parts:
         """This rank's parts, with the newest state there is, and all that was due at its step done."""
-        journal = self._journal = self._joined(config, world, statuses)
-        parts = take_up(self._run, config, world, self._corpus, self._stop, journal, self._held, statuses)
+        chosen = choose(world, statuses, self._held)
+        journal = self._journal = self._joined(config, world, statuses, chosen)
+        parts = take_up(self._run, config, world, self._corpus, self._stop, journal, chosen) if chosen else None
         in_memory = parts is not None
         if parts is None:
             if list_snapshots(self._run.folder):
                 journal.rewind(list_snapshots(self._run.folder)[-1].step)
             parts = build(self._run, config, world, self._corpus, self._stop, journal)
-        self._parts, self._held = parts, None
-        parts.heart, parts.timer.listener = self._heart, self._heart.says
+        self._parts, self._era = parts, generation.number
+        self._recoveries = parts.progress.recoveries = max((status.recoveries for status in statuses), key=len) or parts.progress.recoveries
+        parts.heart, parts.timer.listener, parts.peers = self._heart, self._heart.says, Peers(config.survive.copies)
+        parts.peers.keep(parts)
+        parts.world.barrier()  # all have the state: what was before can go
+        self._held = []
         self._heart.at(parts.progress.step)
-        if not generation.cause:
+        if generation.number == 0:
             announce(parts)
             return parts
         where = "the state in memory" if in_memory else "the newest snapshot" if parts.progress.step else "the beginning"
-        self._heart.recovered({"step": parts.progress.step, "cause": generation.cause, "how": f"{generation.how}, from {where}"}, generation.since)
+        self._heart.then(partial(self._tell, generation, where, parts.progress.step))
         if in_memory:
             complete(parts, time.perf_counter() - parts.progress.wall_s)
         if parts.progress.step >= parts.until:
-            self._heart.tell_recovery(parts)
+            self._heart.goes_on(parts)
         return parts
 
-    def _status(self) -> Status:
-        held, journal = self._held, self._journal
-        peak = journal.peak_a_rank if journal else 0.0
-        return Status(held.progress.step, held.progress.numbers(), peak) if held else Status(peak=peak)
+    def _tell(self, generation: Generation, where: str, step: int, parts: Parts) -> None:
+        """The first step of a generation is through: complete the record of why there is one, and tell the user and the history."""
+        self._parting.tell(parts)
+        if not generation.cause:
+            return
+        entry = {"step": step, "cause": generation.cause, "seconds": round(time.monotonic() - generation.since, 3)}
+        parts.progress.recoveries.append(entry)
+        text = f"{generation.cause}; {generation.how}, from {where}; {entry['seconds']:.2f} s without a step"
+        parts.journal.say(f"step {step}: {text}")
+        parts.journal.event(step, "recovery", text)
+        parts.saving.tell_history("recovery", text, step, recovery=entry)
 
-    def _joined(self, config: Config, world: World, statuses: list[Status]) -> Journal:
+    def _status(self) -> Status:
+        peak = self._journal.peak_a_rank if self._journal else 0.0
+        return Status([held.offer for held in self._held], self._recoveries, peak)
+
+    def _joined(self, config: Config, world: World, statuses: list[Status], chosen: Chosen | None) -> Journal:
         """The journal, which goes on where the state does; all ranks must call it."""
-        step, peak = max(status.step for status in statuses), max(status.peak for status in statuses)
+        peak = max(status.peak for status in statuses)
         if not peak:
             return open_journal(self._run, config, world)
-        if step < 0:
-            snapshots = list_snapshots(self._run.folder)
-            step = snapshots[-1].step if snapshots else 0
+        snapshots = list_snapshots(self._run.folder)
+        step = chosen.progress.step if chosen else snapshots[-1].step if snapshots else 0
         if self._journal is None:
             return Journal(self._run, config, world, peak * world.size, step)
         self._journal.join(world, step)
@@ -151,16 +197,21 @@ class Life:
         if world.any(bool(refused), "lock"):
             raise UserError(refused) if refused else EchoedError("rank 0 says who writes the run")
 
-    def _keep(self) -> None:
-        """Keep the state that this rank has, and nothing that belongs to the generation that has ended."""
+    def _keep(self, handed: dict[int, dict[str, Tensor]] | None = None) -> None:
+        """Keep the states that this rank has a part of, with what leaving ranks have `handed` to it, and nothing of a broken generation."""
         parts, self._parts = self._parts, None
-        if parts is not None:
+        if parts is None:
+            return
+        if handed is None:
             parts.saving.abandon()
-            self._held = held_of(parts)
+        else:
+            parts.saving.close()
+        self._held += held_of(parts, self._era, handed or {})
 
 
 def main(folder: Path, number: int, port: int, beats: Path) -> int:
     """Live; the exit code is the command's."""
+    die_with_parent(signal.SIGTERM)  # not at once, as other ranks do
     stacks = stacks_file(folder, number)
     stacks.parent.mkdir(exist_ok=True)
     faulthandler.register(signal.SIGUSR1, open(stacks, "a", encoding="utf-8"), all_threads=True)  # noqa: SIM115 (stays open)

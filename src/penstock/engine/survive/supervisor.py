@@ -4,6 +4,7 @@
                        with a user's mistake, or in the same way as all others: nothing can be saved, and the run ends as without a supervisor
     a step is overdue  all leave their stacks, and who hangs is killed (`hangs.py`)
     all are broken     and none died: a connection was lost; the same members form the next generation
+    all have parted    as another number of ranks was asked for (`scaling.py`): those that stay and the new ones form the next generation
 
 What fails `SAME_STEP` times with no step between ends the run, with what failed. The supervisor holds no state of the run and takes no part in its
 steps; ranks die with it.
@@ -23,15 +24,16 @@ from pathlib import Path
 
 from torch._C._distributed_c10d import TCPStore
 
-from penstock.comm import choose_device
-from penstock.config import Config, RankFailed, UserError
+from penstock.config import RankFailed, UserError
 from penstock.engine.failures import cause, forget_failures, said_by
 from penstock.engine.heart import PLACE, Beat, opened, read_beat
 from penstock.engine.launch import check_port, forwarded_signals
 from penstock.engine.resolve import check_world, cores
 from penstock.engine.survive.fewer import config_for
 from penstock.engine.survive.hangs import StepWatch, blame
+from penstock.engine.survive.policy import Pilot, Policy
 from penstock.engine.survive.processes import Member
+from penstock.engine.survive.scaling import Scaling
 from penstock.engine.survive.wire import HOST, Generation, post
 from penstock.engine.template import wait_for_all, wait_for_end
 from penstock.store import Run, append_event
@@ -42,14 +44,10 @@ SAME_STEP = 4
 LOOK_S, TOGETHER_S, LAST_S = 0.1, 0.5, 30.0
 #: Longest wait, seconds, for all to say what mistake they met.
 SPEAK_S = 5.0
+#: Processes that may be started to have more ranks, beyond those that replace others.
+MORE = 1024
 #: Exit code of a rank that met a user's mistake.
 MISTAKE = 2
-
-
-def survives(config: Config) -> bool:
-    """Whether a run's ranks are to go on when one is lost."""
-    section = config.survive
-    return section.enabled == "on" or (section.enabled == "auto" and choose_device(config.run.device).type == "cpu")
 
 
 def supervise(run: Run, nproc: int, port: int) -> None:
@@ -75,7 +73,7 @@ class Supervisor:
     def __init__(self, run: Run, nproc: int, port: int, beats: Path) -> None:
         self._run, self._config = run, run.config()
         section = self._config.survive
-        self._places = nproc * (section.most + 1) + section.standby * (section.most + 1)
+        self._places, self._next = (nproc + section.standby) * (section.most + 1) + MORE, 0
         beats.write_bytes(bytes(PLACE * self._places))
         self._store = TCPStore(HOST, port, is_master=True, wait_for_workers=False)
         self._beats_file, self._beats = beats, opened(beats)
@@ -83,11 +81,13 @@ class Supervisor:
         self._environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // nproc)))
         self._environment |= {"GROUP_RANK": "0"}
         self._all: dict[int, Member] = {}
+        self._leavers: set[int] = set()  # those that end as they are not needed any more
         self._standby = section.standby if section.replace == "standby" else 0
-        self._watch = StepWatch(section.patience_s)
+        self._watch, self._scaling = StepWatch(section.patience_s), Scaling(run)
+        self._pilot = Pilot(run, Policy(self._config.elastic)) if self._config.elastic.policy != "off" else None
         self._failures, self._failed_at, self._recoveries = 0, -1, 0
         self._mend = f"the run is {run.path}, go on from its last snapshot with `penstock resume {run.path}`"
-        self._generation = Generation(0, tuple(self._start() for _ in range(nproc)))
+        self._generation = Generation(0, tuple(self.start() for _ in range(nproc)))
         post(self._store, self._generation)
 
     def members(self) -> list[Member]:
@@ -113,13 +113,40 @@ class Supervisor:
         for member in self._all.values():
             member.end()
 
-    def _start(self) -> int:
-        """Start a process; its number."""
-        number = max(self._all, default=-1) + 1
-        if number >= self._places:
-            raise RankFailed(f"{number} processes were started for this run, which is all that survive.most allows; {self._mend}")
+    def start(self) -> int:
+        """Start a process; its number, which no other ever had."""
+        if self._next >= self._places:
+            raise RankFailed(f"{self._next} processes were started for this run, which is all that survive.most allows; {self._mend}")
+        number, self._next = self._next, self._next + 1
         self._all[number] = Member(number, self._run.path, [str(self._store.port), str(self._beats_file)], self._environment)
         return number
+
+    def step(self) -> int:
+        """The step that the ranks have come to."""
+        return max(self._beat(member).step for member in self.members())
+
+    def check_places(self, number: int) -> None:
+        """Raise `UserError` if so many more processes cannot be started."""
+        if self._next + number > self._places:
+            raise UserError(f"{self._next} processes were started for this run, which is all that one supervisor keeps; {self._mend}")
+
+    def spares(self) -> list[int]:
+        """Living processes that are no members, those that wait first."""
+        found = [number for number in self._all if number not in self._leavers.union(self._generation.members) and self.lives(number)]
+        return sorted(found, key=lambda number: not self.waits(number))
+
+    def lives(self, number: int) -> bool:
+        """Whether a process has not ended."""
+        return number in self._all and self._all[number].exit_code() is None
+
+    def waits(self, number: int) -> bool:
+        """Whether a process has made itself ready, and waits for a generation that it is a member of."""
+        return read_beat(self._beats, number).phase == "waiting"
+
+    def drop_surplus(self) -> None:
+        """End processes that are neither members nor standbys."""
+        for number in self.spares()[self._standby :]:
+            self._all.pop(number).end()
 
     def _answer(self, lost: list[Member], came: list[int]) -> None:
         """Go on after members have ended, or raise why that cannot be."""
@@ -141,7 +168,7 @@ class Supervisor:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             left = [member for member in self.members() if member.exit_code() is None]
-            if all(self._beat(member).phase in ("broken", "waiting") for member in left):
+            if all(self._beat(member).phase in ("broken", "parted", "waiting") for member in left):
                 return
             time.sleep(LOOK_S)
 
@@ -158,8 +185,9 @@ class Supervisor:
             raise RankFailed(f"{why}, the failure number {SAME_STEP} with no step between; {self._mend}", next(iter(codes), None))
         if self._recoveries > self._config.survive.most:
             raise RankFailed(f"{why}, after survive.most = {self._config.survive.most} recoveries; {self._mend}", next(iter(codes), None))
+        self._scaling.lost(self, list(codes))
         members, how = self._chosen([None if rank in codes else number for rank, number in enumerate(before.members)])
-        self._generation = Generation(before.number + 1, members, why, how, noticed)
+        self._generation = Generation(before.number + 1, members, cause=why, how=how, since=noticed)
         post(self._store, self._generation)
         for rank in codes:
             self._all.pop(before.members[rank]).end()
@@ -174,9 +202,9 @@ class Supervisor:
         if self._config.survive.replace == "none" and (ranks := self._fewer(len(left))):
             rest = "" if ranks == len(left) else f", {len(left) - ranks} more wait"
             return tuple(left[:ranks]), f"{ranks} rank{'s' * (ranks > 1)} went on without it{rest}"
-        spare = [number for number, member in self._all.items() if number not in self._generation.members and member.exit_code() is None]
-        ready = sum(read_beat(self._beats, number).phase == "waiting" for number in spare[:lost])
-        new = spare[:lost] + [self._start() for _ in range(lost - len(spare[:lost]))]
+        spare = self.spares()
+        ready = sum(self.waits(number) for number in spare[:lost])
+        new = spare[:lost] + [self.start() for _ in range(lost - len(spare[:lost]))]
         places = [number if number is not None else new.pop(0) for number in places]
         words = "a standby took its place" if ready == lost else "a new process took its place" if lost == 1 else "other processes took their places"
         return tuple(number for number in places if number is not None), words
@@ -185,7 +213,7 @@ class Supervisor:
         """The largest number of ranks up to `most` that the run can be laid out for; 0: none."""
         for ranks in range(most, 0, -1):
             with suppress(UserError):
-                check_world(config_for(self._config, ranks), ranks)
+                check_world(config_for(self._run.config(), ranks), ranks)
                 return ranks
         return 0
 
@@ -194,14 +222,20 @@ class Supervisor:
         members = self.members()
         beats = [self._beat(member) for member in members]
         number = self._generation.number
-        if all(beat.generation == number and beat.phase == "broken" for beat in beats):
+        self._scaling.look(self)
+        if self._pilot is not None:
+            self._pilot.look(len(members), [beat for beat in beats if beat.generation == number])
+        if all(beat.generation == number and beat.phase == "parted" for beat in beats):
+            self._generation = self._scaling.following(self._generation)
+            self._leavers.update(self._generation.leavers)
+            post(self._store, self._generation)
+        elif all(beat.generation == number and beat.phase in ("broken", "parted") for beat in beats):
             self._regroup({}, time.monotonic(), "ranks lost their connection, and none of them ended")
         elif self._watch.overdue(beats, number):
             self._end_hang(dict(enumerate(members)), beats)
         elif self._standby and any(beat.generation == number and beat.taken for beat in beats):
-            spare = sum(other not in self._generation.members for other in self._all)
-            for _ in range(self._standby - spare):
-                self._start()
+            for _ in range(self._standby - len(self.spares())):
+                self.start()
 
     def _end_hang(self, members: dict[int, Member], beats: list[Beat]) -> None:
         """Kill the ranks that others wait for; give all more time if none waits."""
@@ -221,9 +255,10 @@ class Supervisor:
 
     def _drop_spares(self, ended: list[Member]) -> None:
         for member in ended:
-            print(f"a standby ended with exit code {member.exit_code()}", file=sys.stderr, flush=True)
             self._all.pop(member.number).end()
-            self._standby = 0  # what ended one would end the next
+            if member.number not in self._leavers:
+                print(f"a waiting process ended with exit code {member.exit_code()}", file=sys.stderr, flush=True)
+                self._standby = 0  # what ended one would end the next
 
     def _beat(self, member: Member) -> Beat:
         return read_beat(self._beats, member.number)

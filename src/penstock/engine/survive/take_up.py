@@ -1,22 +1,23 @@
-"""The state of the last complete step, taken up by the ranks of a new generation from those that have it in memory.
+"""A state taken up from memory by the ranks of a new generation: the newest that is whole among what they have.
 
-Every member says which step's state it has; the newest counts. Each rank builds itself anew for the layout, copies what it has of its own place, and
-says whether that was all. Then every tensor goes, within the ranks that hold the same piece of it, from the first that had it to those that had
-not (a newcomer, or one a step behind). So a rank keeps its state whatever happens to the others meanwhile: what is sent to one that has it is what
-it has, bit for bit.
+    held_of    what a process keeps of the generation that has ended: its part of the last complete step, and copies of an earlier one (`peers.py`)
+    choose     every member says which states it has a part of; the newest of which every piece is with somebody
+    take_up    each rank builds itself anew for the layout and the number of ranks that there are now, and the state is carried to it
 
-Where some piece is with nobody (a shard without replica is lost, or the layout cuts otherwise than before) there is nothing to go on with in memory,
-and the newest snapshot serves.
+The old state may have lain on any layout of any number of ranks (`engine/transition.py`). It is kept until all ranks have the new one, so a rank that
+is lost meanwhile costs nothing more: whoever has gone ahead has both. Where some piece of every state is with nobody there is nothing to go on
+with in memory, and the newest snapshot serves.
 
-Cost: the state twice in memory while it is copied, and a broadcast of what newcomers lack.
+Cost: the state twice in memory while it is carried, and what newcomers lack over the network.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from penstock.comm import World
@@ -27,93 +28,90 @@ from penstock.engine.control import StopRequest
 from penstock.engine.journal import Journal
 from penstock.engine.saving import Saving, note_choices
 from penstock.engine.state import Progress
-from penstock.engine.survive.wire import Status
-from penstock.parallel import Layout, Placement
+from penstock.engine.survive.wire import Offer, Status
+from penstock.engine.transition import StateMap, carry_state
+from penstock.parallel import Copy
 from penstock.store import Damaged, Manifest, Run, agreed_manifest, list_snapshots
 
 
 @dataclass(frozen=True)
 class Held:
-    """What a rank of an earlier generation has: the state of a step, and where its tensors lay."""
+    """What a process has of a state that lay on the ranks of generation `era`, of which it was `rank`: that rank's tensors, and some of others'."""
 
-    tensors: dict[str, Tensor]
-    placements: dict[str, Placement]
-    layout: Layout
+    era: int
     rank: int
+    where: StateMap
     progress: Progress
+    tensors: dict[int, dict[str, Tensor]]
+
+    @property
+    def offer(self) -> Offer:
+        """As it is said to the others."""
+        kept = {rank: sorted(tensors) for rank, tensors in self.tensors.items() if rank != self.rank and tensors}
+        return Offer(self.progress.step, self.era, self.rank, kept)
 
 
-def held_of(parts: Parts) -> Held | None:
-    """The state of a rank whose generation has ended; None where it is that of no step."""
-    if parts.torn:
-        return None
-    note_choices(parts)
-    tensors = {name: tensor.detach() for name, tensor in parts.tensors().items()}
-    return Held(tensors, parts.placements(), parts.layout, parts.world.rank, parts.progress)
+@dataclass(frozen=True)
+class Chosen:
+    """The state to go on with: its plain numbers, where it lay, who has it now, and this rank's part of it."""
+
+    progress: Progress
+    where: StateMap
+    sources: dict[int, tuple[int, ...]]
+    copies: tuple[Copy, ...]
+    held: dict[int, dict[str, Tensor]]
 
 
-def take_up(
-    run: Run, config: Config, world: World, corpus: TokenCorpus, stop: StopRequest, journal: Journal, held: Held | None, statuses: Sequence[Status]
-) -> Parts | None:
-    """This rank's parts with the newest state that the members, one for each of `statuses`, have; None on all ranks if it is not all there."""
-    step = max(status.step for status in statuses)
-    if step < 0:
-        return None
-    saved = next(status for status in statuses if status.step == step)
-    progress = Progress(**saved.numbers)
-    core = build_core(config, world, batch_plan(config, corpus, progress), stop, journal.warn, progress, fresh=False)
-    own = held if held is not None and held.progress.step == step else None
-    copied = own is not None and _copy(own, core.tensors(), core.placements(), core.layout, core.world.rank)
-    sources = [bool(has) for has in core.world.gather_numbers(float(copied), "sources")]
-    placements, names = core.placements(), sorted(core.tensors())
-    if not all(_covered(placements.get(name), core.layout, sources) for name in names):
+def held_of(parts: Parts, era: int, handed: dict[int, dict[str, Tensor]]) -> list[Held]:
+    """The states of which a rank of generation `era`, which has ended, has a part; its own is none where an update was cut off in the middle.
+
+    `handed`: what it keeps of the same state for ranks that leave.
+    """
+    rank, found = parts.world.rank, []
+    if not parts.torn:
+        note_choices(parts)
+        tensors = {name: tensor.detach() for name, tensor in parts.tensors().items()}
+        found.append(Held(era, rank, StateMap.of(parts), parts.progress, {rank: tensors, **handed}))
+    for progress, kept in parts.peers.held():
+        assert parts.peers.where is not None
+        if found and found[0].progress.step == progress.step:
+            kept = kept | found.pop(0).tensors
+        found.append(Held(era, rank, parts.peers.where, progress, kept))
+    return found
+
+
+def choose(world: World, statuses: Sequence[Status], held: Sequence[Held]) -> Chosen | None:
+    """The newest state that the members, one for each of `statuses`, have among them whole; the same on all ranks, which must call it."""
+    offers = [(at, offer) for at, status in enumerate(statuses) for offer in status.offers]
+    for step, era in sorted({(offer.step, offer.era) for _, offer in offers}, reverse=True):
+        parts = [(at, offer) for at, offer in offers if (offer.step, offer.era) == (step, era)]
+        sources: dict[int, tuple[int, ...]] = {offer.rank: (at,) for at, offer in parts}
+        copies = tuple(Copy(rank, at, frozenset(names)) for at, offer in parts for rank, names in offer.kept.items())
+        own = next((one for one in held if (one.progress.step, one.era) == (step, era)), None)
+        teller = parts[0][0]
+        where = StateMap.shared(own.where if own else None, world, teller)
+        if not where.missing(sources, copies):
+            numbers = _shared(own.progress.numbers() if own else {}, world, teller)
+            return Chosen(Progress(**numbers), where, sources, copies, own.tensors if own else {})
+    return None
+
+
+def take_up(run: Run, config: Config, world: World, corpus: TokenCorpus, stop: StopRequest, journal: Journal, chosen: Chosen) -> Parts | None:
+    """This rank's parts with the chosen state; None on all ranks if that has not all that the config asks for."""
+    core = build_core(config, world, batch_plan(config, corpus, chosen.progress), stop, journal.warn, chosen.progress, fresh=False)
+    if carry_state(core, chosen.where, chosen.held, chosen.sources, chosen.copies):
         return None
     parts = whole_parts(core, run, corpus, journal, Saving(run, config, core.world, _newest(run, core.world)))
-    parts.progress, parts.torn = progress, True
-    _spread(parts, names, placements, sources)
-    parts.torn = False
+    parts.progress = chosen.progress
     if core.tuner.settled:
         parts.compile(journal.warn)
     parts.saving.prepare(parts)
     return parts
 
 
-@torch.no_grad()
-def _copy(own: Held, tensors: dict[str, Tensor], placements: dict[str, Placement], layout: Layout, rank: int) -> bool:
-    """Fill this rank's new tensors with what it has; return whether that is the same pieces of the same tensors."""
-    if own.tensors.keys() != tensors.keys():
-        return False
-    for name, tensor in tensors.items():
-        before, after = own.placements.get(name), placements.get(name)
-        same = before.boxes(own.layout, own.rank) == after.boxes(layout, rank) if before and after else before is after
-        if not same or own.tensors[name].shape != tensor.shape:
-            return False
-    for name, tensor in tensors.items():
-        tensor.detach().copy_(own.tensors[name])
-    return True
-
-
-def _covered(placement: Placement | None, layout: Layout, sources: Sequence[bool]) -> bool:
-    """Whether every rank's piece of a tensor is with some source."""
-    if placement is None:
-        return any(sources)
-    return all(any(sources[r] for r in placement.replica_ranks(layout, rank)) for rank in range(layout.ranks))
-
-
-@torch.no_grad()
-def _spread(parts: Parts, names: Sequence[str], placements: dict[str, Placement], sources: Sequence[bool]) -> None:
-    """Give every rank that is no source its pieces, each from the first source that has it."""
-    tensors = parts.tensors()
-    for name in names:
-        axis = parts.mesh.replicas(placements[name]) if name in placements else parts.world.axis
-        if all(sources[rank] for rank in axis.ranks):
-            continue
-        place = next(place for place, rank in enumerate(axis.ranks) if sources[rank])
-        sent = tensors[name].detach().to(parts.world.device, copy=True).contiguous()
-        axis.broadcast(sent, place, "recovery")
-        if not sources[parts.world.rank]:
-            tensors[name].detach().copy_(sent)
-    parts.laid.sharder.reshard()
+def _shared(numbers: dict[str, Any], world: World, source: int) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(world.share(json.dumps(numbers), source))
+    return told
 
 
 def _newest(run: Run, world: World) -> Manifest | None:

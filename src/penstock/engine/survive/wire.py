@@ -28,22 +28,42 @@ FOR_EVER = timedelta(days=365)
 
 @dataclass(frozen=True)
 class Generation:
-    """Who takes part, by rank the number of the process; and what ended the generation before: cause, how it is answered, when (monotonic)."""
+    """Who takes part, by rank the number of the process; who has done its part and ends; and what ended the generation before, if that was a failure:
+    cause, how it is answered, when (monotonic).
+    """
 
     number: int
     members: tuple[int, ...]
+    leavers: tuple[int, ...] = ()
     cause: str = ""
     how: str = ""
     since: float = 0.0
 
 
 @dataclass(frozen=True)
-class Status:
-    """What a member brings: the step whose state it has (-1: none), with the plain numbers of it, and the measured peak of its device."""
+class Offer:
+    """A state of which a process has a part: of a step, as it lay in generation `era`: all of `rank`, and the tensors that it keeps of others."""
 
-    step: int = -1
-    numbers: dict[str, Any] = field(default_factory=dict)
+    step: int
+    era: int
+    rank: int
+    kept: dict[int, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a member brings: states, the recoveries that it knows of, and the measured peak of its device."""
+
+    offers: list[Offer] = field(default_factory=list)
+    recoveries: list[dict[str, Any]] = field(default_factory=list)
     peak: float = 0.0
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Status:
+        """What was said."""
+        said = json.loads(text)
+        offers = [Offer(**one | {"kept": {int(rank): names for rank, names in one["kept"].items()}}) for one in said["offers"]]
+        return cls(**said | {"offers": offers})
 
 
 class Line:
@@ -57,7 +77,7 @@ class Line:
         key = _key(number)
         self.store.wait([key], FOR_EVER)
         said = json.loads(self.store.get(key))
-        return Generation(**said | {"members": tuple(said["members"])})
+        return Generation(**said | {"members": tuple(said["members"]), "leavers": tuple(said["leavers"])})
 
     def check_in(self, generation: Generation, rank: int, status: Status, over: Callable[[], None], timeout_s: float) -> list[Status]:
         """Say that this rank is here, and wait for all others; `over` raises if the generation has ended before it began."""
@@ -69,7 +89,7 @@ class Line:
             if time.monotonic() > end:
                 raise TimeoutError(f"not all ranks of generation {generation.number} came within {timeout_s:.0f} s")
             time.sleep(LOOK_S)
-        return [Status(**json.loads(text)) for text in self.store.multi_get(keys)]
+        return [Status.from_json(text) for text in self.store.multi_get(keys)]
 
 
 def post(store: Store, generation: Generation) -> None:
