@@ -58,6 +58,7 @@ PLACES: dict[str, tuple[Place, str]] = {
     "exchange.": ("build", ""),
     "balance.": ("build", ""),
     "survive.": ("fixed", "it is read when the ranks start; stop the run, and resume it with that"),
+    "elastic.": ("fixed", "it is read when the ranks start; stop the run, and resume it with that"),
     "eval.": ("now", ""),
     "snapshot.": ("now", ""),
     "metrics.every": ("now", ""),
