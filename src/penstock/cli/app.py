@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn, Optional
 import typer
 
 from penstock.cli import output
-from penstock.cli.lab import lab
+from penstock.cli.lab import chaos, lab
 from penstock.cli.runs import runs
 from penstock.cli.story import replay
 from penstock.cli.threads import set_waiting
@@ -32,6 +32,7 @@ app = typer.Typer(
 app.add_typer(lab)
 app.add_typer(runs)
 app.command()(replay)
+app.command(context_settings={"allow_interspersed_args": False})(chaos)
 
 INTERRUPTED = 130
 
