@@ -51,10 +51,10 @@ class Heart:
     def __init__(self, beats: Path | None = None, number: int = 0) -> None:
         self._place: mmap.mmap | bytearray = opened(beats) if beats else bytearray(PLACE)
         self._start = PLACE * number if beats else 0
+        self._hear = _listener() if beats else None
         self._generation, self._step, self._taken, self._step_s = -1, 0, 0, 0.0
         self._recovery: dict[str, Any] | None = None
         self._since = 0.0
-        self._hear = _listener() if beats else None
 
     def begin(self, generation: int) -> None:
         """A generation of ranks begins."""

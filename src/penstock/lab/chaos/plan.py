@@ -17,7 +17,7 @@ from penstock.lab.chaos.kinds import KINDS, Kind
 
 #: The first step at which a fault may strike, steps between two of them, and steps at the end that are left alone.
 FIRST, GAP, LAST = 4, 6, 2
-#: Steps that a snapshot has to come to the disk.
+#: Steps that a snapshot has to come to the disk. One more must be due than is needed: a fault may cut one off.
 WRITTEN = 3
 #: Phases of a recovery: survivors that leave the broken groups, and members that take up the state.
 RECOVERY = ("broken", "start")
@@ -148,7 +148,8 @@ def _step(kind: Kind, config: Config, earliest: int) -> int:
 
 
 def _first(kind: Kind, config: Config) -> int:
-    return max(FIRST, kind.snapshots * config.snapshot.every + WRITTEN if kind.snapshots else 0, _every(kind, config))
+    written = (kind.snapshots + 1) * config.snapshot.every + WRITTEN if kind.snapshots else 0
+    return max(FIRST, written, _every(kind, config))
 
 
 def _every(kind: Kind, config: Config) -> int:

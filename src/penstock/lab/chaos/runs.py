@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,11 @@ class Ended:
     seconds: float
     resumed: int
     marks: dict[str, dict[str, Any]]
+
+    def last_struck(self, faults: Sequence[Fault]) -> Fault | None:
+        """That of the faults which was the last to strike."""
+        struck = [(mark["time"], fault.number, fault) for fault in faults if (mark := self.marks.get(str(fault.number))) and not mark["skipped"]]
+        return max(struck)[2] if struck else None
 
 
 @dataclass(frozen=True)

@@ -128,18 +128,25 @@ def checked(command: Command) -> Config:
 def _under_faults(
     command: Command, config: Config, folder: Path, plan: Plan, reference: Ended, say: Callable[[str], None]
 ) -> tuple[list[tuple[Ended, Weights]], list[Judged]]:
+    """All runs of the plan. One that does not come to its end is made again without the fault that ended it, which so hides no others."""
     patience_s = max(PATIENCE_S, USUAL * _longest_gap(reference), 6 * config.survive.patience_s)
-    runs, judged = [], []
-    for number, faults in enumerate(plan.runs, 1):
-        say(f"run {number}: {len(faults)} faults")
-        deadline_s = USUAL * reference.seconds + patience_s * (1 + len(faults))
-        ended = run_with_faults(command, folder / f"run-{number}", faults, Limits(patience_s, deadline_s), say)
+    runs: list[tuple[Ended, Weights]] = []
+    judged: list[Judged] = []
+    left = list(plan.runs)
+    while left:
+        faults, number = left.pop(0), len(runs) + 1
+        say(f"run {number}: {len(faults)} fault{'s' * (len(faults) != 1)}")
+        limits = Limits(patience_s, USUAL * reference.seconds + patience_s * (1 + len(faults)))
+        ended = run_with_faults(command, folder / f"run-{number}", faults, limits, say)
         exactly = config.survive.replace != "none" or not any(KINDS[fault.kind].loses for fault in faults)
         weights = weigh(ended, reference, exactly) if not ended.defect else Weights(False, float("inf"), False)
         say(f"run {number}: {ended.defect or weights.text()}")
         runs.append((ended, weights))
-        judged += judge(number, faults, ended, weights)
-    return runs, judged
+        guilty = ended.last_struck(faults) if ended.defect else None
+        judged += judge(number, [guilty] if guilty else faults, ended, weights)
+        if guilty and (others := tuple(fault for fault in faults if fault is not guilty)):
+            left.insert(0, others)
+    return runs, sorted(judged, key=lambda found: found.fault.number)
 
 
 def _longest_gap(ended: Ended) -> float:

@@ -84,7 +84,7 @@ def judge(number: int, faults: Sequence[Fault], ended: Ended, weights: Weights) 
 def _judged(number: int, fault: Fault, ended: Ended, events: list[Event], everything: list[Event], wrong: str) -> Judged:
     mark = ended.marks.get(str(fault.number))
     if mark is None or mark["skipped"]:
-        why = "the run ended before it struck" if mark is None and wrong else mark["skipped"] if mark else "it never struck"
+        why = mark["skipped"] if mark else f"it never struck{'; ' * bool(wrong)}{wrong}"
         return Judged(fault, number, False, mark is not None, "", 0.0, 0, False, False, why)
     tells = KINDS[fault.kind].tells
     if tells == "alert":
