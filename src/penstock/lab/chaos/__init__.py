@@ -9,7 +9,9 @@
     study.py     all of it
 """
 
-from penstock.lab.chaos.runs import Command
+from penstock.lab.chaos.plan import Fault
+from penstock.lab.chaos.runs import Command, Ended, Limits, run_with_faults
 from penstock.lab.chaos.study import ChaosResult, run_chaos
+from penstock.lab.chaos.verdict import seconds_without_step
 
-__all__ = ["ChaosResult", "Command", "run_chaos"]
+__all__ = ["ChaosResult", "Command", "Ended", "Fault", "Limits", "run_chaos", "run_with_faults", "seconds_without_step"]

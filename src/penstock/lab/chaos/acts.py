@@ -96,10 +96,9 @@ def refuse_disk(fault: Fault, place: Place) -> None:
     kept, step = os.write, f"step-{fault.step:08d}"
 
     def write(descriptor: int, data: bytes | memoryview) -> int:
-        with suppress(OSError):
-            file = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-            if file.name.startswith(step) and place.run.resolve() in file.parents:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+        file = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if file.name.startswith(step) and place.run.resolve() in file.parents:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return kept(descriptor, data)
 
     os.write = write  # type: ignore[assignment]

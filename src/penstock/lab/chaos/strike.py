@@ -19,6 +19,9 @@ from penstock.lab.chaos.desk import FOLDER, Desk
 from penstock.lab.chaos.kinds import KINDS
 from penstock.lab.chaos.plan import NEWCOMER, RECOVERY, Fault
 
+#: Longest wait, seconds, for a snapshot that is needed and may be on its way; it must not look like a hang. Between two looks for it.
+WRITTEN_S, LOOK_S = 1.5, 0.02
+
 
 class Striker:
     """Strikes this rank."""
@@ -62,7 +65,9 @@ class Striker:
 
     def _act(self, fault: Fault, generation: int) -> None:
         kind, place = KINDS[fault.kind], Place(self._desk, self._run, generation)
-        there = snapshots_there(self._run) if kind.snapshots else 0
+        end = time.monotonic() + WRITTEN_S
+        while (there := snapshots_there(self._run) if kind.snapshots else 0) < kind.snapshots and time.monotonic() < end:
+            time.sleep(LOOK_S)
         why = f"{kind.snapshots} snapshots must be there, and there were {there}" if there < kind.snapshots else ""
         if not self._mark(str(fault.number), generation, why) or why:
             return

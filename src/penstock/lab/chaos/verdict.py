@@ -72,6 +72,14 @@ def weigh(ended: Ended, reference: Ended, exactly: bool) -> Weights:
     return Weights(False, relative, not exactly and relative <= CLOSE)
 
 
+def seconds_without_step(fault: Fault, ended: Ended) -> float:
+    """The longest time without a new step from the strike to the next strike, or the end."""
+    struck = ended.marks[str(fault.number)]["time"]
+    later = [mark["time"] for name, mark in ended.marks.items() if not name.endswith("-then") and mark["time"] > struck]
+    times = [row["time"] for row in MetricStore(ended.run / "metrics").read("train") if struck < row["time"] <= min(later, default=float("inf"))]
+    return max((after - before for before, after in zip([struck, *times], times)), default=0.0)
+
+
 def judge(number: int, faults: Sequence[Fault], ended: Ended, weights: Weights) -> list[Judged]:
     """What became of each fault of run `number`."""
     history = read_history(ended.run)
@@ -93,7 +101,7 @@ def _judged(number: int, fault: Fault, ended: Ended, events: list[Event], everyt
     half = f"the second rank was not struck in '{fault.then}'" if fault.then and f"{fault.number}-then" not in ended.marks else ""
     why = wrong or half or ("" if told else f"the history has no {tells} of it")
     again = sum(_again(fault, event) for event in [event for event in events if event.kind == "recovery"][:1])
-    return Judged(fault, number, True, False, _how(tells, events), _seconds(fault, ended), again, told, not why, why)
+    return Judged(fault, number, True, False, _how(tells, events), seconds_without_step(fault, ended), again, told, not why, why)
 
 
 def _windows(faults: Sequence[Fault], ended: Ended, events: list[Event]) -> dict[int, list[Event]]:
@@ -127,11 +135,3 @@ def _how(tells: str, events: list[Event]) -> str:
 def _again(fault: Fault, recovery: Event) -> int:
     """Steps computed again: those between the state taken up and the one that was lost, and the step in which the fault struck."""
     return max(0, fault.step + (fault.phase in STEP) - (recovery.step or 0))
-
-
-def _seconds(fault: Fault, ended: Ended) -> float:
-    """The longest time without a new step from the strike to the next strike, or the end."""
-    struck = ended.marks[str(fault.number)]["time"]
-    later = [mark["time"] for name, mark in ended.marks.items() if not name.endswith("-then") and mark["time"] > struck]
-    times = [row["time"] for row in MetricStore(ended.run / "metrics").read("train") if struck < row["time"] <= min(later, default=float("inf"))]
-    return max((after - before for before, after in zip([struck, *times], times)), default=0.0)
