@@ -194,7 +194,7 @@ class Supervisor:
         members = self.members()
         beats = [self._beat(member) for member in members]
         number = self._generation.number
-        if all(beat.generation == number and beat.phase == "broken" for beat in beats):
+        if all(beat.generation == number and beat.phase in ("broken", "waiting") for beat in beats):
             self._regroup({}, time.monotonic(), "ranks lost their connection, and none of them ended")
         elif self._watch.overdue(beats, number):
             self._end_hang(dict(enumerate(members)), beats)

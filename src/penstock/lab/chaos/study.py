@@ -28,6 +28,7 @@ from penstock.lab.chaos.kinds import KINDS
 from penstock.lab.chaos.plan import Plan, make_plan
 from penstock.lab.chaos.runs import Command, Ended, Limits, run_with_faults
 from penstock.lab.chaos.verdict import Judged, Weights, judge, weigh
+from penstock.lab.namespaces import ended_as_interrupted
 from penstock.monitor import MetricStore
 from penstock.store import new_run_folder
 
@@ -102,10 +103,11 @@ def run_chaos(command: Command, folder: Path | None, faults: int, seed: int, kin
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; choose another folder with --run-dir")
     say(f"{folder}: the command undisturbed, then {faults} faults in {len(plan.runs)} run{'s' * (len(plan.runs) > 1)}, seed {seed}")
-    reference = run_with_faults(command, folder / "reference", (), Limits(REFERENCE_S, float("inf")), say)
-    if reference.defect:
-        raise UserError(f"the command does not run undisturbed: {reference.defect} (its log is {folder / 'reference' / 'log.txt'})")
-    ended, judged = _under_faults(command, config, folder, plan, reference, say)
+    with ended_as_interrupted():
+        reference = run_with_faults(command, folder / "reference", (), Limits(REFERENCE_S, float("inf")), say)
+        if reference.defect:
+            raise UserError(f"the command does not run undisturbed: {reference.defect} (its log is {folder / 'reference' / 'log.txt'})")
+        ended, judged = _under_faults(command, config, folder, plan, reference, say)
     result = ChaosResult(folder, command, config, seed, reference, tuple(ended), tuple(judged), plan.skipped)
     (folder / "verdict.json").write_text(json.dumps(result.as_dict(), indent=1), encoding="utf-8")
     return result
