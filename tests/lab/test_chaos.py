@@ -136,7 +136,8 @@ def test_wrong_weights_or_an_untold_fault_are_not_survived(survived):
     told, folder = survived
     faults = tuple(Fault(**{key: fault[key] for key in Fault.__dataclass_fields__}) for fault in told["faults"])
     summary = json.loads((folder / "run-1" / "run" / "summary.json").read_text())
-    ended = Ended(folder / "run-1" / "run", summary, "", 1.0, 0, Desk(folder / "run-1" / "faults").marks())
+    marks = Desk(folder / "run-1" / "faults").marks()
+    ended = Ended(folder / "run-1" / "run", summary, "", 1.0, 0, marks, (max(mark["time"] for mark in marks.values()) + 1,))
     reference = replace(ended, run=folder / "reference" / "run")
     assert all(found.survived for found in judge(1, faults, ended, weigh(ended, reference, exactly=True)))
     other = weigh(replace(ended, summary=summary | {"weights_digest": "0"}), reference, exactly=True)

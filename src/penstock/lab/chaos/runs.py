@@ -24,10 +24,11 @@ import psutil
 from penstock.engine.heart import LISTENER
 from penstock.lab.chaos.desk import FOLDER, Desk
 from penstock.lab.chaos.plan import Fault
+from penstock.monitor import MetricStore
 from penstock.store import current_writer
 
 #: Seconds between two looks; that processes have to write their stacks; and that ranks have to end after their supervisor.
-LOOK_S, STACKS_S, ENDED_S = 0.05, 2.0, 30.0
+LOOK_S, STACKS_S, ENDED_S = 0.1, 2.0, 30.0
 INTERRUPTED = 130
 #: Files of a run that change as it goes on.
 TRACES = ("metrics/train.jsonl", "metrics/eval.jsonl", "history.jsonl", "snapshots", "packs")
@@ -55,7 +56,10 @@ class Command:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: its summary, what was wrong (empty: nothing), seconds, how often it was resumed, and which faults struck."""
+    """How a run ended: its summary, what was wrong (empty: nothing), seconds, how often it was resumed, which faults struck, and the times of steps.
+
+    `times` are unix seconds at which steps were finished, those of steps that were taken again too as far as they were seen.
+    """
 
     run: Path
     summary: dict[str, Any]
@@ -63,6 +67,7 @@ class Ended:
     seconds: float
     resumed: int
     marks: dict[str, dict[str, Any]]
+    times: tuple[float, ...] = ()
 
     def last_struck(self, faults: Sequence[Fault]) -> Fault | None:
         """That of the faults which was the last to strike."""
@@ -82,7 +87,8 @@ def run_with_faults(command: Command, folder: Path, faults: tuple[Fault, ...], l
     """Run the command in `folder`/run under `faults` (none: undisturbed), to its end."""
     desk, run, log, began = Desk(folder / "faults"), folder / "run", folder / "log.txt", time.monotonic()
     desk.lay_out(run, faults)
-    words, resumed, tell = command.train(run), 0, _teller(desk, faults, say)
+    words, resumed, times = command.train(run), 0, set[float]()
+    tell = _teller(desk, faults, say, MetricStore(run / "metrics"), times)
     while True:
         with _started(words, desk, log, folder / "answer.json", bool(faults)) as process:
             defect = _watch(process, desk, run, log, limits, began, tell)
@@ -99,7 +105,8 @@ def run_with_faults(command: Command, folder: Path, faults: tuple[Fault, ...], l
     summary = _summary(folder / "answer.json")
     if not defect and summary.get("state") != "finished":
         defect = f"the run did not come to its end: {summary.get('state', 'it printed no summary')}"
-    return Ended(run, summary, defect, time.monotonic() - began, resumed, desk.marks())
+    times |= {row["time"] for row in MetricStore(run / "metrics").read("train")}
+    return Ended(run, summary, defect, time.monotonic() - began, resumed, desk.marks(), tuple(sorted(times)))
 
 
 @contextmanager
@@ -168,14 +175,16 @@ def _send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def _teller(desk: Desk, faults: tuple[Fault, ...], say: Callable[[str], None]) -> Callable[[], None]:
-    """A function that says of each fault that it has struck, once."""
+def _teller(desk: Desk, faults: tuple[Fault, ...], say: Callable[[str], None], rows: MetricStore, times: set[float]) -> Callable[[], None]:
+    """A function that says of each fault that it has struck, once, and notes when the last step was finished: its row may be dropped later."""
     untold = {str(fault.number): fault for fault in faults}
 
     def tell() -> None:
         for name in [name for name in untold if desk.has_mark(name)]:
             fault = untold.pop(name)
             say(f"fault {name}: {fault.kind} at step {fault.step}, {fault.phase}, rank {fault.rank}")
+        if row := rows.last("train"):
+            times.add(row["time"])
 
     return tell
 

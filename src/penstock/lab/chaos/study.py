@@ -29,7 +29,6 @@ from penstock.lab.chaos.plan import Plan, make_plan
 from penstock.lab.chaos.runs import Command, Ended, Limits, run_with_faults
 from penstock.lab.chaos.verdict import Judged, Weights, judge, weigh
 from penstock.lab.namespaces import ended_as_interrupted
-from penstock.monitor import MetricStore
 from penstock.store import new_run_folder
 
 #: A run is held to hang after so many seconds in which nothing happened, or this many times the longest such time of the reference.
@@ -153,8 +152,7 @@ def _under_faults(
 
 def _longest_gap(ended: Ended) -> float:
     """The longest time, seconds, between two steps of a run."""
-    times = [row["time"] for row in MetricStore(ended.run / "metrics").read("train")]
-    return max((after - before for before, after in pairwise(times)), default=0.0)
+    return max((after - before for before, after in pairwise(ended.times)), default=0.0)
 
 
 def _cells(judged: Judged) -> list[str]:

@@ -4,20 +4,20 @@ With as many ranks as before the weights must be the same bit for bit; where ran
 be below `CLOSE`, as sums in another order round otherwise. A fault is told of if the history has an event of its kind after it struck and before the
 next did: a recovery (and its failure), a resumption, or of a full disk an alert, unless another fault ended the attempt before it was given up.
 
-Seconds are the longest time without a new row of metrics after the strike, so steps that are taken again count until the run is where it had been.
+Seconds are the longest time without a finished step after the strike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from penstock.engine import compare_snapshots
 from penstock.lab.chaos.kinds import KINDS, STEP
 from penstock.lab.chaos.plan import Fault
 from penstock.lab.chaos.runs import Ended
-from penstock.monitor import MetricStore
 from penstock.store import Event, read_history
 from penstock.store.naming import newest_snapshot
 
@@ -73,11 +73,12 @@ def weigh(ended: Ended, reference: Ended, exactly: bool) -> Weights:
 
 
 def seconds_without_step(fault: Fault, ended: Ended) -> float:
-    """The longest time without a new step from the strike to the next strike, or the end."""
+    """The longest time without a finished step from the strike on, up to the next strike."""
     struck = ended.marks[str(fault.number)]["time"]
-    later = [mark["time"] for name, mark in ended.marks.items() if not name.endswith("-then") and mark["time"] > struck]
-    times = [row["time"] for row in MetricStore(ended.run / "metrics").read("train") if struck < row["time"] <= min(later, default=float("inf"))]
-    return max((after - before for before, after in zip([struck, *times], times)), default=0.0)
+    others = [mark["time"] for name, mark in ended.marks.items() if not name.endswith("-then") and mark["time"] > struck]
+    end = min(others, default=float("inf"))
+    times = [moment for moment in ended.times if struck < moment <= end]
+    return max((after - before for before, after in pairwise([struck, *times])), default=0.0)
 
 
 def judge(number: int, faults: Sequence[Fault], ended: Ended, weights: Weights) -> list[Judged]:
@@ -100,7 +101,7 @@ def _judged(number: int, fault: Fault, ended: Ended, events: list[Event], everyt
     told = _is_told(fault, events, ended)
     half = f"the second rank was not struck in '{fault.then}'" if fault.then and f"{fault.number}-then" not in ended.marks else ""
     why = wrong or half or ("" if told else f"the history has no {tells} of it")
-    again = sum(_again(fault, event) for event in [event for event in events if event.kind == "recovery"][:1])
+    again = sum(_again(fault, event) for event in [event for event in events if event.kind in ("recovery", "resume")][:1])
     return Judged(fault, number, True, False, _how(tells, events), seconds_without_step(fault, ended), again, told, not why, why)
 
 
