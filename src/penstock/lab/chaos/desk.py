@@ -2,7 +2,7 @@
 
     plan.json               the faults of this run                                  (the lab)
     supervisor              process id of the command that runs                     (the lab)
-    ranks/<pid>.json        the rank of a process, since it took its first step     (ranks)
+    ranks/<pid>.json        the rank of a process, and since which generation       (ranks)
     marks/<n>.json          fault n has struck, when, and what the history held     (ranks)
 
 A mark is made before its fault strikes, by linking a whole file to a name that nobody has taken: so each strikes once, whoever dies meanwhile.
@@ -56,7 +56,7 @@ class Desk:
         self._write(f"ranks/{pid}.json", {"rank": rank, "generation": generation, "born": psutil.Process(pid).create_time()})
 
     def ranks(self, generation: int | None = None) -> dict[int, int]:
-        """Living processes that took steps (in a generation), by id their rank."""
+        """Living processes (of a generation that has taken a step), by id their rank."""
         found = {}
         for file in (self.folder / "ranks").glob("*.json"):
             told, pid = json.loads(file.read_text(encoding="utf-8")), int(file.stem)

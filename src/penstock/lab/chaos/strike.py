@@ -37,6 +37,7 @@ class Striker:
         self._at, self._generation = (-1, -1), -1
         self._write = os.write
         self._slow, self._slow_until = 0.0, 0
+        self._desk.register(NEWCOMER, self._generation)
 
     def hear(self, generation: int, step: int, phase: str) -> None:
         """A rank comes to a phase, with the state of `step`."""
