@@ -19,13 +19,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from penstock.config import Config, UserError, load_config
 from penstock.engine import MEASURED, check_ranks, check_world, cores
 from penstock.engine.start import flat
 from penstock.lab.chaos.kinds import KINDS
-from penstock.lab.chaos.plan import Plan, make_plan
+from penstock.lab.chaos.plan import Fault, Plan, make_plan
 from penstock.lab.chaos.runs import Command, Ended, Limits, run_with_faults
 from penstock.lab.chaos.verdict import Judged, Weights, judge, weigh
 from penstock.lab.namespaces import ended_as_interrupted
@@ -35,6 +36,8 @@ from penstock.store import new_run_folder
 PATIENCE_S, USUAL = 120.0, 20.0
 #: The reference, of which nothing is known, is given up after so many seconds in which nothing happened.
 REFERENCE_S = 1800.0
+#: Characters of the history's words in the table.
+SHOWN = 72
 #: Recoveries that a fault may take, for `survive.most`.
 RECOVERIES = 6
 
@@ -129,7 +132,7 @@ def checked(command: Command) -> Config:
 def _under_faults(
     command: Command, config: Config, folder: Path, plan: Plan, reference: Ended, say: Callable[[str], None]
 ) -> tuple[list[tuple[Ended, Weights]], list[Judged]]:
-    """All runs of the plan. One that does not come to its end is made again without the fault that ended it, which so hides no others."""
+    """All runs of the plan. What a run leaves over goes to another: the faults beside the one that ended it, or those that found too few snapshots."""
     patience_s = max(PATIENCE_S, USUAL * _longest_gap(reference), 6 * config.survive.patience_s)
     runs: list[tuple[Ended, Weights]] = []
     judged: list[Judged] = []
@@ -143,11 +146,20 @@ def _under_faults(
         weights = weigh(ended, reference, exactly) if not ended.defect else Weights(False, float("inf"), False)
         say(f"run {number}: {ended.defect or weights.text()}")
         runs.append((ended, weights))
-        guilty = ended.last_struck(faults) if ended.defect else None
-        judged += judge(number, [guilty] if guilty else faults, ended, weights)
-        if guilty and (others := tuple(fault for fault in faults if fault is not guilty)):
-            left.insert(0, others)
+        over = _left_over(ended, faults)
+        judged += judge(number, [fault for fault in faults if fault not in over], ended, weights)
+        if over:
+            left.insert(0, over)
     return runs, sorted(judged, key=lambda found: found.fault.number)
+
+
+def _left_over(ended: Ended, faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
+    """Faults of a run of which another can tell more: never all of them."""
+    if ended.defect:
+        guilty = ended.last_struck(faults)
+        return tuple(fault for fault in faults if fault is not guilty) if guilty else ()
+    skipped = tuple(fault for fault in faults if ended.marks.get(str(fault.number), {}).get("skipped"))
+    return skipped if len(skipped) < len(faults) else ()
 
 
 def _longest_gap(ended: Ended) -> float:
@@ -162,4 +174,4 @@ def _cells(judged: Judged) -> list[str]:
     verdict += f": {judged.why}" if judged.why else ""
     seen = [f"{judged.seconds:.2f}", str(judged.again)] if judged.struck else ["–", "–"]
     told = "yes" if judged.told and KINDS[fault.kind].tells else "–" if judged.told or not judged.struck else "NO"
-    return [str(fault.number), fault.kind, str(fault.step), fault.phase, rank, *seen, judged.how, told, verdict]
+    return [str(fault.number), fault.kind, str(fault.step), fault.phase, rank, *seen, shorten(judged.how, SHOWN, placeholder=" …"), told, verdict]
