@@ -132,7 +132,7 @@ def checked(command: Command) -> Config:
 def _under_faults(
     command: Command, config: Config, folder: Path, plan: Plan, reference: Ended, say: Callable[[str], None]
 ) -> tuple[list[tuple[Ended, Weights]], list[Judged]]:
-    """All runs of the plan. What a run leaves over goes to another: the faults beside the one that ended it, or those that found too few snapshots."""
+    """All runs of the plan. What a run leaves over goes to another: faults beside the one that ended it, or that found too few snapshots."""
     patience_s = max(PATIENCE_S, USUAL * _longest_gap(reference), 6 * config.survive.patience_s)
     runs: list[tuple[Ended, Weights]] = []
     judged: list[Judged] = []
