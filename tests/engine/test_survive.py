@@ -196,6 +196,23 @@ def test_groups_that_were_left_while_they_were_made_are_named_like_a_newcomers()
     assert not dist.is_initialized() and dist.distributed_c10d._world.group_count == 0
 
 
+def test_an_error_is_told_of_the_rank_that_a_process_has_come_to_be(tmp_path, monkeypatch):
+    from penstock.engine.failures import run_reporting, said_by
+
+    def work():
+        monkeypatch.setenv("RANK", "3")  # as a process does that has taken a lost rank's place
+        raise ValueError("no such thing")
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit):
+        run_reporting(tmp_path, work)
+    assert said_by(tmp_path, 3, 1) == "rank 3 failed with ValueError: no such thing"
+
+
 def test_a_connection_that_is_gone_is_told_from_a_fault_of_ones_own():
     from penstock.engine.survive.groups import is_broken
 
