@@ -179,6 +179,40 @@ def test_a_stack_inside_an_exchange_waits_and_another_does_not():
     assert not waits("")
 
 
+def test_groups_that_were_left_while_they_were_made_are_named_like_a_newcomers():
+    import torch.distributed as dist
+    from torch._C._distributed_c10d import TCPStore
+
+    from penstock.engine.survive.groups import GenerationOver, Groups
+    from penstock.engine.survive.wire import HOST, Generation, post
+
+    store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+    groups = Groups(store.port, 0, timeout_s=30)
+    post(store, Generation(1, (0, 1)))  # the other rank of generation 0 is lost before it comes
+    with pytest.raises((GenerationOver, dist.DistError)):  # the second as the store of this test ends with the groups
+        dist.init_process_group("gloo", store=groups.store, rank=0, world_size=2)
+    assert dist.distributed_c10d._world.group_count == 1, "else this test has lost its object"
+    groups.leave()
+    assert not dist.is_initialized() and dist.distributed_c10d._world.group_count == 0
+
+
+def test_an_error_is_told_of_the_rank_that_a_process_has_come_to_be(tmp_path, monkeypatch):
+    from penstock.engine.failures import run_reporting, said_by
+
+    def work():
+        monkeypatch.setenv("RANK", "3")  # as a process does that has taken a lost rank's place
+        raise ValueError("no such thing")
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit):
+        run_reporting(tmp_path, work)
+    assert said_by(tmp_path, 3, 1) == "rank 3 failed with ValueError: no such thing"
+
+
 def test_a_connection_that_is_gone_is_told_from_a_fault_of_ones_own():
     from penstock.engine.survive.groups import is_broken
 

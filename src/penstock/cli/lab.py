@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Optional
 
 import typer
@@ -32,3 +33,28 @@ def network(
     output.show(result.as_dict(), json, lambda _: result.text())
     if result.exit_code:
         raise typer.Exit(result.exit_code)
+
+
+def chaos(
+    context: typer.Context,
+    command: Annotated[Optional[list[str]], typer.Argument(metavar="-- train ARGS…", help="The command, e.g. train model.toml --nproc 4.")] = None,  # noqa: UP045
+    faults: Annotated[int, typer.Option("--faults", help="Faults to plant.")] = 12,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which faults, when and where: the same seed plants the same.")] = 0,
+    kinds: Annotated[Optional[str], typer.Option("--kinds", metavar="KIND,…", help="Kinds of faults; none: all that can be planted.")] = None,  # noqa: UP045
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Train under planted faults, and hold the final weights against those of the same run left alone; exit code 1 if a fault was not survived."""
+    from penstock.config import UserError
+    from penstock.lab import Command, run_chaos
+
+    words = command or []
+    train = context.find_root().command.get_command(context, "train")  # type: ignore[attr-defined]
+    if words[:1] != ["train"]:
+        raise UserError("the fault lab runs `train`; write e.g. `penstock chaos -- train model.toml --nproc 4`")
+    given = train.make_context("train", words[1:]).params
+    found = Command(given["config"], tuple(given["sets"] or ()), given["nproc"])
+    chosen = [kind.strip() for kind in kinds.split(",")] if kinds else []
+    result = run_chaos(found, given["run_dir"], faults, seed, chosen, lambda line: print(line, file=sys.stderr, flush=True))
+    output.show(result.as_dict(), json or given["json"], lambda _: result.text())
+    if not result.survived:
+        raise typer.Exit(1)

@@ -8,7 +8,7 @@ from penstock.engine.foreign import export_state, import_state
 from penstock.engine.fork import fork_run
 from penstock.engine.late import next_result
 from penstock.engine.launch import forwarded_signals, start_ranks
-from penstock.engine.replay import replay
+from penstock.engine.replay import MEASURED, replay
 from penstock.engine.resolve import check_ranks, check_world, cores, outline
 from penstock.engine.samples import samples_of
 from penstock.engine.start import resume_run, start_run
@@ -17,8 +17,9 @@ from penstock.engine.survive import scale_run
 from penstock.engine.use import export_model, import_model, open_model, score, speak
 
 __all__ = [
-    "Core", "StopRequest", "accumulate", "build_core", "cause", "check_ranks", "check_world", "compare_snapshots", "cores", "die_with_parent",
-    "export_model", "export_state", "forget_failures", "fork_run", "forwarded_signals", "gradient_norm", "import_model", "import_state",
-    "next_result", "open_model", "outline", "replay", "resume_run", "run_reporting", "samples_of", "scale_run", "score", "speak", "start_ranks",
+    "MEASURED", "Core", "StopRequest", "accumulate", "build_core", "cause", "check_ranks", "check_world", "compare_snapshots", "cores",
+    "die_with_parent", "export_model", "export_state", "forget_failures", "fork_run", "forwarded_signals", "gradient_norm", "import_model",
+    "import_state", "next_result", "open_model", "outline", "replay", "resume_run", "run_reporting", "samples_of", "scale_run", "score", "speak",
+    "start_ranks",
     "start_run",
 ]

@@ -28,22 +28,26 @@ def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
 
 def run_reporting(folder: Path, work: Callable[[], None]) -> int:
     """Do a rank's `work`; return 0, or 2 after a user's mistake. After any other failure the process ends with exit code 1."""
-    rank = os.environ.get("RANK", "0")
     try:
         work()
     except UserError as error:
         told = "" if isinstance(error, EchoedError) else str(error)
-        (folder / f"failure-rank-{rank}.txt").write_text(told, encoding="utf-8")
+        (folder / f"failure-rank-{_rank()}.txt").write_text(told, encoding="utf-8")
         return 2
     except Exception as error:
         now = time.time()
         traceback.print_exc()
         first = str(error).strip().splitlines() or [""]
-        (folder / f"fault-rank-{rank}.txt").write_text(f"{now:.6f} {type(error).__name__}: {first[0][:300]}", encoding="utf-8")
+        (folder / f"fault-rank-{_rank()}.txt").write_text(f"{now:.6f} {type(error).__name__}: {first[0][:300]}", encoding="utf-8")
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
     return 0
+
+
+def _rank() -> str:
+    """This process's rank now: one that is watched over may have had others before."""
+    return os.environ.get("RANK", "0")
 
 
 def forget_failures(folder: Path) -> None:

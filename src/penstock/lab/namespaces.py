@@ -111,7 +111,7 @@ def emulated_nodes(count: int, bandwidth: str | Link) -> Iterator[Nodes]:
     sweep()
     name = f"penstock-{os.getpid()}-{_began(os.getpid())}-{next(_serial)}"
     with (
-        _ended_as_interrupted(),
+        ended_as_interrupted(),
         tempfile.TemporaryDirectory(prefix=f"{name}-files-", ignore_cleanup_errors=True) as folder,
     ):
         nodes = Nodes(name, count, link, Path(folder))
@@ -244,7 +244,7 @@ def _remove(name: str) -> None:
 
 
 @contextmanager
-def _ended_as_interrupted() -> Iterator[None]:
+def ended_as_interrupted() -> Iterator[None]:
     """Raise `KeyboardInterrupt` on SIGTERM and SIGHUP, as on Ctrl-C, where they would end this process."""
     here = threading.current_thread() is threading.main_thread()
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if here and signal.getsignal(number) == signal.SIG_DFL]

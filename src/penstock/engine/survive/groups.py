@@ -105,6 +105,8 @@ class Groups:
                     self._break()
                 with suppress(RuntimeError):
                     dist.destroy_process_group()
+            # Groups are named by a count, and a generation that ended while its groups were made has counted on: newcomers begin with 0.
+            dist.distributed_c10d._world.group_count = 0
 
     def _watch(self, following: int) -> None:
         try:

@@ -178,7 +178,8 @@ class Supervisor:
         step = max(beat.step for beat in beats)
         why = "; ".join(f"{said_by(self._run.path, rank, code)} {where(beats[rank])}" for rank, code in codes.items())
         why = f"{say}{why}" if codes else say
-        self._failures = self._failures + 1 if step == self._failed_at else 1
+        late = bool(codes) and all(0 <= beats[rank].generation < before.number for rank in codes)  # they died with those that ended the one before
+        self._failures = self._failures + (not late) if step == self._failed_at else 1
         self._failed_at = step
         self._recoveries += 1
         if self._failures >= SAME_STEP:
