@@ -24,15 +24,15 @@ from penstock.store import Run, current_writer, list_snapshots, read_history, ru
 STEPS = 20
 #: Steps take a tenth of a second until a file is there.
 SLOWLY = """
-import os, sys, time
-if "GO" in os.environ and "penstock.engine.survive.member" in " ".join(sys.orig_argv):
+import time
+if "GO" in os.environ:
     from penstock.engine import step
-    kept = step.gradients
-    def gradients(parts, at):
+    undisturbed = step.gradients
+    def slowly(parts, at):
         if not os.path.exists(os.environ["GO"]):
             time.sleep(0.1)
-        return kept(parts, at)
-    step.gradients = gradients
+        return undisturbed(parts, at)
+    step.gradients = slowly
 """
 
 
@@ -42,7 +42,7 @@ class Trains:
     def __init__(self, folder):
         self.folder, self.go = folder, folder / "go"
         (folder / "plant").mkdir()
-        (folder / "plant" / "sitecustomize.py").write_text(FAULTS + SLOWLY)
+        (folder / "plant" / "planted.py").write_text(FAULTS + SLOWLY)
 
     def sets(self, **changes):
         small = {"train__steps": STEPS, "batch__global": 12, "snapshot__every": 0, "eval__every": 0, "metrics__tensorboard": "false"}
@@ -50,7 +50,7 @@ class Trains:
 
     def environment(self, name, faults=()):
         path = os.pathsep.join([str(self.folder / "plant"), os.environ.get("PYTHONPATH", "")])
-        return {"PYTHONPATH": path, "FAULTS": json.dumps(faults), "STRUCK": str(self.folder / f"{name}-struck-")}
+        return {"PYTHONPATH": path, "PENSTOCK_LISTENER": "planted", "FAULTS": json.dumps(faults), "STRUCK": str(self.folder / f"{name}-struck-")}
 
     def whole(self, name, nproc, faults=(), **changes):
         run = self.folder / name

@@ -118,13 +118,13 @@ def test_what_cannot_be_laid_out_is_refused_naming_the_settings(tmp_path, ranks,
 
 FAILING = """
 import os
-if os.environ.get("RANK") == "1" and "penstock" in " ".join(__import__("sys").orig_argv):
+if "RAISED_AT" in os.environ:
     import time
     from penstock.engine import build
     kept, calls = build.Core.loss, []
     def loss(self, batch):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 3 and os.environ["RANK"] == "1":
             open(os.environ["RAISED_AT"], "w").write(str(time.time()))
             raise RuntimeError("a planted fault in the middle of a step")
         return kept(self, batch)

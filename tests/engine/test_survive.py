@@ -15,9 +15,11 @@ from penstock.store import read_history
 STEPS = 30
 #: Kills or stops this process once, at a place and step that the test names, in the rank that it names.
 FAULTS = """
-import json, os, signal, sys
-orders = json.loads(os.environ.get("FAULTS", "[]"))
-if orders and "penstock.engine.survive.member" in " ".join(sys.orig_argv):
+import json, os, signal
+orders = json.loads(os.environ["FAULTS"])
+def hear(generation, step, phase):
+    pass
+if orders:
     from penstock.comm import world as worlds
     from penstock.engine import build, heart, step
     from penstock.engine.survive import take_up
@@ -72,13 +74,13 @@ def runs(tmp_path_factory):
     """A function that trains three ranks with faults; and the digest of the run without any."""
     folder = tmp_path_factory.mktemp("survive")
     (folder / "plant").mkdir()
-    (folder / "plant" / "sitecustomize.py").write_text(FAULTS)
+    (folder / "plant" / "planted.py").write_text(FAULTS)
 
     def train(name, faults, **changes):
         sets = small_sets(folder, train__steps=STEPS, batch__global=6, snapshot__every=6, eval__every=10, metrics__tensorboard="false", survive__enabled="on", **changes)
         path = os.pathsep.join([str(folder / "plant"), os.environ.get("PYTHONPATH", "")])
         done = penstock(
-            "train", *sets, "--nproc", 3, "--run-dir", folder / name, "--json", timeout_s=90, PYTHONPATH=path,
+            "train", *sets, "--nproc", 3, "--run-dir", folder / name, "--json", timeout_s=90, PYTHONPATH=path, PENSTOCK_LISTENER="planted",
             FAULTS=json.dumps(faults), STRUCK=str(folder / f"{name}-struck-"),
         )  # fmt: skip
         return summary(done), folder / name
@@ -135,11 +137,11 @@ def test_a_stopped_rank_is_found_and_replaced(runs):
 
 @pytest.mark.slow
 def test_what_fails_at_the_same_step_again_and_again_ends_the_run(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(FAULTS.replace("os.O_CREAT | os.O_EXCL", "os.O_CREAT"))
+    (tmp_path / "planted.py").write_text(FAULTS.replace("os.O_CREAT | os.O_EXCL", "os.O_CREAT"))
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = penstock(
         "train", *small_sets(tmp_path, survive__enabled="on"), "--nproc", 2, "--run-dir", tmp_path / "run", check=False, timeout_s=120, PYTHONPATH=path,
-        FAULTS='[["forward", 1, 3, "SIGKILL"]]', STRUCK=str(tmp_path / "struck"),
+        PENSTOCK_LISTENER="planted", FAULTS='[["forward", 1, 3, "SIGKILL"]]', STRUCK=str(tmp_path / "struck"),
     )  # fmt: skip
     assert done.returncode == 1
     assert "rank 1 was killed by SIGKILL after step 3" in done.stderr.splitlines()[-1] and "penstock resume" in done.stderr.splitlines()[-1]
