@@ -186,7 +186,9 @@ def _dropped(before: Config, config: Config, stored: Shapes) -> list[str]:
     lost = []
     if before.optim.ema and not config.optim.ema:
         lost.append("the average of the weights")
-    if any(name.startswith("exchange.") for name in stored) and (before.exchange.kind != config.exchange.kind or before.model != config.model):
+    if any(name.endswith(".local") for name in stored) and before.exchange.kind != config.exchange.kind:
+        lost.append("what the nodes have learned since they last met")
+    elif any(name.startswith("exchange.") for name in stored) and (before.exchange.kind != config.exchange.kind or before.model != config.model):
         lost.append("what the exchange between nodes has not sent yet")
     return lost
 
