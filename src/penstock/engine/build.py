@@ -292,7 +292,7 @@ def _build(
 ) -> Parts:
     """Build a rank's parts, and take up a snapshot with the settings of its step; raises `Damaged` on all ranks if that is."""
     manifest = agreed_manifest(snapshot, world) if snapshot else None
-    due = agreed_due(world, due_after(run, manifest) if manifest and world.is_lead else [])
+    due = agreed_due(world, due_after(run, manifest) if world.is_lead else []) if manifest else []
     if manifest and due:
         config = settings_at(config, due, manifest)
         journal.follow(config)
