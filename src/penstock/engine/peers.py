@@ -70,7 +70,7 @@ class Peers:
         if self._copies is None:
             self._copies = PeerCopies(tensors, where.placements, where.layout, parts.world.axis)
             size = max(parts.world.gather_numbers(self._copies.n_bytes, "copies"))
-            parts.journal.say(f"copies of the state every {self.every} steps, {size / 1e6:,.1f} MB of memory on each rank")
+            parts.journal.say(f"copies of the state every {self.every} step{'s' * (self.every > 1)}, {size / 1e6:,.1f} MB of memory on each rank")
         else:
             self._copies = None  # both at once might be too much
             self._copies = PeerCopies(tensors, where.placements, where.layout, parts.world.axis)

@@ -186,12 +186,12 @@ class Supervisor:
             raise RankFailed(f"{why}, the failure number {SAME_STEP} with no step between; {self._mend}", next(iter(codes), None))
         if self._recoveries > self._config.survive.most:
             raise RankFailed(f"{why}, after survive.most = {self._config.survive.most} recoveries; {self._mend}", next(iter(codes), None))
-        self._scaling.lost(self, list(codes))
         members, how = self._chosen([None if rank in codes else number for rank, number in enumerate(before.members)])
         self._generation = Generation(before.number + 1, members, cause=why, how=how, since=noticed)
         post(self._store, self._generation)
         for rank in codes:
             self._all.pop(before.members[rank]).end()
+        self._scaling.lost(self, list(codes))
         with suppress(UserError, OSError):
             append_event(self._run.path, "failure", why, step)
 

@@ -13,9 +13,11 @@ Cost: the state twice in memory while it is carried, and what newcomers lack ove
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -48,7 +50,13 @@ class Held:
     def offer(self) -> Offer:
         """As it is said to the others."""
         kept = {rank: sorted(tensors) for rank, tensors in self.tensors.items() if rank != self.rank and tensors}
-        return Offer(self.progress.step, self.era, self.rank, kept)
+        return Offer(*self.state, self.rank, kept)
+
+    @cached_property
+    def state(self) -> tuple[int, int, str]:
+        """Which state it is a part of: step, generation, and a digest of where it lies."""
+        lies = json.dumps(self.where.as_dict(), sort_keys=True)
+        return self.progress.step, self.era, hashlib.sha256(lies.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ def held_of(parts: Parts, era: int, handed: dict[int, dict[str, Tensor]]) -> lis
         found.append(Held(era, rank, StateMap.of(parts), parts.progress, {rank: tensors, **handed}))
     for progress, kept in parts.peers.held():
         assert parts.peers.where is not None
-        if found and found[0].progress.step == progress.step:
+        if found and (found[0].progress.step, found[0].where) == (progress.step, parts.peers.where):
             kept = kept | found.pop(0).tensors
         found.append(Held(era, rank, parts.peers.where, progress, kept))
     return found
@@ -83,11 +91,11 @@ def held_of(parts: Parts, era: int, handed: dict[int, dict[str, Tensor]]) -> lis
 def choose(world: World, statuses: Sequence[Status], held: Sequence[Held]) -> Chosen | None:
     """The newest state that the members, one for each of `statuses`, have among them whole; the same on all ranks, which must call it."""
     offers = [(at, offer) for at, status in enumerate(statuses) for offer in status.offers]
-    for step, era in sorted({(offer.step, offer.era) for _, offer in offers}, reverse=True):
-        parts = [(at, offer) for at, offer in offers if (offer.step, offer.era) == (step, era)]
+    for state in sorted({(offer.step, offer.era, offer.where) for _, offer in offers}, reverse=True):
+        parts = [(at, offer) for at, offer in offers if (offer.step, offer.era, offer.where) == state]
         sources: dict[int, tuple[int, ...]] = {offer.rank: (at,) for at, offer in parts}
         copies = tuple(Copy(rank, at, frozenset(names)) for at, offer in parts for rank, names in offer.kept.items())
-        own = next((one for one in held if (one.progress.step, one.era) == (step, era)), None)
+        own = next((one for one in held if one.state == state), None)
         teller = parts[0][0]
         where = StateMap.shared(own.where if own else None, world, teller)
         if not where.missing(sources, copies):

@@ -42,10 +42,14 @@ class Generation:
 
 @dataclass(frozen=True)
 class Offer:
-    """A state of which a process has a part: of a step, as it lay in generation `era`: all of `rank`, and the tensors that it keeps of others."""
+    """A state of which a process has a part: of a step, as it lay in generation `era`: all of `rank`, and the tensors that it keeps of others.
+
+    Within a generation layers and experts may move after a step; `where` is a digest of how the state lies, and parts are of one state if all agree.
+    """
 
     step: int
     era: int
+    where: str
     rank: int
     kept: dict[int, list[str]] = field(default_factory=dict)
 
