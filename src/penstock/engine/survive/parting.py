@@ -19,7 +19,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from penstock.config import Config, UserError
+from penstock.config import UserError
 from penstock.engine.build import Parts
 from penstock.engine.commands import Answer, Command, answer
 from penstock.engine.journal import memory_bytes
@@ -32,6 +32,8 @@ from penstock.plan.layout import heaviest, workloads
 
 #: Bytes that a process takes before it holds a model.
 PROCESS = 300 << 20
+#: Copies that `survive.copies` keeps in a rank's memory, at most: two of its own state and two of its neighbour's (`peers.py`).
+COPIES = 4
 
 
 class Parted(Exception):
@@ -86,12 +88,14 @@ class Parting:
 def _check_memory(parts: Parts, ranks: int) -> None:
     """Raise `UserError` on all ranks if there is no memory for another number of them, beside the old state until it is carried."""
     config, device = config_for(parts.config, ranks), parts.world.device
-    needs = rank_bytes(config, ranks)
+    held = heaviest(workloads(config, check_world(config, ranks)), config.optim)[1]
+    needs = held.total
     old = sum(tensor.numel() * tensor.element_size() for tensor in parts.tensors().values())
     if device.type == "cuda":
         most = torch.cuda.get_device_properties(device).total_memory
         lacking, what = needs + old - most, f"a GPU has {most / 1e9:.1f} GB"
     else:
+        needs += COPIES * (held.weights + held.moments) if config.survive.copies and ranks > 1 else 0
         there = sum(parts.world.gather_numbers(memory_bytes(device), "memory"))
         free = psutil.virtual_memory().available
         grow = ranks * (needs + PROCESS) + sum(parts.world.gather_numbers(old, "memory")) - there
@@ -99,11 +103,6 @@ def _check_memory(parts: Parts, ranks: int) -> None:
     if parts.world.any(lacking > 0, "memory"):
         each = f"each needs about {needs / 1e9:.2f} GB, and {old / 1e9:.2f} GB of the old state until it is carried"
         raise UserError(f"there is no memory for {_ranks(ranks)}: {each}; {what}; choose another number of ranks")
-
-
-def rank_bytes(config: Config, ranks: int) -> int:
-    """Bytes that the fullest of so many ranks will need."""
-    return heaviest(workloads(config, check_world(config, ranks)), config.optim)[1].total
 
 
 def _ranks(number: int) -> str:
