@@ -111,11 +111,9 @@ def goodput(folder: Path, usual_s: float) -> float:
     steps = [number * minute + draw.randrange(5, minute) for number in range(minutes)]
     faults = [Fault(number, "kill-forward", step, "forward_backward", draw.randrange(RANKS)) for number, step in enumerate(steps, 1)]
     ended = train_under(folder, faults, ["survive.replace=standby", f"train.steps={minutes * minute}"])
-    times = [row["time"] for row in MetricStore(ended.run / "metrics").read("train")]
-    struck_at = [mark["time"] for mark in ended.marks.values()]
-    usual = statistics.median(after - before for before, after in pairwise(times))
-    broken = [after - before for before, after in pairwise(times) if any(before <= moment <= after for moment in struck_at)]
-    return 1 - sum(max(0.0, gap - usual) for gap in broken) / (times[-1] - times[0])
+    usual = statistics.median(after - before for before, after in pairwise(ended.times))
+    lost = sum(max(0.0, seconds_without_step(fault, ended) - usual) for fault in faults)
+    return 1 - lost / (ended.times[-1] - ended.times[0])
 
 
 def step_s(folder: Path, way: str) -> float:
