@@ -88,7 +88,8 @@ def struck(folder: Path, way: str, count: int, kind: str = "kill-forward", sets:
     ended = train_under(folder, faults, [f"survive.replace={way}", f"train.steps={(count + 1) * apart}", *sets])
     events = [event for event in read_history(ended.run).events if event.kind == "recovery"]
     found = []
-    for fault, event in zip(faults, events, strict=True):
+    for fault in faults:
+        event = next(event for event in events if event.seq > ended.marks[str(fault.number)]["seq"])
         seconds = seconds_without_step(fault, ended)
         again = fault.step + 1 - (event.step or 0)
         found.append(Seen(seconds, seconds - event.data["recovery"]["seconds"], again, event.text))
@@ -110,11 +111,9 @@ def goodput(folder: Path, usual_s: float) -> float:
     steps = [number * minute + draw.randrange(5, minute) for number in range(minutes)]
     faults = [Fault(number, "kill-forward", step, "forward_backward", draw.randrange(RANKS)) for number, step in enumerate(steps, 1)]
     ended = train_under(folder, faults, ["survive.replace=standby", f"train.steps={minutes * minute}"])
-    times = [row["time"] for row in MetricStore(ended.run / "metrics").read("train")]
-    struck_at = [mark["time"] for mark in ended.marks.values()]
-    usual = statistics.median(after - before for before, after in pairwise(times))
-    broken = [after - before for before, after in pairwise(times) if any(before <= moment <= after for moment in struck_at)]
-    return 1 - sum(max(0.0, gap - usual) for gap in broken) / (times[-1] - times[0])
+    usual = statistics.median(after - before for before, after in pairwise(ended.times))
+    lost = sum(max(0.0, seconds_without_step(fault, ended) - usual) for fault in faults)
+    return 1 - lost / (ended.times[-1] - ended.times[0])
 
 
 def step_s(folder: Path, way: str) -> float:
@@ -125,8 +124,8 @@ def step_s(folder: Path, way: str) -> float:
     return statistics.median(row["step_s"] for row in MetricStore(folder / "metrics").read("train")[20:])
 
 
-def torchrun_gap(folder: Path) -> float:
-    """The longest time without a step after rank 1 of a job below torchrun was killed, which is started again as a whole."""
+def torchrun_gap(folder: Path) -> float | str:
+    """The longest time without a step after rank 1 of a job below torchrun was killed, which is started again as a whole; or that none came."""
     ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", "--max-restarts=1"]
     again = f'[ -e {folder}/run.json ] && [ "$TORCHELASTIC_RESTART_COUNT" != 0 ]'  # a job that is started again has a run to go on with
     words = " ".join(f"--set '{setting}'" for setting in [*SETTINGS, "train.steps=4000", "survive.enabled=off"])
@@ -141,6 +140,8 @@ def torchrun_gap(folder: Path) -> float:
         wait_for_step(folder, before + 3)
         rows = [row["time"] for row in MetricStore(folder / "metrics").read("train") if row["time"] > began + 0.01]
         return max(after - before for before, after in pairwise([began, *rows]))
+    except TimeoutError as error:
+        return str(error)
     finally:
         process.terminate()
         process.wait(timeout=60)

@@ -122,8 +122,8 @@ def _started(words: list[str], desk: Desk, log: Path, answer: Path, planted: boo
     try:
         yield process
     finally:
-        process.kill()
-        process.wait()
+        if process.poll() is None:
+            _kill(process, desk)
 
 
 def _watch(
@@ -156,18 +156,29 @@ def _traces(desk: Desk, run: Path) -> list[int]:
 
 def _end_with_stacks(process: subprocess.Popen[bytes], desk: Desk, run: Path, log: Path) -> str:
     """Let every process of a run write where it is, and kill it; say where that is found."""
-    ranks = desk.ranks()
-    others = {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
-    for pid in ranks:
+    for pid in desk.ranks():
         for number in (signal.SIGCONT, signal.SIGUSR1):
             _send(pid, number)
     time.sleep(STACKS_S)
-    _send(process.pid, signal.SIGABRT)
-    time.sleep(STACKS_S)
-    for pid in {process.pid, *ranks, *others}:
-        _send(pid, signal.SIGKILL)
-    process.wait()
+    _kill(process, desk, signal.SIGABRT)
     return f"stacks of the ranks are in {run / 'stacks'}, the supervisor's in {log}"
+
+
+def _kill(process: subprocess.Popen[bytes], desk: Desk, number: int = signal.SIGKILL) -> None:
+    """Kill the command, which gets a signal before if that is to be another, with all its processes: one that is just starting outlives it else."""
+    left = psutil.Process(process.pid).children(recursive=True)
+    for pid in desk.ranks():
+        with suppress(psutil.NoSuchProcess):
+            left.append(psutil.Process(pid))
+    process.send_signal(number)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(STACKS_S)
+    for other in left:
+        with suppress(psutil.NoSuchProcess):
+            other.kill()
+    process.kill()
+    process.wait()
+    psutil.wait_procs(left, STACKS_S)
 
 
 def _send(pid: int, number: int) -> None:
