@@ -85,7 +85,7 @@ def _command(words: list[str], out: Path, err: Path, environment: dict[str, str]
     for number, file in ((1, out), (2, err)):
         with open(file, "wb") as opened:
             os.dup2(opened.fileno(), number)
-    sys.stdout, sys.stderr = open(1, "w", encoding="utf-8"), open(2, "w", buffering=1, encoding="utf-8")  # noqa: SIM115 (stay open)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", 1, closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ |= environment
     os.chdir(folder)

@@ -286,12 +286,13 @@ def _look_like_new(order: Mapping[str, Any], files: Sequence[int]) -> None:
         signal.signal(number, signal.SIG_DFL)
     atexit._clear()  # the parent's
     atexit.register(_exit_function)
+    # first the streams, as those before them may close their files when they go, and then the files
+    sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), open(1, "w", closefd=False), open(2, "w", 1, closefd=False)  # noqa: SIM115
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     for to, file in zip((1, 2), files):
         os.dup2(file, to)
         os.close(file)
-    sys.stdin, sys.stdout, sys.stderr = open(0, encoding="utf-8"), open(1, "w", encoding="utf-8"), open(2, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
     for name in order["gone"]:
         os.environ.pop(name, None)
     os.environ |= order["environment"]
