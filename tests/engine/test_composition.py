@@ -66,11 +66,6 @@ def test_every_pair_of_switches_composes(tmp_path, corpus, names):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "names",
-    [("experts", "document mask", "muon"), ("sliding window", "grouped queries", "qk-norm", "tied embeddings", "averaged weights")],
-    ids=" + ".join,
-)
-def test_compiling_composes_with_the_switches(tmp_path, corpus, names):
-    changes = {key: value for name in names for key, value in SWITCHES[name].items()}
-    check(tmp_path, corpus | changes | {"compile__enabled": "on"})
+def test_compiling_composes_with_the_switches(tmp_path, corpus):
+    names = "experts", "document mask", "muon", "sliding window", "grouped queries", "qk-norm", "tied embeddings", "averaged weights"
+    check(tmp_path, corpus | {key: value for name in names for key, value in SWITCHES[name].items()} | {"compile__enabled": "on"})

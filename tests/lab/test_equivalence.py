@@ -53,7 +53,7 @@ def enough(case, sequences):
 @pytest.mark.parametrize("experts", [False, True], ids=["dense", "experts"])
 @pytest.mark.parametrize("ranks", [2, 3, 4, 6, 8])
 def test_every_layout_equals_one_plain_process(ranks, experts):
-    config = small_question(experts, train__steps=12 if ranks == 2 and not experts else 5)
+    config = small_question(experts, train__steps=8 if ranks == 2 and not experts else 3)
     results = run_ranks(verdicts, ranks, config, cases_of(ranks, experts), timeout_s=400)[0]
     assert not failures(results)
     assert any(r.verdict == "equal" for r in results)

@@ -287,12 +287,12 @@ class SurviveSection(Section):
     """What becomes of a run of several ranks on one host (--nproc) when one of them dies or hangs."""
 
     enabled: Literal["auto", "on", "off"] = Field(
-        "off", description="Whether the other ranks keep their state and go on; off: the run ends, and says which rank failed; auto: on, on the CPU."
+        "auto", description="Whether the other ranks keep their state and go on; off: the run ends, and says which rank failed; auto: on, on the CPU."
     )
     replace: Literal["cold", "standby", "none"] = Field(
         "cold",
-        description="What takes a lost rank's place. cold: a new process, which takes seconds to start; standby: one that waits (survive.standby); "
-        "none: nobody, the layout is made anew for fewer ranks, if it and the batch divide into them (else as cold).",
+        description="What takes a lost rank's place. cold: a new process (tenths of a second on Linux, else seconds); standby: one that waits "
+        "(survive.standby); none: nobody, the layout is made anew for fewer ranks, if it and the batch divide into them (else as cold).",
     )
     standby: Positive = Field(1, description="Processes that wait for survive.replace = 'standby'; each holds torch in memory, some 300 MB.")
     patience_s: Annotated[float, Field(ge=0.0, le=86400.0)] = Field(

@@ -96,9 +96,10 @@ def make_run(config: Config, label: str, command: str, folder: Path | None, prog
 def train_here(run: Run, nproc: int) -> dict[str, Any]:
     """Train on this host: one rank in this process, or several through the launcher; with a supervisor also one is in a process of its own."""
     config = run.config()
-    if nproc == 1 and not survives(config):
+    watched = survives(config, nproc)
+    if nproc == 1 and not watched:
         return run_rank(run, World(device=join_world(config.run.device, 1).device))
-    (supervise if survives(config) else launch)(run, nproc, config.layout.port)
+    (supervise if watched else launch)(run, nproc, config.layout.port)
     return run.read("summary.json")
 
 

@@ -235,6 +235,7 @@ def serve(line: socket.socket) -> NoReturn:
                     if order["pid"] in alive:
                         os.kill(order["pid"], order["signal"])
                     continue
+                order["template"] = os.getpid()
                 pid = os.fork()
                 if pid == 0:
                     for end in (line, wake, waker):
@@ -280,6 +281,8 @@ def become(order: Mapping[str, Any], files: Sequence[int]) -> NoReturn:
 def _look_like_new(order: Mapping[str, Any], files: Sequence[int]) -> None:
     """Put signals, files, environment and threads as in a process that has just been started."""
     die_with_parent()
+    if os.getppid() != order["template"]:
+        os._exit(1)  # it died before this process could ask to die with it
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):

@@ -18,29 +18,38 @@ from penstock.engine.commands import FOLDER, HELD, TAKEN, Answer, Command, answe
 from penstock.engine.resolve import check_ranks, check_world, cores
 from penstock.engine.survive.fewer import config_for
 from penstock.engine.survive.wire import Generation
-from penstock.store import Run, append_event
+from penstock.store import Run, append_event, read_history
 
 if TYPE_CHECKING:
     from penstock.engine.survive.supervisor import Supervisor
 
 
-def survives(config: Config) -> bool:
-    """Whether a run's ranks are to go on when one is lost, so that a supervisor keeps them."""
+def survives(config: Config, ranks: int) -> bool:
+    """Whether a run that starts with so many ranks is to go on when one is lost, so that a supervisor keeps them."""
     section = config.survive
-    return section.enabled == "on" or (section.enabled == "auto" and choose_device(config.run.device).type == "cpu")
+    return section.enabled == "on" or (section.enabled == "auto" and ranks > 1 and choose_device(config.run.device).type == "cpu")
 
 
 def scale_run(run: Run, ranks: int, wait_s: float, why: str = "") -> dict[str, Any]:
     """Have a running run go on with so many ranks after its next step; raises `UserError` where it is refused, or not done in time."""
     if ranks < 1:
         raise UserError(f"--ranks {ranks}: a run has at least one rank; stop it with Ctrl-C or SIGTERM")
-    if not survives(run.config()):
+    config = run.config()
+    if not survives(config, _started_with(run)):
         mend = f"stop it and go on with `penstock resume {run.path} --nproc {ranks} --set survive.enabled=on`"
-        raise UserError(f"{run.path} was started with survive.enabled = 'off', so nothing watches over its ranks that could start others; {mend}")
+        how = f"survive.enabled = '{config.survive.enabled}'" + (" and one rank" if config.survive.enabled == "auto" else "")
+        raise UserError(f"{run.path} was started with {how}, so nothing watches over its ranks that could start others; {mend}")
     came = send(run.path, "scale", {"ranks": ranks, "why": why}, wait_s, hold=True)
     if came.state == "refused":
         raise UserError(came.text)
     return {"run": str(run.path), "step": came.step, "seconds": came.seconds, "text": came.text} | came.data
+
+
+def _started_with(run: Run) -> int:
+    """The ranks that a run was started or resumed with, by its history."""
+    begun = [event for event in read_history(run.folder).events if event.kind in ("start", "resume")]
+    layout = begun[-1].data.get("layout") if begun else None
+    return int(layout.get("ranks", 1)) if isinstance(layout, dict) else 1
 
 
 class Scaling:
