@@ -92,7 +92,7 @@ def wait_for_end(children: Collection[C], seconds: float) -> list[C]:
         left = end - time.monotonic()
         if ended or left <= 0:
             return ended
-        the_source().wait(left)
+        next(iter(children)).source.wait(left) if children else time.sleep(left)
 
 
 def wait_for_all(children: Collection[Child], seconds: float) -> None:
@@ -126,7 +126,8 @@ class Template:
         if _threads() <= _THREADS and threading.active_count() == 1:
             self._fork(theirs)
         else:
-            command = [sys.executable, "-m", "penstock.engine.template", str(theirs.fileno())]
+            code = f"import socket; from penstock.engine.template import serve; serve(socket.socket(fileno={theirs.fileno()}))"
+            command = [sys.executable, "-c", code]
             subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
 
@@ -313,8 +314,3 @@ def _threads() -> int:
 
 #: Threads that importing started (numpy's, which stop for a fork).
 _THREADS = _threads()
-
-if __name__ == "__main__":
-    import penstock.engine  # noqa: F401
-
-    serve(socket.socket(fileno=int(sys.argv[1])))
