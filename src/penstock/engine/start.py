@@ -58,15 +58,14 @@ def resume_run(run: Run, values: dict[str, Any], nproc: int, progress: Progress 
     snapshots = list_snapshots(run.folder)
     if not snapshots:
         raise UserError(f"{run.path} has no snapshot to go on from; start it anew with `penstock train {run.path}/config.toml`")
-    if writer := current_writer(run.path):
-        raise UserError(f"{run.path} is being written by {writer}; wait for it to end, or stop it")
-
     manifest = read_manifest(snapshots[-1])
     due = due_after(run, manifest)
     before = settings_at(run.config(), due, manifest)
     config = changed(before, values)
 
     def accept() -> Run:
+        if writer := current_writer(run.path):  # below a launcher the lead alone asks: asking takes the lock for a moment
+            raise UserError(f"{run.path} is being written by {writer}; wait for it to end, or stop it")
         prepare(config.data, progress=progress)
         tell_changes(run, before, config, values.keys() & {name for one in due for name in one.settings})
         save_config(run, config)
