@@ -62,7 +62,7 @@ def test_the_resolved_config_alone_reproduces_the_run(plain, tmp_path):
     settled = tomllib.loads((find_run(again["run"]).path / "config.toml").read_text())
     still_open = {f"{section}.{key}" for section, values in settled.items() for key, value in values.items() if value == "auto"}
     assert settled["precision"]["compute"] == "float32"
-    assert still_open == {"run.device", "pipeline.schedule", "exchange.topology", "exchange.density"}  # what says where to run, or follows from a neighbour
+    assert still_open == {"run.device", "pipeline.schedule", "exchange.topology", "exchange.density", "survive.enabled"}  # what says where to run, or follows from a neighbour
 
 
 def test_another_seed_gives_another_run(plain, tmp_path):
