@@ -35,6 +35,7 @@ from multiprocessing.util import _exit_function  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
+import psutil
 import torch
 
 from penstock.config import RankFailed
@@ -155,19 +156,24 @@ class Template:
         raise RankFailed(f"the process that starts ranks {'has ended' if self.ended else 'does not answer'}; start the command again")
 
     def exit_code(self, pid: int) -> int | None:
-        """How a process ended, negative for a signal; None while it lives. None outlives the template."""
-        for _ in self._messages(0.0):
-            pass
-        return self._codes.get(pid, -signal.SIGKILL if self.ended else None)
+        """How a process ended, negative for a signal; None while it lives. How one ended that outlived the template nobody knows: as if killed."""
+        self._messages(0.0)
+        return self._codes.get(pid, -signal.SIGKILL if self.ended and not _lives(pid) else None)
 
     def signal(self, pid: int, number: int) -> None:
         """Send a process a signal, if it lives."""
         with suppress(OSError):
-            self._socket.send(json.dumps({"signal": int(number), "pid": pid}).encode())
+            if not self.ended:
+                self._socket.send(json.dumps({"signal": int(number), "pid": pid}).encode())
+            elif _lives(pid):
+                os.kill(pid, number)
 
     def wait(self, seconds: float) -> None:
         """Wait until something may have ended, so long at most."""
-        select.select([self._socket], [], [], seconds)
+        if self.ended:
+            time.sleep(min(LOOK_S, seconds))
+        else:
+            select.select([self._socket], [], [], seconds)
 
     def _messages(self, seconds: float) -> list[dict[str, Any]]:
         """What the template has said, waiting so long at most for a first message; ends are noted."""
@@ -305,6 +311,13 @@ def _look_like_new(order: Mapping[str, Any], files: Sequence[int]) -> None:
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
     warnings.filterwarnings("ignore", message=".*found in sys.modules after import of package", category=RuntimeWarning)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process that is not a child of this one has not ended."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _threads() -> int:

@@ -121,7 +121,7 @@ class Life:
             parts.journal.close()
             raise
         if not finished and os.getppid() != self._parent:
-            text = f"the supervisor of the ranks ended; they saved step {parts.progress.step}, and ended too"
+            text = f"the supervisor of the ranks, or who forks them for it, ended; they saved step {parts.progress.step}, and ended too"
             parts.journal.say(f"{text}; go on with `penstock resume {self._run.path}`")
             parts.saving.tell_history("failure", text, parts.progress.step)
         self._heart.says("finish")
