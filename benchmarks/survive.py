@@ -10,7 +10,7 @@ Four gloo ranks train a small model (two layers, one thread each). The fault lab
     death_s, hang_steps               from the strike to its being noticed: a death (aim 0.5 s); a stopped rank, in usual steps (aim 3), median
     goodput                           share of the time in which steps are taken that last, with a kill a minute and a standby, for
                                       PENSTOCK_SURVIVE_MINUTES (2; aim 0.95 over 20)
-    ready_cost                        median step with the supervisor over that with torch's elastic launcher, less one (aim 0.01)
+    ready_cost                        median step of ranks that are watched over, over that of ranks that are not, less one (aim 0.01)
 """
 
 from __future__ import annotations

@@ -106,6 +106,17 @@ def test_when_the_supervisor_dies_the_ranks_save_and_the_run_goes_on_from_there(
     assert result["weights_digest"] == whole["weights_digest"] and result["step"] == STEPS
 
 
+@pytest.mark.slow
+def test_when_the_process_that_forks_ranks_dies_they_save_and_others_go_on_by_themselves(trains, whole):
+    process, run = trains.begin("unforked", 2, layout__shard=2)
+    (template,) = psutil.Process(process.pid).children()
+    template.kill()
+    result = json.loads(process.communicate(timeout=240)[0])
+    assert result["weights_digest"] == whole["weights_digest"] and result["step"] == STEPS
+    (recovery,) = result["recoveries"]
+    assert 0 < recovery["step"] < STEPS, "from where they saved, not from the beginning"
+
+
 def scaled(capsys, monkeypatch, run, ranks):
     """`penstock scale`: its exit code, and what it said."""
     monkeypatch.setattr(sys, "argv", ["penstock", "scale", str(run), "--ranks", str(ranks), "--json"])
