@@ -13,13 +13,11 @@ from typing import Any
 import torch
 
 from penstock.comm import World, join_world, leave_world
-from penstock.engine import die_with_parent, run_reporting
+from penstock.engine import run_reporting
 
 
 def answer(folder: Path, figures: Callable[[World], dict[str, Any]], timeout_s: float) -> int:
     """Measure on this rank, with one thread; return its exit code."""
-    die_with_parent()
-
     def work() -> None:
         torch.set_num_threads(1)
         world = join_world("cpu", timeout_s)

@@ -108,7 +108,7 @@ def test_when_the_supervisor_dies_the_ranks_save_and_the_run_goes_on_from_there(
 
 @pytest.mark.slow
 def test_when_the_process_that_forks_ranks_dies_they_save_and_others_go_on_by_themselves(trains, whole):
-    process, run = trains.begin("unforked", 2, layout__shard=2)
+    process, _ = trains.begin("unforked", 2, layout__shard=2)
     (template,) = psutil.Process(process.pid).children()
     template.kill()
     result = json.loads(process.communicate(timeout=240)[0])

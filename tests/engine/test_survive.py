@@ -185,8 +185,9 @@ def test_groups_that_were_left_while_they_were_made_are_named_like_a_newcomers()
     import torch.distributed as dist
     from torch._C._distributed_c10d import TCPStore
 
+    from penstock.engine.launch import HOST
     from penstock.engine.survive.groups import GenerationOver, Groups
-    from penstock.engine.survive.wire import HOST, Generation, post
+    from penstock.engine.survive.wire import Generation, post
 
     store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
     groups = Groups(store.port, 0, timeout_s=30)

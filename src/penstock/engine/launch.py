@@ -25,6 +25,7 @@ from penstock.engine.resolve import cores
 from penstock.engine.template import Child, wait_for_all, wait_for_end
 from penstock.store import Run, append_event
 
+#: Where the store is, at which ranks meet.
 HOST = "localhost"
 #: Seconds that other ranks have to fail by themselves after one did, and to end when they are asked to.
 TOGETHER_S, LAST_S = 0.5, 5.0

@@ -17,7 +17,7 @@ import torch
 
 from penstock.comm import join_world, leave_world
 from penstock.config import Config, leave
-from penstock.engine import die_with_parent, run_reporting
+from penstock.engine import run_reporting
 from penstock.lab.cases import Case
 from penstock.lab.equivalence import check
 from penstock.lab.verify import row
@@ -25,7 +25,6 @@ from penstock.lab.verify import row
 
 def main(folder: Path) -> int:
     """One rank of a group: check all cases, the lead writing an answer as each is done."""
-    die_with_parent()
     return run_reporting(folder, lambda: _answer(folder))
 
 

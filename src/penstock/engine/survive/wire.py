@@ -18,8 +18,8 @@ from typing import Any
 
 from torch._C._distributed_c10d import Store, TCPStore
 
-#: Where the store is.
-HOST = "localhost"
+from penstock.engine.launch import HOST
+
 #: Seconds between two looks at the store where several things are waited for.
 LOOK_S = 0.002
 #: A wait for a generation has no end of its own: it ends with the supervisor, with which this process ends.
