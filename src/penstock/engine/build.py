@@ -156,6 +156,7 @@ class Core:
         """Move the routers' balancing bias, and take note of the experts' load; nothing for a dense model."""
         if self.config.model.moe.experts:
             self.notes |= balance_experts(self.decoder, self.config.model.moe.bias_rate, self._sum_loads)
+            self.probes.take_loads()
 
     def place_experts(self, steps: int) -> None:
         """After so many steps, move experts to other ranks if that is due."""
@@ -168,6 +169,7 @@ class Core:
         all_le = torch.zeros(self.config.model.layers - first, load_le.shape[1], dtype=load_le.dtype, device=self.world.device)
         all_le[rows] = load_le.to(all_le.device)
         self.placer.observe(self.world.sum_(all_le, "expert_load"))
+        self.probes.note_loads(all_le, first)
         load_le.copy_(all_le[rows])
 
     def tensors(self) -> dict[str, Tensor]:

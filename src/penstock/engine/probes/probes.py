@@ -13,7 +13,7 @@ trained changes by a bit. Cost: `benchmarks/monitor_cost.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,11 @@ from torch import Tensor
 from penstock.data import Batch
 from penstock.engine.exchange import apart_of
 from penstock.engine.probes.activations import AFTERWARDS, Activations
+from penstock.engine.probes.loads import load_figures
 from penstock.engine.probes.norms import Norms
 from penstock.engine.probes.reading import Reading
 from penstock.engine.step import device_batch
+from penstock.monitor.bus.aside import Batches
 
 if TYPE_CHECKING:
     from penstock.engine.build import Core
@@ -44,6 +46,9 @@ class Probes:
         self._now: Reading | None = None
         self._core: Core | None = None
         self._norms: Norms | None = None
+        self._loads: tuple[Tensor, int] | None = None
+        #: Takes the tokens of a step, to look at them beside the training thread: its number, and tokens, targets and documents of micro-batches.
+        self.look_aside: Callable[[int, Batches], None] | None = None
         #: The micro-batches of the step that was begun last.
         self.batches: Sequence[Batch] = ()
 
@@ -56,6 +61,8 @@ class Probes:
             yield
             return
         self._core, self.batches = core, batches
+        if self.look_aside is not None:
+            self.look_aside(step, ([b.tokens_bt for b in batches], [b.targets_bt for b in batches], [b.documents_bt for b in batches]))
         if self._norms is None or self._norms.weights is not core.weights:
             self._norms = Norms(core.weights, apart_of(core.reducer) is not None)
         reading = self._now = self._readings[step] = Reading(step, step % every == 0)
@@ -94,6 +101,16 @@ class Probes:
         with self._norms.updating(reading):
             yield
         reading.finish()
+
+    def note_loads(self, load_le: Tensor, first: int) -> None:
+        """The tokens of each expert of all ranks in the step under way, of layers from `first` on, a row each."""
+        self._loads = (load_le, first) if self._now is not None else None
+
+    def take_loads(self) -> None:
+        """Take note of how uneven they were, by layer; for when the loads have been waited for."""
+        if self._loads is not None and self._now is not None:
+            (load_le, first), self._loads = self._loads, None
+            self._now.known |= load_figures(load_le.cpu().numpy(), first)
 
     def read(self, step: int) -> Reading | None:
         """What was measured of a step; it and all before it are forgotten."""

@@ -15,11 +15,15 @@ import json
 import os
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 #: Spans that are kept.
 MOST_SPANS = 8192
+#: Steps whose spans are kept that come many at a time.
+MOST_STEPS = 64
 #: Below the run's `metrics`: whoever makes this file asks all ranks for their spans.
 REQUEST = "spans-wanted"
 
@@ -29,20 +33,26 @@ class SpanRing:
 
     def __init__(self, most: int = MOST_SPANS) -> None:
         self._ring: deque[tuple[str, float, float]] = deque(maxlen=most)
+        self._steps: deque[tuple[str, Sequence[tuple[Any, float, float]]]] = deque(maxlen=MOST_STEPS)
         self._shift = time.time() - time.perf_counter()
 
     def add(self, name: str, start: float, end: float) -> None:
         """A span between two readings of `time.perf_counter`."""
         self._ring.append((name, start, end))
 
+    def add_all(self, kind: str, spans: Sequence[tuple[Any, float, float]]) -> None:
+        """The spans of a step, kept as they are and named only when they are written; nobody may change them."""
+        self._steps.append((kind, spans))
+
     def spans(self) -> list[tuple[str, float, float]]:
         """Name, start (unix seconds) and seconds of the spans that are kept, oldest first; any thread may ask."""
         while True:
             try:
-                kept = list(self._ring)
+                kept, steps = list(self._ring), list(self._steps)
             except RuntimeError:  # one was added meanwhile
                 continue
-            return [(name, start + self._shift, end - start) for name, start, end in kept]
+            kept += [(f"{kind}.{name}", start, end) for kind, spans in steps for name, start, end in spans]
+            return sorted(((name, start + self._shift, end - start) for name, start, end in kept), key=lambda span: span[1])
 
     def write(self, path: Path, rank: int) -> bool:
         """Write them into a file; whether the disk took them."""

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from penstock.monitor.series.table import ABSENT
+
 #: Sequences of which a rank remembers the checksum.
 REMEMBERED = 1 << 16
 #: The metrics, in the order of `TokenWatch.look`.
@@ -49,7 +51,7 @@ class TokenWatch:
         borders = [int((np.diff(batch, axis=1) != 0).sum()) + len(batch) for batch in documents if batch is not None]
         return np.array([
             len(rows), n, masked / n, len(present) / self._vocab, -(present * np.log(present)).sum(), -(present * np.log(expected)).sum(),
-            repeated / len(rows), max(map(longest_run, tokens)), sum(borders) if borders else np.nan,
+            repeated / len(rows), max(map(longest_run, tokens)), sum(borders) if borders else ABSENT,
         ])  # fmt: skip
 
     def _again(self, row: np.ndarray) -> bool:
