@@ -40,12 +40,11 @@ class Norms:
         self._sums: dict[tuple[str, ...], Sums] = {}
 
     def gradients(self, reading: Reading, norms: Tensor) -> None:
-        """Take note of the gradients' norms, which are those of `weights.counted` or, where each rank has all, of all gradients in order."""
+        """Take note of the gradients' norms, which are those of `weights.counted` or, where every rank has all, of all gradients in order."""
         names = self._counted_names()
-        if len(norms) != len(names):
-            return  # the clip had no gradients to look at on this rank
-        sums = self._of(names)
-        reading.add([f"grad_norm/{place}" for place in sums.places], norms, partial(self._whole, sums))
+        if names:
+            sums = self._of(names)
+            reading.add([f"grad_norm/{place}" for place in sums.places], norms, partial(self._whole, sums))
 
     @contextmanager
     def updating(self, reading: Reading) -> Iterator[None]:
@@ -79,12 +78,9 @@ class Norms:
         return sums.norms(numbers) * self._share
 
     def _counted_names(self) -> tuple[str, ...]:
-        """Of each norm that the clip computes, its parameter."""
-        weights = self.weights
-        if weights.whole_here and not self._alone:
-            return tuple(name for name, tensor in weights.locals.items() if tensor.grad is not None)
-        grads = {name: tensor.grad for name, tensor in weights.locals.items() if tensor.grad is not None}
-        return tuple(name for name, _ in weights.counted_of(grads, self._alone))
+        """Of each gradient that this rank counts, its parameter; where every rank has all, they are all or none."""
+        grads = {name: tensor.grad for name, tensor in self.weights.locals.items() if tensor.grad is not None}
+        return tuple(name for name, _ in self.weights.counted_of(grads, self._alone))
 
     def _of(self, names: tuple[str, ...]) -> Sums:
         if names not in self._sums:
