@@ -1,23 +1,22 @@
 """One row a step of everything that this rank has measured, from the start of training to its end.
 
-    begin    the rank's log is opened, under the number that the rank has now and a generation that all ranks agree on; a thread begins to look at host and tokens
-    step     numbers of the step, its phases, collectives, memory, snapshots and the probes' values → one row (`monitor/bus`, `monitor/series/rows.py`)
+    begin    the rank's log is opened, under the number that the rank has now and a generation that all agree on; a thread looks at host and tokens
+    step     numbers of the step, its phases, collectives, memory, snapshots and the probes' values → one row (`monitor/series/rows.py`)
     failed   a step that is not finite: its row too, with what the probes saw of it, before the run ends
     end      the log is closed
 
-Training begins anew in every generation of ranks that watch over each other, and whenever a run is resumed; each time with a rank's number of that time.
-Names and units of all metrics are in the catalogue (`monitor/bus/catalogue.py`). The only exchange between ranks is one number at the start.
+Training begins anew in every generation of ranks that watch over each other, and whenever a run is resumed; each time with a rank's number of that
+time. Names and units of all metrics are in the catalogue (`monitor/bus/catalogue.py`). The only exchange between ranks is one number at the start.
 
 Cost: some 50 µs of the training thread a step beyond reading values that are there, for 300 metrics (`benchmarks/monitor_cost.py`).
 """
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,10 +25,12 @@ import torch
 from penstock.engine.step import NonFinite
 from penstock.models import flops_per_token
 from penstock.monitor.bus.aside import Aside
+from penstock.monitor.bus.catalogue import CATALOGUE
 from penstock.monitor.bus.host import HostGauge
 from penstock.monitor.bus.recorder import Recorder
 from penstock.monitor.bus.spans import SpanRing
 from penstock.monitor.bus.tokens import NAMES, TokenWatch
+from penstock.monitor.series.kinds import write_kinds
 from penstock.monitor.series.rows import RowLog, next_generation
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ class Recording:
         self._begin(parts)
         try:
             yield
-        except NonFinite:
-            self._failed(parts)
+        except NonFinite as error:
+            self._failed(parts, error)
             raise
         finally:
             self._end(parts)
@@ -123,6 +124,9 @@ class Recording:
     def _begin(self, parts: Parts) -> None:
         world, folder = parts.world, parts.run.path / "metrics"
         generation = int(max(world.gather_numbers(next_generation(folder), "rows")))
+        if world.is_lead:
+            with suppress(OSError):
+                write_kinds(folder, CATALOGUE)
         self._log = RowLog(folder, world.rank, world.size, generation, parts.progress.step)
         self._recorder = Recorder(self._log)
         first_here = os.environ.get("LOCAL_RANK", "0") == "0"
@@ -141,14 +145,14 @@ class Recording:
             self._recorder.close()
         self._aside, self._recorder = None, None
 
-    def _failed(self, parts: Parts) -> None:
+    def _failed(self, parts: Parts, error: NonFinite) -> None:
         """Record the step after `progress.step`, whose loss or gradient is not finite."""
         assert self._recorder is not None
         step = parts.progress.step + 1
         parts.probes.failed(step - 1)
         taken = Taken(time.perf_counter() - self._ended, parts.timer.take(), parts.world.meter.take(), parts.notes)
         self._of_model(parts, step)
-        self._recorder.put_each({"loss/total": math.nan, "fault/non_finite": 1.0})
+        self._recorder.put_each({"loss/total": error.loss, "grad_norm/total": error.grad_norm, "fault/non_finite": 1.0})
         self._of_step(parts, step, taken)
         self._write(parts, step, time.perf_counter())
 

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 class NonFinite(SharedError):
     """The loss or the gradient norm is NaN or infinite; the weights are still those of the step before."""
 
+    def __init__(self, text: str, loss: float = math.nan, grad_norm: float = math.nan) -> None:
+        super().__init__(text)
+        self.loss, self.grad_norm = loss, grad_norm
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -52,7 +56,8 @@ def take_step(parts: Core, step: int) -> StepResult:
         norm = gradient_norm(parts, grads, parts.config.optim.clip)
         loss_sum, n_tokens, stop, asked, grad_norm = torch.cat([totals, norm.double().view(1)]).tolist()
         if not (math.isfinite(loss_sum) and math.isfinite(grad_norm)):
-            raise NonFinite(_blame(parts, step, losses, loss_sum / max(n_tokens, 1), grad_norm))
+            loss = loss_sum / max(n_tokens, 1)
+            raise NonFinite(_blame(parts, step, losses, loss, grad_norm), loss, grad_norm)
         factor = lr_factor(parts.config.optim, parts.config.train.steps, step)
         update(parts, factor, step)
     with parts.timer.phase("exchange"):

@@ -7,11 +7,11 @@ there depends on what runs:
     eager                       hooks on the blocks, and in the costlier probes on what is inside them
     compiled, sharded or in     the call of each compiled block is wrapped, outside its graph: what blocks return, nothing inside them
     a pipeline
-    compiled otherwise          nothing is attached: the first sequences of a micro-batch go through the blocks once more, eagerly and without gradients
-                                (`again`), in the costlier probes and where a step fails, as the layout has no exchange inside them
+    compiled otherwise          nothing is attached: the first sequence of a micro-batch goes through the blocks once more, eagerly and without
+                                gradients (`again`), in the costlier probes and where a step fails, as the layout has no exchange inside them
 
-`activation_norm` is the root mean square over the elements of the global batch: a rank records the root of its own sum of squares over their number, and
-every element between blocks lies on one rank in every layout, so the roots of ranks add up by squares. Cost: one read of each layer's output a
+`activation_norm` is the root mean square over the elements of the global batch: a rank records the root of its own sum of squares over their number,
+and every element between blocks lies on one rank in every layout, so the roots of ranks add up by squares. Cost: one read of each layer's output a
 micro-batch; with the costlier probes four more of the kind a layer, and what `attention.py` takes.
 """
 

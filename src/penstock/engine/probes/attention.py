@@ -1,14 +1,15 @@
 """What attention looks at, from a sample: its entropy and its largest logit.
 
-The fused kernels never have the t × t scores, so those of `QUERIES` positions of the first sequence are computed once more, for all heads, in float32 at
-least, under the same mask: z = q·k / √k. Reported are
+The fused kernels never have the t × t scores, so those of `QUERIES` positions of the first sequence are computed once more, for all heads, in
+float32 at least, under the same mask: z = q·k / √k. Reported are
 
     attention_entropy/layer.03            mean over queries and heads of -Σ p log p, nats
     attention_entropy/layer.03.lowest     the least head's mean: 0 is a head that looks at one token
     logit_max/layer.03                    the largest z that is not masked
 
-Entropy that collapses to 0 while logits grow beyond a hundred is how attention diverges (Zhai et al., arXiv 2303.06296; Wortsman et al., arXiv 2309.14322).
-Cost: QUERIES · t · k products a head, a few thousandths of a layer; hence with the costlier probes. When not to use it: to see single tokens.
+Entropy that collapses to 0 while logits grow beyond a hundred is how attention diverges (Zhai et al., arXiv 2303.06296; Wortsman et al., arXiv
+2309.14322). Cost: QUERIES · t · k products a head, a few thousandths of a layer; hence with the costlier probes. When not to use it: to see single
+tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ QUERIES = 8
 
 @torch.no_grad()
 def look_at_attention(q_bhtk: Tensor, k_bgsk: Tensor, mask: Mask) -> Tensor:
-    """Mean entropy, least head's mean entropy, and largest logit of the first sequence of queries (b, h, t, k) and keys (b, g, s, k), a multiple of g."""
+    """Mean entropy, least head's mean entropy, and largest logit of the first of the sequences; h is a multiple of g."""
     q_htk, k_gsk = q_bhtk[0].detach(), k_bgsk[0].detach()
     tokens, keys = q_htk.shape[1], k_gsk.shape[1]
     at_n = torch.linspace(tokens // QUERIES, tokens - 1, min(QUERIES, tokens), device=q_htk.device).long()

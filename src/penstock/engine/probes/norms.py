@@ -1,15 +1,15 @@
 """Norms of gradients, weights and updates, of the elements that this rank counts (`parallel/weights.py`).
 
-Every element of the model is counted by one rank, whatever the layout, so the root of the sum of the ranks' squares is the norm of the whole, and no rank
-asks another. Where nodes train apart each counts its own, and the sum is divided by their number.
+Every element of the model is counted by one rank, whatever the layout, so the root of the sum of the ranks' squares is the norm of the whole, and no
+rank asks another. Where nodes train apart each counts its own, and the sum is divided by their number.
 
     grad_norm      before clipping; the clip computes these norms anyway (`optim/clip.py`), so they cost a copy of one number a tensor
     weight_norm    before the update                                          one read of the weights
     update_norm    of what the optimizer added                                a copy of the weights, a subtraction, a norm
     update_ratio   update_norm over weight_norm of this rank's part
 
-Cost of the latter three: memory for one more copy of this rank's weights while the optimizer works (activations are gone by then), and some six passes over
-them, which is a third of what AdamW takes; hence every `metrics.probe_every` steps.
+Cost of the latter three: memory for one more copy of this rank's weights while the optimizer works (activations are gone by then), and some six
+passes over them, which is a third of what AdamW takes; hence every `metrics.probe_every` steps.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
     embedding.weight                   embedding                  in total
     norm.weight                        norm                       in total
 
-The norm of a larger place is the root of the sum of squares of its parts, which a rank takes over what it counts (`Sums`); the merge of ranks does the
-same over them. Cost: one small matrix product a step.
+The norm of a larger place is the root of the sum of squares of its parts, which a rank takes over what it counts (`Sums`); the merge of ranks does
+the same over them. Cost: one small matrix product a step.
 """
 
 from __future__ import annotations

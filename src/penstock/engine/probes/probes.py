@@ -6,9 +6,9 @@
     updating(step)           around the optimizer
     read(step)               names and values, once the step has been waited for
 
-Where steps are checked late, two are under way; so each has its own `Reading`. In every `metrics.probe_every`-th step the costlier probes look too; where
-that is 0, or no rows are recorded, every verb does nothing. Nothing is exchanged between ranks, nothing waits for the device, and nothing that is
-trained changes by a bit. Cost: `benchmarks/monitor_cost.py`.
+Where steps are checked late, two are under way; so each has its own `Reading`. In every `metrics.probe_every`-th step the costlier probes look too;
+where that is 0, or no rows are recorded, every verb does nothing. Nothing is exchanged between ranks, nothing waits for the device, and nothing that
+is trained changes by a bit. Cost: `benchmarks/monitor_cost.py`.
 """
 
 from __future__ import annotations

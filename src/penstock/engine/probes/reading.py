@@ -1,7 +1,7 @@
 """The numbers of one step, on the device until somebody who has waited for the step reads them.
 
-Probes add scalars and vectors with the names of their metrics; `finish` packs what has come so far into one vector, on the device and without waiting, and
-`read` brings all such vectors over. So a step costs one or two small copies, however many numbers it measures.
+Probes add scalars and vectors with the names of their metrics; `finish` packs what has come so far into one vector, on the device and without
+waiting, and `read` brings all such vectors over. So a step costs one or two small copies, however many numbers it measures.
 """
 
 from __future__ import annotations

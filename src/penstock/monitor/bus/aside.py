@@ -1,8 +1,8 @@
 """A thread beside the training thread that measures what need not be measured in it: the host, the tokens of a step, and traces to be written.
 
-The training thread hands over what it has read (a reference, no copy) and goes on; when its row is due it takes what has come of it, and never waits: what
-is late is missed in that row and counted. Cost: the hand-over, microseconds; the work itself takes a share of one core for fractions of a millisecond
-a step. When not to use it: for what must be in the row of its step whatever happens.
+The training thread hands over what it has read (a reference, no copy) and goes on; when its row is due it takes what has come of it, and never
+waits: what is late is missed in that row and counted. Cost: the hand-over, microseconds; the work itself takes a share of one core for fractions of
+a millisecond a step. When not to use it: for what must be in the row of its step whatever happens.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Aside:
     """The thread of one rank; ends with `close`."""
 
     def __init__(self, gauge: HostGauge, tokens: TokenWatch, spans: SpanRing, folder: Path, rank: int, every_s: float = 0.0) -> None:
-        """Spans are written below `folder`, the run's `metrics`, when asked for, every `every_s` seconds unless that is 0, and at the end if either."""
+        """Spans go below `folder`, the run's `metrics`, when asked for, and every `every_s` seconds and at the end unless that is 0."""
         self._gauge, self._tokens, self._spans, self._folder, self._rank, self._every = gauge, tokens, spans, folder, rank, every_s
         self._work: queue.Queue[tuple[int, Batches] | None] = queue.Queue(WAITING)
         self._came: dict[int, np.ndarray] = {}

@@ -1,7 +1,8 @@
 """How a rank's process, its host and its device are: memory by kind, processor, disk, network, temperature, power.
 
-Read beside the training thread (`aside.py`), about once a second, from psutil and, where they are there, torch's allocator and NVML (`nvidia-ml-py`). The
-host's own figures are measured by the first rank on each host alone. Rates are those since the reading before. What a system does not tell is left out.
+Read beside the training thread (`aside.py`), about once a second, from psutil and, where they are there, torch's allocator and NVML
+(`nvidia-ml-py`). The host's own figures are measured by the first rank on each host alone. Rates are those since the reading before. What a system
+does not tell is left out.
 
 Cost: about a millisecond of a second thread each second. When not to use it: for anything within a step.
 """

@@ -8,8 +8,8 @@
 
 A metric's column is found at its first value and stays; what is not measured in a step is `ABSENT` in its row. Values are plain numbers: whoever
 measures on a device reads there when the step has been waited for anyway. Bounds: `MOST_NAMES` columns (further names are dropped and counted), one
-row and one list a histogram of memory. Cost: some 0.15 µs a scalar, 10 ns a value put with others, and the log's write. When not to use it: for text, and for
-other threads than the one that trains (`aside.py` works beside it).
+row and one list a histogram of memory. Cost: some 0.15 µs a scalar, 10 ns a value put with others, and the log's write. When not to use it: for
+text, and for other threads than the one that trains (`aside.py` works beside it).
 """
 
 from __future__ import annotations

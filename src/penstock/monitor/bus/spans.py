@@ -5,8 +5,9 @@ JSON file, which replaces the one before whole:
 
     RUN/metrics/rank-00003/spans.json    {"rank": 3, "spans": [[name, start, seconds], …]}
 
-Times are the host's clock; on CUDA, where kernels run behind it, they say when the work was handed to the device. Cost: 0.3 µs a span in the training thread, and
-`MOST_SPANS` of them in memory (about 1 MB); writing happens beside it. When not to use it: for single kernels, which a profiler sees.
+Times are the host's clock; on CUDA, where kernels run behind it, they say when the work was handed to the device. Cost: 0.3 µs a span in the
+training thread, and `MOST_SPANS` of them in memory (about 1 MB); writing happens beside it. When not to use it: for single kernels, which a profiler
+sees.
 """
 
 from __future__ import annotations

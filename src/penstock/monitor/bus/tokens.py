@@ -25,7 +25,8 @@ from penstock.monitor.series.table import ABSENT
 REMEMBERED = 1 << 16
 #: The metrics, in the order of `TokenWatch.look`.
 NAMES = (
-    "data/sequences", "data/tokens_read", "data/masked", "data/unique", "data/entropy", "data/surprise", "data/repeated", "data/longest_run", "data/documents",
+    "data/sequences", "data/tokens_read", "data/masked", "data/unique", "data/entropy", "data/surprise", "data/repeated", "data/longest_run",
+    "data/documents",
 )  # fmt: skip
 
 
@@ -56,7 +57,8 @@ class TokenWatch:
 
     def _again(self, row: np.ndarray) -> bool:
         """Whether a sequence has been seen lately; it is remembered."""
-        mark = zlib.crc32(np.ascontiguousarray(row)) << 32 | zlib.adler32(np.ascontiguousarray(row))
+        content = row.tobytes()
+        mark = zlib.crc32(content) << 32 | zlib.adler32(content)
         known = mark in self._seen
         if len(self._order) == self._order.maxlen:
             oldest = self._order[0]
