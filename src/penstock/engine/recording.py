@@ -73,8 +73,10 @@ class Recording:
         self._log: RowLog | None = None
         self._names: dict[str, str] = {}
         self._static: dict[str, float] = {}
-        self._core: object = None
-        self._last, self._own_s, self._ended = -1, 0.0, 0.0
+        self._model: object = None
+        #: Seconds that recording took of the training thread after the last step, beyond reading what was measured.
+        self.own_s = 0.0
+        self._ended = 0.0
 
     @contextmanager
     def of(self, parts: Parts) -> Iterator[None]:
@@ -95,9 +97,8 @@ class Recording:
         """Record a finished step; the device has come to its end."""
         if self._recorder is None:
             return
-        began = time.perf_counter()
         step, record = parts.progress.step, self._recorder
-        self._of_model(parts, step)
+        began = self._of_model(parts, step)
         optim = parts.config.optim
         clip = optim.clip
         record.put_each({
@@ -135,7 +136,7 @@ class Recording:
         self._aside = Aside(gauge, tokens, self._spans, folder, world.rank, parts.config.metrics.trace_s)
         parts.timer.spans, world.meter.listener = self._spans.add, self._spans.add
         parts.probes.look_aside = self._aside.look_at
-        self._last, self._ended = parts.progress.step, time.perf_counter()
+        self._ended = time.perf_counter()
 
     def _end(self, parts: Parts) -> None:
         parts.timer.spans, parts.world.meter.listener, parts.probes.look_aside = None, None, None
@@ -151,22 +152,25 @@ class Recording:
         step = parts.progress.step + 1
         parts.probes.failed(step - 1)
         taken = Taken(time.perf_counter() - self._ended, parts.timer.take(), parts.world.meter.take(), parts.notes)
-        self._of_model(parts, step)
+        began = self._of_model(parts, step)
         self._recorder.put_each({"loss/total": error.loss, "grad_norm/total": error.grad_norm, "fault/non_finite": 1.0})
         self._of_step(parts, step, taken)
-        self._write(parts, step, time.perf_counter())
+        self._write(parts, step, began)
 
-    def _of_model(self, parts: Parts, step: int) -> None:
-        """What the probes measured, and what does not change while this model is trained."""
+    def _of_model(self, parts: Parts, step: int) -> float:
+        """Put what the probes measured, and what does not change while this model is trained; returns when that was read (`time.perf_counter`)."""
         assert self._recorder is not None
-        if self._core is not parts.optimizer:
-            self._core, self._static = parts.optimizer, held_bytes(parts)
+        began = time.perf_counter()
+        if self._model is not parts.optimizer:
+            self._model, self._static = parts.optimizer, held_bytes(parts)
         reading = parts.probes.read(step - 1)
-        if reading is None:
-            return
-        self._recorder.put_each(reading.known)
-        for names, values in reading.read():
+        found = reading.read() if reading is not None else []
+        done = time.perf_counter()
+        self._recorder.put("monitor/read_seconds", done - began)
+        for names, values in found:
             self._recorder.put_all(self._recorder.columns(names), values)
+        self._recorder.put_each(reading.known if reading is not None else {})
+        return done
 
     def _of_step(self, parts: Parts, step: int, taken: Taken) -> None:
         """Time by phase and collective, traffic, tokens, memory, host, snapshots, faults."""
@@ -243,7 +247,7 @@ class Recording:
         record, aside, log = self._recorder, self._aside, self._log
         assert record is not None and aside is not None and log is not None
         record.put_each({
-            "monitor/seconds": self._own_s,
+            "monitor/seconds": self.own_s,
             "monitor/metrics": len(record.names),
             "monitor/rows_dropped": log.dropped,
             "monitor/values_dropped": record.dropped_values + record.dropped_observations,
@@ -251,7 +255,7 @@ class Recording:
             "monitor/tokens_late": aside.late,
         })  # fmt: skip
         record.write(step, time.time())
-        self._own_s = time.perf_counter() - began
+        self.own_s = time.perf_counter() - began
 
     def _epoch(self, parts: Parts, step: int) -> float:
         """Epochs of the text that have been read."""

@@ -177,6 +177,7 @@ _REST = [
     Kind("cost/parameters", "1", "same", "trained numbers", "changes without a change of settings"),
     Kind("cost/ranks", "1", "same", "ranks of the run", "falls: ranks were lost"),
     Kind("monitor/seconds", "s", "spread", "what recording the step before took of the training thread", "above a per cent of the step"),
+    Kind("monitor/read_seconds", "s", "spread", "what reading the probes' values of the step took of the training thread", "above a per cent of the step"),
     Kind("monitor/metrics", "1", "spread", "metrics that a rank has recorded so far", "grows without end"),
     Kind("monitor/rows_dropped", "1", "sum", "rows that the disk did not take", "grows: the disk is full"),
     Kind("monitor/values_dropped", "1", "sum", "values for which there was no column", "above 0"),
