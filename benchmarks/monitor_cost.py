@@ -4,11 +4,11 @@
     plain     a step between two that the costlier probes look at: losses, gradients, activations of every layer, time, traffic, memory, host, data
     probed    one that they look at: weights, updates, dead units, attention, logits too
 
-Times are the process's own (its metrics thread among them), so that neighbours on the machine do not count; a ratio is taken within each turn, and its median
-over the turns reported. `cost` is what a step costs more with the default `metrics.probe_every`, as a share (aim: 0.01 or less), `cost_probed` in
-a probed step, `cost_plain` in the others; `cost_low` and `cost_high` are quartiles. `metrics` counts those that a probed step records (aim: 300 or
-more for four layers), `thread_us` what recording a probed step's row takes of the training thread beyond reading its values (aim: 50 or less),
-`read_us` the reading. `same_bits` is 1 if the weights after some steps with metrics and without are the same bit for bit.
+Times are the process's own (its metrics thread among them), so that neighbours on the machine do not count; a ratio is taken within each turn, and
+its median over the turns reported. `cost` is what a step costs more with the default `metrics.probe_every`, as a share (aim: 0.01 or less),
+`cost_probed` in a probed step, `cost_plain` in the others; `cost_low` and `cost_high` are quartiles. `metrics` counts those that a probed step
+records (aim: 300 or more for four layers), `thread_us` what recording a probed step's row takes of the training thread beyond reading its values
+(aim: 50 or less), `read_us` the reading. `same_bits` is 1 if the weights after some steps with metrics and without are the same bit for bit.
 
 Batches are of 8 sequences, a quarter of the preset's, for which everything but activations costs four times as much by comparison.
 """
@@ -27,7 +27,7 @@ from benchmarks.rigs import penstock_parts
 from benchmarks.timing import ratio, take_turns
 from penstock.config import Config, with_values
 from penstock.engine.build import Parts
-from penstock.engine.recording import Taken
+from penstock.engine.rows import Taken
 from penstock.engine.state import weights_digest
 from penstock.engine.step import take_step
 from penstock.monitor.series.table import ABSENT_BITS
@@ -76,7 +76,7 @@ def _step(parts: Parts, config: Config, own: list[float]) -> Callable[[], None]:
         began = time.perf_counter()
         result = take_step(parts, parts.progress.step)
         parts.progress.step += 1
-        taken = Taken(time.perf_counter() - began, parts.timer.take(), parts.world.meter.take(), {})
+        taken = Taken(time.perf_counter() - began, parts.timer.take(), parts.world.meter.take(), {}, {})
         if config.metrics.rows:
             parts.recording.step(parts, result, taken)
             own.append(parts.recording.own_s)

@@ -46,9 +46,9 @@ def config_of(experts, settings):
 
 def read(core, step):
     """A step's metrics on this rank."""
-    reading = core.probes.read(step)
-    found = dict(reading.known)
-    for names, values in reading.read():
+    numbers = core.probes.read(step).fetch()
+    found = dict(numbers.known)
+    for names, values in numbers.values():
         found |= dict(zip(names, values.tolist()))
     return found
 

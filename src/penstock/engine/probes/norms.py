@@ -44,7 +44,7 @@ class Norms:
         names = self._counted_names()
         if names:
             sums = self._of(names)
-            reading.add([f"grad_norm/{place}" for place in sums.places], norms, partial(self._whole, sums))
+            reading.add(sums.named("grad_norm"), norms, partial(self._whole, sums))
 
     @contextmanager
     def updating(self, reading: Reading) -> Iterator[None]:
@@ -62,8 +62,7 @@ class Norms:
             of_weights = torch.stack(torch._foreach_norm(before, dtype=kinds))
             torch._foreach_sub_(before, live)
             of_updates = torch.stack(torch._foreach_norm(before, dtype=kinds))
-        places = [f"{quantity}/{place}" for quantity in ("weight_norm", "update_norm", "update_ratio") for place in sums.places]
-        reading.add(places, torch.cat((of_weights, of_updates)), self._three(sums))
+        reading.add(sums.named("weight_norm", "update_norm", "update_ratio"), torch.cat((of_weights, of_updates)), self._three(sums))
 
     def _three(self, sums: Sums) -> Finish:
         def become(numbers: np.ndarray) -> np.ndarray:

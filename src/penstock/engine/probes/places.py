@@ -56,10 +56,17 @@ class Sums:
         for place in list(self.places):
             self.places += [larger for larger in around(place) if larger not in self.places]
         row = {place: i for i, place in enumerate(self.places)}
+        self._named: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._member = np.zeros((len(self.places), len(own)))
         for column, place in enumerate(own):
             for within in (place, *around(place)):
                 self._member[row[within], column] = 1.0
+
+    def named(self, *quantities: str) -> tuple[str, ...]:
+        """The metrics of these quantities at all places; the same tuple each time."""
+        if quantities not in self._named:
+            self._named[quantities] = tuple(f"{quantity}/{place}" for quantity in quantities for place in self.places)
+        return self._named[quantities]
 
     def norms(self, of_parts: np.ndarray) -> np.ndarray:
         """The norm of each place from those of the parts; one that is not finite spoils its own places alone."""

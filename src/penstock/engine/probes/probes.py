@@ -27,7 +27,6 @@ from penstock.engine.probes.loads import load_figures
 from penstock.engine.probes.norms import Norms
 from penstock.engine.probes.reading import Reading
 from penstock.engine.step import device_batch
-from penstock.monitor.bus.aside import Batches
 
 if TYPE_CHECKING:
     from penstock.engine.build import Core
@@ -36,6 +35,11 @@ if TYPE_CHECKING:
 KEPT = 4
 #: Micro-batches of a step whose losses are recorded one by one.
 MOST_MICRO = 64
+
+_MICRO = tuple(f"loss/micro.{micro:02d}" for micro in range(MOST_MICRO))
+_SAMPLE = tuple(f"data/sample.{micro:02d}" for micro in range(MOST_MICRO))
+#: Takes a step's number and its micro-batches.
+LookAside = Callable[[int, Sequence[Batch]], None]
 
 
 class Probes:
@@ -47,8 +51,8 @@ class Probes:
         self._core: Core | None = None
         self._norms: Norms | None = None
         self._loads: tuple[Tensor, int] | None = None
-        #: Takes the tokens of a step, to look at them beside the training thread: its number, and tokens, targets and documents of micro-batches.
-        self.look_aside: Callable[[int, Batches], None] | None = None
+        #: Looks at the micro-batches of a step beside the training thread.
+        self.look_aside: LookAside | None = None
         #: The micro-batches of the step that was begun last.
         self.batches: Sequence[Batch] = ()
 
@@ -62,14 +66,13 @@ class Probes:
             return
         self._core, self.batches = core, batches
         if self.look_aside is not None:
-            self.look_aside(step, ([b.tokens_bt for b in batches], [b.targets_bt for b in batches], [b.documents_bt for b in batches]))
+            self.look_aside(step, batches)
         if self._norms is None or self._norms.weights is not core.weights:
             self._norms = Norms(core.weights, apart_of(core.reducer) is not None)
         reading = self._now = self._readings[step] = Reading(step, step % every == 0)
         for old in sorted(self._readings)[:-KEPT]:
             del self._readings[old]
-        for micro, ids in enumerate(sample_ids[:MOST_MICRO]):
-            reading.known[f"data/sample.{micro:02d}"] = float(ids[0])
+        reading.known |= {name: float(ids[0]) for name, ids in zip(_SAMPLE, sample_ids)}
         activations = Activations(core)
         with activations.watched(reading):
             yield
@@ -82,7 +85,7 @@ class Probes:
             return
         shown = list(zip(losses, self.batches))[:MOST_MICRO]
         tokens = np.array([max(1, int((batch.targets_bt >= 0).sum())) for _, batch in shown])
-        self._now.add([f"loss/micro.{micro:02d}" for micro in range(len(shown))], [loss for loss, _ in shown], lambda sums: sums / tokens)
+        self._now.add(_MICRO[: len(shown)], [loss for loss, _ in shown], lambda sums: sums / tokens)
         self._now.finish()
 
     def note(self, norms: Tensor) -> None:
@@ -126,7 +129,7 @@ class Probes:
         reading = self._readings.get(step)
         if reading is None or self._core is None or not self.batches or Activations(self._core).way != AFTERWARDS:
             return
-        losses = [value for names, values in reading.read() for name, value in zip(names, values) if name.startswith("loss/micro.")]
+        losses = [value for names, values in reading.fetch().values() for name, value in zip(names, values) if name.startswith("loss/micro.")]
         self._look_again(reading, next((micro for micro, loss in enumerate(losses) if not np.isfinite(loss)), 0))
 
     def _look_again(self, reading: Reading, micro: int) -> None:

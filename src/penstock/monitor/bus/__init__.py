@@ -4,7 +4,7 @@ from penstock.monitor.bus.aside import Aside
 from penstock.monitor.bus.catalogue import CATALOGUE
 from penstock.monitor.bus.host import HostGauge
 from penstock.monitor.bus.recorder import Recorder, RowSink
-from penstock.monitor.bus.spans import SpanRing, ask_for_spans
+from penstock.monitor.bus.spans import SpanRing, ask_for_spans, spans_file
 from penstock.monitor.bus.tokens import TokenWatch
 
-__all__ = ["CATALOGUE", "Aside", "HostGauge", "Recorder", "RowSink", "SpanRing", "TokenWatch", "ask_for_spans"]
+__all__ = ["CATALOGUE", "Aside", "HostGauge", "Recorder", "RowSink", "SpanRing", "TokenWatch", "ask_for_spans", "spans_file"]

@@ -62,7 +62,6 @@ _OPTIM = [
 _DATA = [
     Kind("data/tokens", "tokens", "same", "target tokens of the global batch", "changes without a change of settings"),
     Kind("data/tokens_total", "tokens", "same", "tokens trained so far", "falls"),
-    Kind("data/epoch", "1", "same", "epochs of the text that were read", "above a handful: the model learns by heart"),
     Kind("data/sample.*", "", "spread",
          "number of the first sample of a micro-batch", "none is bad; it names the sequences of a micro-batch whose loss is"),
     Kind("data/sequences", "1", "spread", "sequences that a rank read", "differs between ranks unless shares are balanced"),
@@ -173,16 +172,16 @@ _REST = [
     Kind("cost/flops", "1", "same", "training FLOPs of the step, by the formula", "changes without a change of settings"),
     Kind("cost/flops_per_token", "1", "same", "training FLOPs a token, by the formula", "changes without a change of settings"),
     Kind("cost/mfu", "1", "same", "share of the measured peak that training uses", "falls, or is far below what the layout was planned for"),
-    Kind("cost/rank_seconds", "s", "sum", "seconds of all ranks for the step", "grows"),
     Kind("cost/parameters", "1", "same", "trained numbers", "changes without a change of settings"),
     Kind("cost/ranks", "1", "same", "ranks of the run", "falls: ranks were lost"),
     Kind("monitor/seconds", "s", "spread", "what recording the step before took of the training thread", "above a per cent of the step"),
-    Kind("monitor/read_seconds", "s", "spread", "what reading the probes' values of the step took of the training thread", "above a per cent of the step"),
+    Kind("monitor/read_seconds", "s", "spread",
+         "what reading the probes' values of the step took of the training thread", "above a per cent of the step"),
     Kind("monitor/metrics", "1", "spread", "metrics that a rank has recorded so far", "grows without end"),
     Kind("monitor/rows_dropped", "1", "sum", "rows that the disk did not take", "grows: the disk is full"),
     Kind("monitor/values_dropped", "1", "sum", "values for which there was no column", "above 0"),
-    Kind("monitor/tokens_*", "1", "sum",
-         "steps whose tokens were looked at too late or not at all", "grows in most steps: the host has no core to spare"),
+    Kind("monitor/rows_missed", "1", "sum", "rows for which the thread beside the training had no time", "grows: a disk hangs, or no core is to spare"),
+    Kind("monitor/tokens_missed", "1", "sum", "steps whose tokens nobody looked at", "grows: no core is to spare"),
     Kind("monitor/*", "1", "spread", "the monitor's own doings", "grows"),
 ]  # fmt: skip
 

@@ -36,6 +36,7 @@ class SpanRing:
         self._ring: deque[tuple[str, float, float]] = deque(maxlen=most)
         self._steps: deque[tuple[str, Sequence[tuple[Any, float, float]]]] = deque(maxlen=MOST_STEPS)
         self._shift = time.time() - time.perf_counter()
+        self._written = self._asked = time.time()
 
     def add(self, name: str, start: float, end: float) -> None:
         """A span between two readings of `time.perf_counter`."""
@@ -55,6 +56,16 @@ class SpanRing:
             kept += [(f"{kind}.{name}", start, end) for kind, spans in steps for name, start, end in spans]
             return sorted(((name, start + self._shift, end - start) for name, start, end in kept), key=lambda span: span[1])
 
+    def write_if_asked(self, folder: Path, rank: int, every_s: float = 0.0) -> None:
+        """Write them if somebody asked since the last look, or `every_s` seconds (0: never) have passed; `folder` is the run's `metrics`."""
+        asked, now = 0.0, time.time()
+        with suppress(OSError):
+            asked = (folder / REQUEST).stat().st_mtime
+        if asked > self._asked or (every_s and now - self._written >= every_s):
+            self.write(spans_file(folder, rank), rank)
+            self._written = now
+        self._asked = max(self._asked, asked)
+
     def write(self, path: Path, rank: int) -> bool:
         """Write them into a file; whether the disk took them."""
         with suppress(OSError):
@@ -64,6 +75,11 @@ class SpanRing:
             os.replace(part, path)
             return True
         return False
+
+
+def spans_file(folder: Path, rank: int) -> Path:
+    """Where a rank's spans are written."""
+    return folder / f"rank-{rank:05d}" / "spans.json"
 
 
 def ask_for_spans(folder: Path) -> None:

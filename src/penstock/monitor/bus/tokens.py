@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from penstock.data import Batch
 from penstock.monitor.series.table import ABSENT
 
 #: Sequences of which a rank remembers the checksum.
@@ -39,17 +40,18 @@ class TokenWatch:
         self._order: deque[int] = deque(maxlen=remembered)
         self._seen: dict[int, int] = {}
 
-    def look(self, tokens: Sequence[np.ndarray], targets: Sequence[np.ndarray], documents: Sequence[np.ndarray | None] = ()) -> np.ndarray:
-        """The values of `NAMES` for a step's micro-batches, each (b, t) of the three; `documents` may be missing."""
+    def look(self, batches: Sequence[Batch]) -> np.ndarray:
+        """The values of `NAMES` for a step's micro-batches."""
+        tokens = [batch.tokens_bt for batch in batches]
         rows = [row for batch in tokens for row in batch]
         counts = np.bincount(np.concatenate([batch.ravel() for batch in tokens]), minlength=self._vocab)[: self._vocab]
         n = int(counts.sum())
         present = counts[counts > 0] / n
         expected = self._counts[counts > 0] / self._counts.sum()
         self._counts += counts
-        masked = sum(int((batch < 0).sum()) for batch in targets)
+        masked = sum(int((batch < 0).sum()) for batch in (one.targets_bt for one in batches))
         repeated = sum(self._again(row) for row in rows)
-        borders = [int((np.diff(batch, axis=1) != 0).sum()) + len(batch) for batch in documents if batch is not None]
+        borders = [int((np.diff(batch, axis=1) != 0).sum()) + len(batch) for batch in (one.documents_bt for one in batches) if batch is not None]
         return np.array([
             len(rows), n, masked / n, len(present) / self._vocab, -(present * np.log(present)).sum(), -(present * np.log(expected)).sum(),
             repeated / len(rows), max(map(longest_run, tokens)), sum(borders) if borders else ABSENT,
