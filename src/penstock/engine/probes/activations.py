@@ -17,7 +17,6 @@ micro-batch; with the costlier probes four more of the kind a layer, and what `a
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -41,8 +40,8 @@ from penstock.parallel.placement import padded_part, part
 if TYPE_CHECKING:
     from penstock.engine.build import Core
 
-#: A unit is dead in a micro-batch if its largest magnitude is below this share of its layer's mean one.
-DEAD = 0.01
+#: A unit is dead in so many tokens if its largest magnitude in them is below this share of its layer's mean one.
+DEAD, UNIT_TOKENS = 0.01, 2048
 #: Tokens whose logits are looked at.
 LOGIT_TOKENS = 8
 #: Sequences that go through a compiled model once more.
@@ -155,8 +154,8 @@ class Activations:
     def _see_units(self, place: str, own: int, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if f"units {place}" not in self._first and own:
             with torch.no_grad():
-                hidden = inputs[0].detach()
-                most_f = torch.linalg.vector_norm(hidden, math.inf, dim=tuple(range(hidden.ndim - 1)))[:own]
+                hidden_nf = inputs[0].detach().flatten(0, -2)[:UNIT_TOKENS]
+                most_f = torch.maximum(hidden_nf.amax(0), hidden_nf.amin(0).neg())[:own]
                 self._first[f"units {place}"] = wide(most_f < DEAD * most_f.mean()).mean().view(1)
 
     def _see_logits(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
