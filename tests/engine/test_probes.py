@@ -16,7 +16,7 @@ from penstock.engine.step import NonFinite, take_step
 from penstock.lab.equivalence import RandomPlan
 from penstock.monitor.series.table import ABSENT_BITS
 
-ROOTS = ("activation_norm/", "grad_norm/", "weight_norm/", "update_norm/")
+ROOTS = ("activation_norm/", "grad_norm/", "weight_norm/", "update_norm/", "first_moment/", "second_moment/")
 STEPS = 2
 PROBED = {"metrics__probe_every": 1, "model__layers": 4}
 DENSE = [
