@@ -61,7 +61,7 @@ class Series:
     """The metrics of a run as they are now; `folder` is the run's `metrics`."""
 
     def __init__(self, folder: Path, kinds: Kinds) -> None:
-        self.folder, self._kinds = folder, kinds
+        self.folder, self.kinds = folder, kinds
         self._store = ColumnReader(folder / STORE)
         self._damage: dict[str, None] = {}
         #: Rows of the logs that are missing: dropped by a disk, or damaged.
@@ -119,7 +119,7 @@ class Series:
         for attempt in range(TRIES):
             self._store.refresh()
             through = self._store.through
-            gatherers = {name: Gatherer(name, self._kinds.of(name), points) for name in names}
+            gatherers = {name: Gatherer(name, self.kinds.of(name), points) for name in names}
             generations = self._store.generations | {generation.number: generation for generation in generations_of(self.folder)}
             until = last_steps(list(generations.values()))
             self._add_stored(gatherers, window, until)
@@ -163,7 +163,7 @@ class Series:
     def _add_batch(self, gatherers: dict[str, Gatherer], window: _Window, batch: list[Merged]) -> None:
         table = batch[0].table
         names = table.names.all[: table.values_rm.shape[1]]
-        together = [self._kinds.of(name).together for name in names]
+        together = [self.kinds.of(name).together for name in names]
         whole = put_together(np.stack([merged.table.values_rm for merged in batch]), table.ranks, together)
         steps = np.array([merged.table.step for merged in batch])
         times = np.array([merged.table.time for merged in batch])
