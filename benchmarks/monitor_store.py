@@ -176,9 +176,9 @@ def _write_columns(folder: Path) -> None:
 
 def _read_columns(folder: Path) -> int:
     reader = ColumnReader(folder)
-    found = [(reader.keys(chunk), reader.column(chunk, NAMES[100], "value")) for chunk in reader.chunks]
+    found = [(reader.keys(chunk), reader.five(chunk, NAMES[100])) for chunk in reader.chunks]
     reader.close()
-    return sum(len(column) for _, column in found if column is not None)
+    return sum(len(five[0]) for _, five in found if five is not None)
 
 
 def _table(begin: int, x: np.ndarray) -> object:

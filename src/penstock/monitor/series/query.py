@@ -143,10 +143,8 @@ class Series:
                 stands &= (generations != number) | (steps <= until.get(number, NO_END))
             if stands.any():
                 for name in gatherers.keys() & chunk.places.keys():
-                    five = [self._store.column(chunk, name, field) for field in FIELDS]
-                    sound = [column for column in five if column is not None]
-                    if len(sound) == len(five):
-                        gatherers[name].add(steps[stands], times[stands], [column[stands] for column in sound])
+                    if five := self._store.five(chunk, name):
+                        gatherers[name].add(steps[stands], times[stands], [column[stands] for column in five])
 
     def _add_logged(self, gatherers: dict[str, Gatherer], window: _Window, through: Key, generations: list[Generation]) -> None:
         gather = Gather(self.folder, through, generations, wanted=gatherers.__contains__)
