@@ -1,12 +1,13 @@
 """Asking a run for its metrics: names by glob, since and until a step or a time, thinned to so many points; reads the store and the ranks' logs.
 
     series = Series(run.path / "metrics", kinds)
-    for course in series.courses(series.find(["grad_norm/*"]), since=Since(seconds=600), points=1000): …
+    for course in series.courses(series.find(["grad_norm/*"]), since=Bound(seconds=600), points=1000): …
 
 A run that is written, a run that crashed and a copy without write permission are read alike, with or without a process that keeps the store; nothing
 is written. Ranks' rows may move into the store meanwhile; then what they told is read again. What is damaged is left out and named (`damage`). Cost:
 tens of milliseconds over 10⁷ points of 300 metrics in the store, plus some 3 µs a rank and row that is not stored yet; memory for `GROUP_BYTES` of
-courses at a time. When not to use it: in a training process."""
+courses at a time. When not to use it: in a training process.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ from penstock.monitor.series.tail import Rows, RowTail, first_about
 from penstock.monitor.series.together import put_together
 
 #: Bytes of courses in memory at once, steps of the logs that are put together at once, and how often logs that move meanwhile are read.
-GROUP_BYTES, BATCH, TRIES = 256 << 20, 256, 5
+GROUP_BYTES, BATCH, TRIES = 256 << 20, 256, 50
 
 
 @dataclass(frozen=True)
