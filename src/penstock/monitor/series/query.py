@@ -116,7 +116,7 @@ class Series:
         self._store.close()
 
     def _group(self, names: Sequence[str], window: _Window, points: int) -> list[Course]:
-        for attempt in range(TRIES):
+        for _ in range(TRIES):
             self._store.refresh()
             through = self._store.through
             gatherers = {name: Gatherer(name, self.kinds.of(name), points) for name in names}
@@ -127,7 +127,7 @@ class Series:
             self._store.refresh()
             if self._store.through == through:
                 break
-            time.sleep(0.01 * attempt)
+            time.sleep(0.01)
         return [gatherer.course() for gatherer in gatherers.values()]
 
     def _add_stored(self, gatherers: dict[str, Gatherer], window: _Window, until: dict[int, int]) -> None:
