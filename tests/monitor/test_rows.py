@@ -22,8 +22,8 @@ def write(folder, steps, names=("loss/total", "time/step"), rank=0, generation=1
     return log
 
 
-def read(folder, rank=0):
-    tail, blocks = RowTail(rank_folders(folder)[rank]), []
+def read(folder, rank=0, **options):
+    tail, blocks = RowTail(rank_folders(folder)[rank], **options), []
     while rows := tail.read():
         blocks += rows
     return tail, blocks
@@ -92,6 +92,8 @@ def test_many_rows_take_several_reads_of_bounded_size(tmp_path):
     assert len(sizes) > 1
     assert max(sizes) < 10e6
     assert not tail.damage
+    tail, blocks = read(tmp_path, chunk_bytes=5000)  # less than a row
+    assert (steps_of(blocks), tail.damage) == (steps, [])
 
 
 @pytest.mark.parametrize("cut", [1, 9, 60])
@@ -147,15 +149,14 @@ def test_one_wrong_bit_costs_one_row(tmp_path):
     assert tail.damages == 1
 
 
-def test_damage_longer_than_what_is_read_at_once_is_passed(tmp_path, monkeypatch):
-    monkeypatch.setattr("penstock.monitor.series.tail.CHUNK_BYTES", 4096)
+def test_damage_longer_than_what_is_read_at_once_is_passed(tmp_path):
     write(tmp_path, range(1, 201), part_bytes=1 << 20)
     path = only_part(tmp_path)
     whole = path.read_bytes()
     stride = HEADER.size + 16
     for extra in range(50):
         path.write_bytes(whole[: 600 + 13 * stride] + b"\xff" * (9000 + extra) + whole[600 + 13 * stride :])
-        tail, blocks = read(tmp_path)
+        tail, blocks = read(tmp_path, chunk_bytes=4096)
         steps = steps_of(blocks)
         assert len(steps) >= 199
         assert tail.damage

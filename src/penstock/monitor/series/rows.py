@@ -23,8 +23,8 @@ import numpy as np
 
 from penstock.monitor.series.frames import HEADER, MOST_BYTES, ROW, about_record, fill, names_digest
 
-#: Bytes of a part, and of all parts of a rank.
-PART_BYTES, LOG_BYTES = 8 << 20, 256 << 20
+#: Bytes of all parts of a rank; of a part, and what a part of many ranks has at least (readers read the newest parts of all ranks).
+LOG_BYTES, PART_BYTES, LEAST_PART_BYTES = 256 << 20, 8 << 20, 256 << 10
 _RANK, _PART = re.compile(r"rank-(\d+)"), re.compile(r"g(\d+)-(\d+)\.rows")
 
 
@@ -32,11 +32,12 @@ class RowLog:
     """Writes one rank's rows of one generation, which goes on after step `after`; `folder` is the run's `metrics`."""
 
     def __init__(
-        self, folder: Path, rank: int, ranks: int, generation: int, after: int, part_bytes: int = PART_BYTES, log_bytes: int = LOG_BYTES
+        self, folder: Path, rank: int, ranks: int, generation: int, after: int, part_bytes: int = 0, log_bytes: int = LOG_BYTES
     ) -> None:
         self.folder = folder / f"rank-{rank:05d}"
         self._about = {"format": 1, "rank": rank, "ranks": ranks, "generation": generation, "after": after}
-        self._generation, self._part_bytes, self._log_bytes = generation, part_bytes, log_bytes
+        self._generation, self._log_bytes = generation, log_bytes
+        self._part_bytes = part_bytes or max(LEAST_PART_BYTES, PART_BYTES // ranks)
         self._file, self._end = -1, 0
         self._names: list[str] = []
         self._told = False

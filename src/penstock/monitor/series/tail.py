@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from penstock.monitor.series.frames import ABOUT, MOST_BYTES, Frame, cut_off, frame_at, is_whole, names_digest, next_frame, rows_at, whole_rows
+from penstock.monitor.series.frames import ABOUT, HEADER, Frame, cut_off, frame_at, is_whole, names_digest, next_frame, rows_at, whole_rows
 from penstock.monitor.series.rows import parts_of
 
-#: Bytes read at once, more than any record has.
-CHUNK_BYTES = 2 * MOST_BYTES
+#: Bytes read at once, and at least that, if a record is not longer.
+CHUNK_BYTES, LEAST_BYTES = 8 << 20, 1 << 16
 #: Damages told one by one; more are counted.
 MOST_DAMAGES = 100
 
@@ -58,21 +59,29 @@ class Rows:
     times: np.ndarray
     values_rn: np.ndarray
 
+    def only(self, wanted: Callable[[str], bool]) -> Rows:
+        """The same rows with those metrics alone."""
+        columns = [i for i, name in enumerate(self.about.names) if wanted(name)]
+        about = replace(self.about, names=tuple(self.about.names[i] for i in columns))
+        return replace(self, about=about, values_rn=self.values_rn[:, columns])
+
 
 class RowTail:
-    """Reads one rank's log on; `folder` is the rank's."""
+    """Reads one rank's log on, about `chunk_bytes` at once, from the first part behind one (generation and number); `folder` is the rank's."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, chunk_bytes: int = CHUNK_BYTES, behind: tuple[int, int] = (-1, -1)) -> None:
+        self.folder, self._chunk_bytes = folder, chunk_bytes
         self.damage: list[Damage] = []
         self.damages = 0
         #: Rows between those read that are not there: dropped by a disk, or damaged.
         self.lost = 0
-        self._part: tuple[int, int] = (-1, -1)
+        self._part = behind
         self._path, self._offset = folder, 0
         self._about: About | None = None
         self._known = 0
         self._expected: int | None = None
+        #: Generation and step of the last row of the parts before this one, and of the last row read.
+        self.before, self._last = (-1, -1), (-1, -1)
 
     @property
     def part(self) -> tuple[int, int]:
@@ -89,6 +98,7 @@ class RowTail:
             self._begin(*later[0])
 
     def _begin(self, generation: int, n: int, path: Path) -> None:
+        self.before = self._last
         if generation != self._part[0]:
             self._about = None
         if n == 0:
@@ -101,17 +111,20 @@ class RowTail:
         """Rows of the present part; `last` if it may be being written."""
         while True:
             data = self._chunk()
-            rows, used = self._parse(data, last and len(data) < CHUNK_BYTES)
+            rows, used = self._parse(data, last and len(data) < self._chunk_bytes)
             self._offset += used
             if rows or not used:
                 return rows
 
     def _chunk(self) -> memoryview:
-        if self._part < (0, 0):
+        if self._path == self.folder:  # no part is begun
             return memoryview(b"")
         try:
             with open(self._path, "rb", buffering=0) as file:
-                return memoryview(os.pread(file.fileno(), CHUNK_BYTES, self._offset))
+                data = memoryview(os.pread(file.fileno(), self._chunk_bytes, self._offset))
+                if len(data) == self._chunk_bytes and (frame := frame_at(data, 0)) and frame.end > len(data):
+                    data = memoryview(os.pread(file.fileno(), frame.end, self._offset))
+                return data
         except FileNotFoundError:  # what was compacted, or made room
             return memoryview(b"")
         except OSError as error:
@@ -135,7 +148,7 @@ class RowTail:
 
     def _rest(self, data: memoryview, at: int, growing: bool) -> int:
         """How far to go on in a chunk that holds no whole record from `at` on: not at all where the rest may still come, else behind the damage."""
-        end, more = len(data), len(data) == CHUNK_BYTES
+        end, more = len(data), len(data) >= self._chunk_bytes
         if growing:
             return at
         if more and at > 0 and cut_off(data, at) == at:
@@ -145,11 +158,8 @@ class RowTail:
         return behind
 
     def _about_at(self, data: memoryview, frame: Frame) -> int:
-        with suppress(ValueError, KeyError, TypeError):
-            found = json.loads(bytes(data[frame.payload : frame.end]))
-            names = tuple(str(name) for name in found["names"])
-            self._about = About(int(found["rank"]), int(found["ranks"]), int(found["generation"]), int(found["after"]), names)
-            self._known = names_digest(list(names))
+        if found := parse_about(bytes(data[frame.payload : frame.end])):
+            self._about, self._known = found, names_digest(list(found.names))
         return frame.end
 
     def _rows_at(self, data: memoryview, first: Frame, rows: list[Rows]) -> int:
@@ -163,6 +173,7 @@ class RowTail:
         first_number = int(numbers[0]) if self._expected is None else self._expected
         self._expected = int(numbers[-1]) + 1
         self.lost += max(0, self._expected - first_number - count)
+        self._last = self._about.generation, int(heads["step"][-1])
         rows.append(Rows(self._about, numbers, heads["step"].astype(np.int64), heads["time"].astype(np.float64), values))
         return end
 
@@ -170,3 +181,23 @@ class RowTail:
         self.damages += 1
         if len(self.damage) < MOST_DAMAGES:
             self.damage.append(Damage(self._path, self._offset + at, length, why))
+
+
+def parse_about(payload: bytes) -> About | None:
+    """Who writes, as the payload of such a record has it; None if it is none."""
+    with suppress(ValueError, KeyError, TypeError):
+        found = json.loads(payload)
+        names = tuple(str(name) for name in found["names"])
+        return About(int(found["rank"]), int(found["ranks"]), int(found["generation"]), int(found["after"]), names)
+    return None
+
+
+def first_about(path: Path) -> About | None:
+    """Who wrote a part, from its first record; None if that is damaged."""
+    with suppress(OSError), open(path, "rb") as file:
+        data = memoryview(file.read(HEADER.size))
+        if frame := frame_at(data, 0):
+            data = memoryview(bytes(data) + file.read(frame.length))
+            if frame.kind == ABOUT and is_whole(data, frame):
+                return parse_about(bytes(data[frame.payload : frame.end]))
+    return None
