@@ -4,15 +4,14 @@
     for course in series.courses(series.find(["grad_norm/*"]), since=Bound(seconds=600), points=1000): …
 
 A run that is written, a run that crashed and a copy without write permission are read alike, with or without a process that keeps the store; nothing
-is written. Ranks' rows may move into the store meanwhile; then what they told is read again. What is damaged is left out and named (`damage`). Cost:
+is written. Ranks' rows may move into the store meanwhile. What is damaged is left out and named (`damage`). Cost:
 tens of milliseconds over 10⁷ points of 300 metrics in the store, plus some 3 µs a rank and row that is not stored yet; memory for `GROUP_BYTES` of
 courses at a time. When not to use it: in a training process.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -33,8 +32,8 @@ from penstock.monitor.series.rows import parts_of, rank_folders
 from penstock.monitor.series.tail import Rows, RowTail, first_about
 from penstock.monitor.series.together import put_together
 
-#: Bytes of courses in memory at once, steps of the logs that are put together at once, and how often logs that move meanwhile are read.
-GROUP_BYTES, BATCH, TRIES = 256 << 20, 256, 50
+#: Bytes of courses in memory at once, and steps of the logs that are put together at once.
+GROUP_BYTES, BATCH = 256 << 20, 256
 
 
 @dataclass(frozen=True)
@@ -116,19 +115,31 @@ class Series:
         self._store.close()
 
     def _group(self, names: Sequence[str], window: _Window, points: int) -> list[Course]:
-        for _ in range(TRIES):
-            self._store.refresh()
-            through = self._store.through
-            gatherers = {name: Gatherer(name, self.kinds.of(name), points) for name in names}
-            generations = self._store.generations | {generation.number: generation for generation in generations_of(self.folder)}
-            until = last_steps(list(generations.values()))
-            self._add_stored(gatherers, window, until)
-            self._add_logged(gatherers, window, through, list(generations.values()))
-            self._store.refresh()
-            if self._store.through == through:
-                break
-            time.sleep(0.01)
+        """Courses of the store's steps and then of the logs'. Where steps went from one to the other meanwhile, the logs are read first and the store
+        after them, and of the logs' steps those count that the store lacks: all that a log had lost by then is in the store. Logs are short then.
+        """
+        through = self._refreshed()
+        gatherers = self._stored(names, window, points)
+        self._add_merged(gatherers, window, self._logged(through, gatherers))
+        if self._refreshed() != through:
+            logged = list(self._logged(self._store.through, gatherers))
+            through = self._refreshed()
+            gatherers = self._stored(names, window, points)
+            self._add_merged(gatherers, window, (merged for merged in logged if (merged.generation, merged.table.step) > through))
         return [gatherer.course() for gatherer in gatherers.values()]
+
+    def _refreshed(self) -> Key:
+        """The last step of the store as it is now."""
+        self._store.refresh()
+        return self._store.through
+
+    def _generations(self) -> list[Generation]:
+        return list((self._store.generations | {generation.number: generation for generation in generations_of(self.folder)}).values())
+
+    def _stored(self, names: Sequence[str], window: _Window, points: int) -> dict[str, Gatherer]:
+        gatherers = {name: Gatherer(name, self.kinds.of(name), points) for name in names}
+        self._add_stored(gatherers, window, last_steps(self._generations()))
+        return gatherers
 
     def _add_stored(self, gatherers: dict[str, Gatherer], window: _Window, until: dict[int, int]) -> None:
         for chunk in self._store.chunks:
@@ -148,17 +159,21 @@ class Series:
                     if five := self._store.five(chunk, name):
                         gatherers[name].add(steps[kept], times[kept], [column[kept] for column in five])
 
-    def _add_logged(self, gatherers: dict[str, Gatherer], window: _Window, through: Key, generations: list[Generation]) -> None:
-        gather = Gather(self.folder, through, generations, wanted=gatherers.__contains__)
+    def _logged(self, through: Key, wanted: Container[str]) -> Iterator[Merged]:
+        """What the logs hold behind `through` of the metrics that are wanted."""
+        gather = Gather(self.folder, through, self._generations(), wanted=wanted.__contains__)
+        yield from gather.rest()
+        self._note(gather)
+
+    def _add_merged(self, gatherers: dict[str, Gatherer], window: _Window, steps: Iterable[Merged]) -> None:
         batch: list[Merged] = []
-        for merged in gather.rest():
+        for merged in steps:
             if batch and (len(batch) >= BATCH or _shape(merged) != _shape(batch[0])):
                 self._add_batch(gatherers, window, batch)
                 batch = []
             batch.append(merged)
         if batch:
             self._add_batch(gatherers, window, batch)
-        self._note(gather)
 
     def _add_batch(self, gatherers: dict[str, Gatherer], window: _Window, batch: list[Merged]) -> None:
         table = batch[0].table
