@@ -122,7 +122,7 @@ def test_a_row_torn_by_a_crash_is_named_once_the_run_goes_on(tmp_path):
     assert "at its end are no whole record" in str(damage)
 
 
-@pytest.mark.parametrize("junk", [b"", b"\0" * 40, b"PRW1" * 30, os.urandom(100)])
+@pytest.mark.parametrize("junk", [b"", b"\0" * 40, b"PRW1" * 30, os.urandom(100)], ids=["none", "zeros", "heads", "noise"])
 def test_damaged_bytes_in_the_middle_cost_their_rows_alone_and_are_named(tmp_path, junk):
     write(tmp_path, range(1, 31))
     path = only_part(tmp_path)
