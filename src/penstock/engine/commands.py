@@ -132,6 +132,12 @@ class Inbox:
                 os.unlink(taken)
         return None
 
+    def interrupted(self) -> list[Command]:
+        """What a lead had begun with when its generation of ranks ended."""
+        names = sorted(name for name in _names(self._folder) if name.endswith(TAKEN)) if self._folder else []
+        found = [_read(self._folder / name) for name in names] if self._folder else []
+        return [command for command in found if command is not None]
+
     def _sweep(self) -> None:
         """Remove what nobody waits for any more."""
         for name in _names(self._folder) if self._folder else ():

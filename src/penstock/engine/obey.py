@@ -15,12 +15,14 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from penstock.config import UserError, flat, nearest
 from penstock.engine.agenda import agreed_due, due_from
 from penstock.engine.change import agreed_plan, apply, change_run
 from penstock.engine.commands import Answer, Command, answer
+from penstock.store import read_history
 
 if TYPE_CHECKING:
     from penstock.engine.build import Parts
@@ -68,9 +70,25 @@ def _carry_out(parts: Parts, command: Command) -> None:
 
 def begin(parts: Parts) -> None:
     """Before the first step: find what is due later, and take up what is due now; all ranks must call it."""
+    _answer_interrupted(parts)
     own = due_from(parts.run, parts.progress.step, flat(parts.config)) if parts.world.is_lead else []
     parts.agenda = agreed_due(parts.world, own)
     _take_up_due(parts)
+
+
+def _answer_interrupted(parts: Parts) -> None:
+    """Tell who asked for what was cut off when ranks were lost what became of it. (Who scales answers by itself, when ranks go on.)"""
+    for command in [command for command in parts.inbox.interrupted() if command.kind != "scale"]:
+        asked, who = int(command.name[:20]) // 10**9, command.who
+        events = [event for event in read_history(parts.run.path).events if event.kind == "change" and event.data.get("who") == who]
+        done = next((event for event in events if datetime.fromisoformat(event.time).timestamp() >= asked), None)
+        if done is not None:
+            text = f"{done.text}; ranks were lost meanwhile, and the run takes it up after step {done.step}"
+            told = {name: value for name, value in done.data.items() if name not in ("command", "who")}
+            came = Answer("done", text, done.step or 0, data=told, told=True)
+        else:
+            came = Answer("refused", f"ranks were lost while it was done, so it was not; ask again once {parts.run.path} goes on")
+        answer(parts.run.path, command.name, came)
 
 
 def _take_up_due(parts: Parts) -> None:
