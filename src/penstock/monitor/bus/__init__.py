@@ -1,0 +1,1 @@
+"""What a rank measures: the catalogue of all metrics."""
