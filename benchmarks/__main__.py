@@ -19,7 +19,7 @@ set_waiting(os.environ)  # as the command line does
 
 NAMES = (
     "cpu_speed", "step_overhead", "cost_growth", "learning", "gpu_speed", "expert_balance", "layouts", "pipelines", "pipeline_runs", "slow_rank",
-    "micro_batch", "codec", "balance", "exchange", "store", "survive",
+    "micro_batch", "codec", "balance", "exchange", "store", "survive", "monitor_cost",
 )  # fmt: skip
 #: Parts of others, and studies of hours, which run only when named.
 PARTS = ("store_bytes", "store_scale", "store_training", "exchange_learning")
