@@ -1,0 +1,5 @@
+"""Floor 4: what is wrong in the metrics of a run, as findings."""
+
+from penstock.monitor.detect.finding import Detector, Finding, Moved
+
+__all__ = ["Detector", "Finding", "Moved"]
