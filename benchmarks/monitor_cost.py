@@ -87,7 +87,8 @@ def _step(parts: Parts, config: Config, own: list[float]) -> Callable[[], None]:
 def _rows(parts: Parts) -> tuple[float, float]:
     """Seconds that reading a probed step's values took, their median, and how many metrics its row has."""
     reads, counts = [], [0.0]
-    for rows in RowTail(parts.run.path / "metrics" / "rank-00000").read():
+    tail = RowTail(parts.run.path / "metrics" / "rank-00000")
+    for rows in (one for some in iter(tail.read, []) for one in some):
         measured = np.ascontiguousarray(rows.values_rn).view(np.uint64) != ABSENT_BITS
         if "weight_norm/total" in rows.about.names:
             probed = measured[:, rows.about.names.index("weight_norm/total")]

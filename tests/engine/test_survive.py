@@ -10,6 +10,8 @@ from small_runs import penstock, small_sets, summary
 from penstock.engine.heart import PLACE, Beat, Heart, opened, read_beat
 from penstock.engine.survive.hangs import StepWatch, waits
 from penstock.monitor import MetricStore
+from penstock.monitor.series.rows import rank_folders
+from penstock.monitor.series.tail import RowTail
 from penstock.store import read_history
 
 STEPS = 30
@@ -88,6 +90,16 @@ def runs(tmp_path_factory):
     return train, train("whole", [])[0]
 
 
+def recorded(run):
+    """Of every rank and generation that wrote rows: the number of ranks then, and the steps."""
+    found = {}
+    for rank, folder in rank_folders(run / "metrics").items():
+        tail = RowTail(folder)
+        for part in (one for some in iter(tail.read, []) for one in some):
+            found.setdefault(rank, {}).setdefault(part.about.generation, (part.about.ranks, []))[1].extend(part.steps.tolist())
+    return found
+
+
 #: What is done to the ranks, and how many failures the history must tell of.
 CASES = {
     "one after the other": (
@@ -117,6 +129,9 @@ def test_a_killed_rank_changes_nothing_of_what_is_learned(runs, case):
     assert events.count("failure") >= least and "recovery" in events
     rows = [row["step"] for row in MetricStore(run / "metrics").read("train")]
     assert rows == sorted(set(rows)), "no step is told twice"
+    assert set(recorded(run)) == {0, 1, 2} and {ranks for rank in recorded(run).values() for ranks, _ in rank.values()} == {3}
+    by_rank = [{step for _, steps in rank.values() for step in steps} for rank in recorded(run).values()]
+    assert all(sum(step in steps for steps in by_rank) >= 2 for step in range(1, STEPS + 1)), "ranks go on measuring under their numbers"
 
 
 @pytest.mark.slow
@@ -124,6 +139,8 @@ def test_fewer_ranks_go_on_alone_with_the_same_curve(runs):
     train, whole = runs
     result, run = train("fewer", [["forward", 1, 11, "SIGKILL"]], survive__replace="none")
     assert "2 ranks went on" in str(read_history(run).events) and result["step"] == STEPS
+    last = {rank: generations[max(generations)] for rank, generations in recorded(run).items()}
+    assert [(rank, ranks) for rank, (ranks, steps) in sorted(last.items()) if STEPS in steps] == [(0, 2), (1, 2)]
     assert result["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-5)
 
 

@@ -4,17 +4,19 @@ Every element of the model is counted by one rank, whatever the layout, so the r
 rank asks another. Where nodes train apart each counts its own, and the sum is divided by their number.
 
     grad_norm      before clipping; the clip computes these norms anyway (`optim/clip.py`), so they cost a copy of one number a tensor
-    weight_norm    before the update                                          one read of the weights
-    update_norm    of what the optimizer added                                a copy of the weights, a subtraction, a norm
+    weight_norm    before the update                                        one read of the weights
+    update_norm    of what the optimizer added                              a copy of the weights, a subtraction, a norm
     update_ratio   update_norm over weight_norm of this rank's part
+    first_moment   of gradients, as the optimizer keeps it after the update   one read of it
+    second_moment  AdamW's                                                    one read of it
 
-Cost of the latter three: memory for one more copy of this rank's weights while the optimizer works (activations are gone by then), and some six
+Cost of all but the first: memory for one more copy of this rank's weights while the optimizer works (activations are gone by then), and some eight
 passes over them, which is a third of what AdamW takes; hence every `metrics.probe_every` steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -27,6 +29,8 @@ from penstock.engine.probes.reading import Finish, Reading
 from penstock.monitor.series.table import ABSENT
 from penstock.parallel import Weights
 
+#: The moments of optimizers, by what they are.
+MOMENTS = {"first_moment": ("exp_avg", "momentum"), "second_moment": ("exp_avg_sq",)}
 #: Sets of parameters whose places are kept.
 KEPT = 8
 
@@ -63,6 +67,17 @@ class Norms:
             torch._foreach_sub_(before, live)
             of_updates = torch.stack(torch._foreach_norm(before, dtype=kinds))
         reading.add(sums.named("weight_norm", "update_norm", "update_ratio"), torch.cat((of_weights, of_updates)), self._three(sums))
+
+    def moments(self, reading: Reading, state: Mapping[str, Tensor]) -> None:
+        """Measure the moments of an optimizer, whose tensors are called `optim.<parameter>.<key>`."""
+        for quantity, keys in MOMENTS.items():
+            of_key = {name.removeprefix("optim.").rpartition(".")[0]: tensor for name, tensor in state.items() if name.rpartition(".")[2] in keys}
+            found = self.weights.counted_of(of_key, self._alone)
+            if found:
+                sums = self._of(tuple(name for name, _ in found))
+                with torch.no_grad():
+                    norms = torch.stack(torch._foreach_norm([tensor.detach() for _, tensor in found], dtype=found[0][1].dtype))
+                reading.add(sums.named(quantity), norms, partial(self._whole, sums))
 
     def _three(self, sums: Sums) -> Finish:
         def become(numbers: np.ndarray) -> np.ndarray:

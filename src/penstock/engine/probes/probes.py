@@ -101,8 +101,10 @@ class Probes:
         if reading is None or self._norms is None or not reading.full:
             yield
             return
+        assert self._core is not None
         with self._norms.updating(reading):
             yield
+        self._norms.moments(reading, self._core.optimizer.state_tensors())
         reading.finish()
 
     def note_loads(self, load_le: Tensor, first: int) -> None:

@@ -33,6 +33,8 @@ _MODEL = [
     Kind("update_norm/*", "1", "root", "norm of what the optimizer changed", "jumps, or is 0 while the rate is not"),
     Kind("update_ratio/*", "1", "spread",
          "norm of the update over that of the weights, of a rank's part", "above 1e-2 for long: too fast; below 1e-5: it hardly learns"),
+    Kind("first_moment/*", "1", "root", "norm of a part's mean gradient, in the optimizer", "far below grad_norm for long: gradients are noise"),
+    Kind("second_moment/*", "1", "root", "norm of a part's mean squared gradient (AdamW)", "falls to 0: the next gradient makes a huge update"),
     Kind("dead_units/*", "1", "spread", "share of a feed-forward's units that stay below a hundredth of its mean largest one, in 2,048 tokens",
          "rises over steps: units that no token uses any more"),
     Kind("attention_entropy/*.lowest", "nats", "spread",

@@ -1,6 +1,6 @@
 """What the bridges to other people's trackers share: their package, imported only when asked for, and courses turned into steps.
 
-Cost: memory for the courses sent, which `points` bounds. When not to use it: from a training process; bridges read the run's folder, beside it or after it.
+Cost: memory for the courses sent, which `points` bounds. When not to use it: from a training process; bridges read the run's folder.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A run's metrics to MLflow: `pip install penstock[mlflow]`; MLFLOW_TRACKING_URI says where its server or folder is.
 
-MLflow allows letters, digits and `_-. /:` in names, which ours are made of. Cost: a request for each `BATCH` values. When not to use it: as the store.
+MLflow allows letters, digits and `_-. /:` in names, which ours are made of. Cost: a request for each `BATCH` values. When not to use it: as the
+store.
 """
 
 from __future__ import annotations

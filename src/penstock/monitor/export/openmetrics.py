@@ -4,9 +4,9 @@
     penstock_grad_norm{run="mine",where="layer.03.ffn"} 0.25
 
 A quantity of one unit is a family, `where` a label, the unit a suffix as the standard has it (`penstock_time_seconds`). Where ranks differ, families
-`…_low` and `…_high` hold the lowest and highest rank's value and `…_high_rank`, say, which rank that is. Written by the OpenMetrics 1.0 standard; a
-client that does not ask for it gets the older Prometheus format. Cost: one look at the newest rows a scrape, none for training. When not to use it: for
-history, which the store has; and beyond this host, where a proxy with TLS belongs in front.
+such as `penstock_high_time_seconds` hold the lowest and highest rank's value and `penstock_high_rank_time_seconds` which rank that is. Written by the
+OpenMetrics 1.0 standard; a client that does not ask for it gets the older Prometheus format. Cost: one look at the newest rows a scrape, none for
+training. When not to use it: for history, which the store has; and beyond this host, where a proxy with TLS belongs in front.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from penstock.monitor.series.kinds import Kind
 
 OPEN = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
+PREFIX = "penstock_"
 #: Names of units; what is not here is written as it is, with `/` as `per`.
 UNITS = {"s": "seconds", "1": "", "": ""}
 #: Seconds that a client may take for its request.
@@ -32,7 +33,7 @@ REQUEST_S = 10.0
 def family(quantity: str, unit: str) -> tuple[str, str]:
     """The name of a quantity's family, and its unit, empty if it has none."""
     unit = UNITS.get(unit, re.sub(r"\W+", "_", unit.replace("/", "_per_")))
-    name = "penstock_" + re.sub(r"\W", "_", quantity)
+    name = PREFIX + re.sub(r"\W", "_", quantity)
     return (name if not unit or name.endswith("_" + unit) else f"{name}_{unit}"), unit
 
 
@@ -44,12 +45,14 @@ def exposition(run: str, rows: Iterable[Latest], open_metrics: bool = True) -> s
         families.setdefault(family(quantity, row.kind.unit), []).append((row, where))
     lines: list[str] = []
     for (name, unit), members in sorted(families.items()):
-        _family(lines, name, unit if open_metrics else "", _help([row.kind for row, _ in members]), [(where, row.value) for row, where in members], run)
+        unit, rest = unit if open_metrics else "", name.removeprefix(PREFIX)
+        _family(lines, name, unit, _help([row.kind for row, _ in members]), [(where, row.value) for row, where in members], run)
         unlike = [(row, where) for row, where in members if row.low_rank != row.high_rank]
         for end in ("low", "high") if unlike else ():
-            stem = name.removesuffix(f"_{unit}") if unit and name.removesuffix(f"_{unit}") != "penstock" else name
-            _family(lines, f"{stem}_{end}", "", f"{end}est rank's", [(where, getattr(row, end)) for row, where in unlike], run)
-            _family(lines, f"{stem}_{end}_rank", "", "which rank that is", [(where, getattr(row, f"{end}_rank")) for row, where in unlike], run)
+            values = [(where, getattr(row, end)) for row, where in unlike]
+            ranks = [(where, getattr(row, f"{end}_rank")) for row, where in unlike]
+            _family(lines, f"{PREFIX}{end}_{rest}", unit, f"the {end}est rank's {rest}", values, run)
+            _family(lines, f"{PREFIX}{end}_rank_{rest}", "", f"which rank has the {end}est {rest}", ranks, run)
     return "\n".join([*lines, "# EOF"] if open_metrics else lines) + "\n"
 
 

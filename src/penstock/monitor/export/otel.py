@@ -29,7 +29,8 @@ def send_spans(run: str, spans: Iterable[Span], exporter: Any = None) -> int:
         about = {"service.name": "penstock", "service.instance.id": f"{run}/rank-{rank}", "penstock.run": run, "penstock.rank": rank}
         provider = sdk.TracerProvider(resource=resources.Resource.create(about))
         provider.add_span_processor(processors.BatchSpanProcessor(exporter))
-        tracer, open_ = provider.get_tracer("penstock"), []
+        tracer = provider.get_tracer("penstock")
+        open_: list[Any] = []
         for time, span, begins in nested(list(members)):
             if begins:
                 open_.append(tracer.start_span(span.name, context=context(open_[-1]) if open_ else None, start_time=time))

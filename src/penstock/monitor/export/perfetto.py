@@ -1,9 +1,8 @@
 """What ranks did when, as a trace that ui.perfetto.dev opens: one track a rank, spans within spans.
 
 Perfetto's own protobuf format (`perfetto/trace/trace.proto`), of which a few fields suffice; they are written here byte by byte, so no package is
-needed: a field is its number and kind as a varint, then a varint or a length and bytes. Cost: some 10 µs a span, 40 bytes each. When not to use it: for
-a schedule that was never run, of which `penstock schedule --trace` writes the older JSON.
-"""
+needed: a field is its number and kind as a varint, then a varint or a length and bytes. Cost: some 10 µs a span, 40 bytes each. When not to use it:
+for a schedule that was never run, of which `penstock schedule --trace` writes the older JSON."""
 
 from __future__ import annotations
 

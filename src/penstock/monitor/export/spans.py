@@ -1,8 +1,7 @@
 """The spans that ranks have written of their last steps: names, starts and lengths, for traces.
 
-A rank writes `RUN/metrics/rank-NNNNN/spans.json`, `{"rank": 3, "spans": [[name, start (unix seconds), seconds], …]}`. Cost: some 3 µs a span. When not
-to use it: for how long phases took over a whole run, which the metrics `time/*` tell.
-"""
+A rank writes `RUN/metrics/rank-NNNNN/spans.json`, `{"rank": 3, "spans": [[name, start (unix seconds), seconds], …]}`. Cost: some 3 µs a span. When
+not to use it: for how long phases took over a whole run, which the metrics `time/*` tell."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Courses of metrics as people and programs read them: a table, CSV, JSON.
 
-NaN and infinity are `nan`, `inf` and `-inf` in all of them; in JSON, which has no such numbers, they are these texts. Numbers are written so that they
-come back as the same float64. Cost: some 2 µs a number of CSV. When not to use it: for millions of rows that a program could read from the store.
-"""
+NaN and infinity are `nan`, `inf` and `-inf` in all of them; in JSON, which has no such numbers, they are these texts. Numbers are written so that
+they come back as the same float64. Cost: some 2 µs a number of CSV. When not to use it: for millions of rows that a program could read from the
+store."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def table_lines(courses: Iterable[Course]) -> Iterator[str]:
 
 def catalogue_lines(kinds: Iterable[Kind]) -> Iterator[str]:
     """What each metric means and what a bad value looks like."""
-    how = {"spread": "mean, lowest and highest rank", "sum": "sum over ranks", "root": "root of the sum of squares over ranks", "same": "all ranks agree"}
+    how = {"spread": "mean, lowest and highest rank", "sum": "sum over ranks", "root": "root of the ranks' squares' sum", "same": "all ranks agree"}
     for kind in kinds:
         yield f"{kind.pattern}  [{kind.unit or '–'}; {how[kind.together]}]\n    {kind.meaning}\n    bad: {kind.bad or '–'}"
 

@@ -11,6 +11,6 @@ from penstock.monitor.series.table import ABSENT, Names, StepTable
 from penstock.monitor.series.tail import Rows, RowTail
 
 __all__ = [
-    "ABSENT", "UNKNOWN", "Bound", "Course", "Gather", "Keeper", "Kind", "Kinds", "Merged", "Names", "RowLog", "RowTail", "Rows", "Series", "StepTable",
-    "next_generation", "read_kinds", "write_kinds",
+    "ABSENT", "UNKNOWN", "Bound", "Course", "Gather", "Keeper", "Kind", "Kinds", "Merged", "Names", "RowLog", "RowTail", "Rows", "Series",
+    "StepTable", "next_generation", "read_kinds", "write_kinds",
 ]  # fmt: skip

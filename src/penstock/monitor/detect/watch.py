@@ -1,0 +1,70 @@
+"""All detectors of a run in one: each step's findings, with what else moved first as evidence.
+
+A monitor process that was killed is started again with `replay` of the last few hundred steps from the store, after which every state is what it
+was up to what older steps left; nothing is told twice. State is bounded: it grows with metrics and ranks, never with steps. Cost: see
+`benchmarks/detect_cost.py`. When not to use it: on the training thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+from penstock.monitor.detect.clock import ClockSkew
+from penstock.monitor.detect.data_faults import DataFaults
+from penstock.monitor.detect.divergence import Divergence, Plateau
+from penstock.monitor.detect.experts import DeadExperts
+from penstock.monitor.detect.finding import Detector, Finding
+from penstock.monitor.detect.gradients import Gradients
+from penstock.monitor.detect.hang import Hang
+from penstock.monitor.detect.leak import Leak
+from penstock.monitor.detect.loss_spike import LossSpike
+from penstock.monitor.detect.multivariate import Multivariate, mean_over_ranks
+from penstock.monitor.detect.non_finite import NonFinite
+from penstock.monitor.detect.stall import Stall
+from penstock.monitor.detect.straggler import Straggler
+from penstock.monitor.detect.throughput import Throughput
+from penstock.monitor.detect.univariate import Univariate
+from penstock.monitor.series.table import StepTable
+
+#: Metrics of evidence in a finding.
+EVIDENCE = 8
+
+
+class Watch:
+    """Every detector; `update` with each step in order, `silence` with the clock now and then."""
+
+    def __init__(self) -> None:
+        self.hang = Hang()
+        self._whole, self._each = Multivariate(), Univariate()
+        self._named: tuple[Detector, ...] = (
+            NonFinite(), LossSpike(), Divergence(), Plateau(), Gradients(), Throughput(), Straggler(), Leak(), DataFaults(), DeadExperts(), Stall(),
+            ClockSkew(), self.hang,
+        )  # fmt: skip
+        self.novelty_m = np.zeros(0)
+
+    def update(self, table: StepTable) -> list[Finding]:
+        """What is wrong as of this step; `novelty_m` is then how new each metric's behaviour is."""
+        values_m = mean_over_ranks(table)
+        self._each.grow(len(values_m))
+        self.novelty_m = self._each.update(values_m)
+        whole = self._whole.update(table)
+        found = [finding for detector in self._named for finding in detector.update(table)]
+        return [self._with_evidence(finding, table) for finding in found] + whole
+
+    def silence(self, now: float) -> list[Finding]:
+        """What shows in time that passes without rows (`now`: unix seconds)."""
+        return [finding for detector in self._named for finding in detector.silence(now)]
+
+    def replay(self, tables: Iterable[StepTable]) -> None:
+        """Learn from steps of the past, and tell nothing of them."""
+        for table in tables:
+            self.update(table)
+
+    def _with_evidence(self, finding: Finding, table: StepTable) -> Finding:
+        """What the detector looked at comes first, then what else left its expectation, first movers first."""
+        own = {one.name for one in finding.moved}
+        others = tuple(one for one in self._whole.moved(table) if one.name not in own)
+        return dataclasses.replace(finding, moved=(*finding.moved, *others)[:EVIDENCE])
