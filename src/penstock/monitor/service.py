@@ -92,6 +92,8 @@ class Service:
         for merged in self.keeper.gather.rest():
             self._watch(merged.table)
         self.desk.close()
+        with suppress(OSError):  # else they stay in the ranks' logs
+            self.keeper.store()
         self._note(time.time())
         self.keeper.close()
         self._sinks.close(LAST_S)

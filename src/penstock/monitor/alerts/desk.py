@@ -136,8 +136,8 @@ class Desk:
         rank = finding.rank if finding.rank is not None else alert.rank
         evidence = (*finding.moved, *(one for one in alert.evidence if one.name not in {moved.name for moved in finding.moved}))[:8]
         alert = replace(
-            alert, kind=finding.kind, level=worse(alert.level, kind.level), since=min(alert.since, finding.since), sure=finding.sure, rank=rank, layer=finding.layer,
-            what=finding.text, cause=_cause(kind.cause, finding), advice=kind.advice, evidence=evidence,
+            alert, kind=finding.kind, level=worse(alert.level, kind.level), since=min(alert.since, finding.since), sure=finding.sure,
+            rank=rank, layer=finding.layer, what=finding.text, cause=_cause(kind.cause, finding), advice=kind.advice, evidence=evidence,
             also=_noted(alert.also, f"{alert.kind}: {alert.what}"),
         )  # fmt: skip
         self._put("changed" if held is None else "opened", alert)
