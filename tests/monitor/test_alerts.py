@@ -75,6 +75,14 @@ def test_a_cause_that_is_found_later_takes_over_what_was_told(desk):
     assert desk.said[1:] == [("changed", "data_corruption", alert.id)]
 
 
+def test_a_cause_does_not_begin_after_what_it_brings_about(desk):
+    desk.step(table(60, seconds=2), [finding("communication_stall", 60, 40)])
+    for step in range(61, 64):
+        desk.step(table(step, seconds=2), [])
+    desk.step(table(64, own=(1, 2), seconds=2), [finding("straggler", 64, 58, rank=1)])
+    assert [alert.kind for alert in live(desk)] == ["communication_stall", "straggler"]
+
+
 def test_faults_of_other_ranks_times_and_causes_are_alerts_of_their_own(desk):
     desk.step(table(50), [finding("straggler", 50, rank=0), finding("straggler", 50, rank=1), finding("memory_leak", 50, 1, rank=1)])
     assert len(live(desk)) == 3

@@ -21,6 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from penstock.config import Config, UserError, parse_config
 from penstock.config.load import read_toml
 from penstock.monitor.alerts import Alert, Book, Desk, RunEvents, parse_policy
@@ -164,6 +166,7 @@ def _ended(parent: int, seconds: float) -> str | None:
 def main(run: Path) -> int:
     """Watch a run until it ends; the exit code."""
     parent = os.getppid()
+    np.seterr(all="ignore")  # what is measured may be infinite
     with suppress(OSError):
         os.nice(19)
     end = None

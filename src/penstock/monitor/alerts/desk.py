@@ -25,8 +25,10 @@ from penstock.monitor.alerts.kinds import brings_about, kind_of, worse
 from penstock.monitor.detect import Finding, Moved
 from penstock.monitor.series.table import StepTable
 
-#: Steps within which findings may belong to one fault; steps that evidence must be back; its share of the way that still counts as back.
-NEAR, BACK, SHARE = 30, 20, 0.35
+#: Steps within which findings may belong to one fault, and by which a cause may seem to begin after what it brings about.
+NEAR, BLUR = 30, 8
+#: Steps that evidence must be back, and its share of the way that still counts as back.
+BACK, SHARE = 20, 0.35
 MOST_OPEN = 64
 #: Longest that an alert is held where no steps come, seconds.
 HOLD_S = 30.0
@@ -92,14 +94,17 @@ class Desk:
         self._last[alert.id] = max(finding.step, self._last.get(alert.id, 0))
         if _same(alert, finding):
             return
-        deeper = brings_about(finding.kind, alert.kind) and not brings_about(alert.kind, finding.kind)
+        after = brings_about(alert.kind, finding.kind) and finding.since >= alert.since - BLUR
+        deeper = brings_about(finding.kind, alert.kind) and not after
         self._rehead(alert, finding) if deeper else self._fold(alert, finding)
 
     def _belongs(self, alert: Alert, finding: Finding) -> bool:
         last = self._last.get(alert.id, alert.step)
         if finding.since > last + NEAR or finding.step < alert.since - NEAR or _elsewhere(alert, finding):
             return False
-        return _same(alert, finding) or brings_about(alert.kind, finding.kind) or brings_about(finding.kind, alert.kind)
+        after = brings_about(alert.kind, finding.kind) and finding.since >= alert.since - BLUR
+        before = brings_about(finding.kind, alert.kind) and finding.since <= alert.since + BLUR
+        return _same(alert, finding) or after or before
 
     def _begin(self, finding: Finding, now: float) -> None:
         if len(self._open()) + len(self._held) >= MOST_OPEN:
