@@ -1,6 +1,6 @@
 """A run's monitor, kept by the process that runs the training: started with the run, started again when it dies, ended with the run.
 
-    launcher, supervisor or the one rank ── stdin: "end" ──► monitor (`monitor/service.py`), a new Python of the lowest priority
+    launcher, supervisor or the one rank ── stdin: "end" ──► monitor (`monitor/service.py`), a new Python of low priority
                                          ◄── stdout: orders of the policy (`alerts.act`), carried out as commands (`commands.py`)
 
 Nothing of the training waits for the monitor: two threads here sleep until it says something or ends. One that dies is started again, after a second
@@ -25,6 +25,7 @@ from typing import Any
 from penstock.config import UserError, flat
 from penstock.engine.commands import Answer, send
 from penstock.monitor.alerts import parse_policy, read_alerts
+from penstock.monitor.service import NICE
 from penstock.store import Run, append_event
 
 #: Seconds until a monitor that died is started again, at first and at most; and the life after which that begins anew.
@@ -146,5 +147,5 @@ def _started(run: Run) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, start_new_session=True)
     with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, process.pid, 19)
+        os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
     return process

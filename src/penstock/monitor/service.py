@@ -6,7 +6,7 @@
 It reads the run's folder, and nothing of a run waits for it: it may be killed, stopped or slow, and its disk full. A new one goes on where the store
 ends, learns again from what was not stored yet without telling it again (`monitor.json` says how far the one before had come), and takes the book as
 it is. There is one at a time, which the store's lock sees to. It ends when stdin says "end", or, with an alert of its own, when the process that
-started it is gone. It imports no torch, so it starts in a moment and takes some tens of MB; its priority is the lowest. Cost: on the lead node some
+started it is gone. It imports no torch, so it starts in a moment and takes some tens of MB; its priority is low. Cost: on the lead node some
 percent of a core. When not to use it: `metrics.monitor = false` on hosts that have not even that; the ranks' rows are kept all the same.
 """
 
@@ -37,6 +37,8 @@ LOOK_S, NOTE_S, LAST_S = 0.1, 1.0, 3.0
 ALLOW_S, END_S = 60.0, 600.0
 #: File that says how far the monitor has come.
 STATUS = "monitor.json"
+#: Priority: low, but not so low that on busy hosts alerts come late.
+NICE = 10
 #: Exit code where another monitor has the store, or the disk refuses.
 REFUSED = 3
 
@@ -168,7 +170,7 @@ def main(run: Path) -> int:
     parent = os.getppid()
     np.seterr(all="ignore")  # what is measured may be infinite
     with suppress(OSError):
-        os.nice(19)
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
     end = None
     while end is None and not (run / "metrics" / FILE).exists():
         end = _ended(parent, LOOK_S)
