@@ -2,9 +2,9 @@
 
     PENSTOCK_LISTENER=penstock.lab.ailments PENSTOCK_AILMENTS="slow:1:150:0.05 poison:0:220 leak:1:60:400000" penstock train … --nproc 2
 
-Each is KIND:RANK:STEP[:SIZE], from that step on: `slow` sleeps SIZE seconds in each step's computation, `leak` keeps SIZE bytes a step, and `poison` gives
-the rank random tokens for the one step. They act where the heart tells of a phase (`engine/heart.py`), so nothing of a run knows of them. Cost: none where
-the variable is not set. When not to use it: for ranks that die or hang (`lab/chaos`).
+Each is KIND:RANK:STEP[:SIZE], from that step on: `slow` sleeps SIZE seconds in each step's computation, `leak` keeps SIZE bytes a step, and `poison`
+gives the rank random tokens for the one step. They act where the heart tells of a phase (`engine/heart.py`), so nothing of a run knows of them.
+Cost: none where the variable is not set. When not to use it: for ranks that die or hang (`lab/chaos`).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _fall_ill(patient: Patient) -> None:
     def spoiled(plan: WindowPlan, sample_ids: np.ndarray) -> Batch:
         return patient.spoiled(fetch(plan, sample_ids))
 
-    WindowPlan.fetch = spoiled  # type: ignore[method-assign]
+    WindowPlan.fetch = spoiled  # type: ignore[assignment, method-assign]
 
 
 _patient = Patient(parse(os.environ.get(VARIABLE, "")))
