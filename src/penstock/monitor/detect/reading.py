@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import fnmatch
+import math
 import re
 
 import numpy as np
@@ -36,18 +38,24 @@ def layer_of(name: str) -> int | None:
 
 def typical(table: StepTable, name: str) -> float:
     """The median over the ranks whose value is finite; NaN if there is none."""
-    values = table.of(name)
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if len(finite) else float("nan")
+    return _median(sorted(value for value in table.of(name).tolist() if math.isfinite(value)))
 
 
 def apart(values_r: np.ndarray) -> np.ndarray:
     """How far each rank lies above the median of the others, [ranks]; NaN for one that measured nothing or is alone."""
-    result = np.full(len(values_r), np.nan)
-    finite = np.flatnonzero(np.isfinite(values_r))
-    for rank in finite if len(finite) > 1 else ():
-        result[rank] = values_r[rank] - np.median(values_r[finite[finite != rank]])
+    ordered = sorted(value for value in values_r.tolist() if math.isfinite(value))
+    result = np.full(len(values_r), math.nan)
+    for row, value in enumerate(values_r.tolist()):
+        if math.isfinite(value):
+            at = bisect.bisect_left(ordered, value)
+            result[row] = value - _median(ordered[:at] + ordered[at + 1 :])
     return result
+
+
+def _median(ordered: list[float]) -> float:
+    """The median of sorted numbers, NaN of none; for a few of them `numpy.median` takes thirty times as long."""
+    n = len(ordered)
+    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2 if n else math.nan
 
 
 class Silent:
