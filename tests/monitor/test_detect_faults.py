@@ -52,8 +52,7 @@ def diverges(values, since):
 
 
 def stands(values, since):
-    values["loss/total"] += 5.0 - (values["loss/total"] - 0.02 * 0)
-    values["loss/total"] += 0.02 * np.sin(since)
+    values["loss/total"][:] = 5.0 + 0.02 * np.sin(since)
 
 
 def many(values, since):
@@ -82,7 +81,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("kind, change, lasts, within, rank, layer", FAULTS, ids=lambda value: value if isinstance(value, str) else None)
 def test_a_fault_is_told_in_time_with_its_place_and_nothing_before_it(kind, change, lasts, within, rank, layer, seed):
     at = int(np.random.default_rng(seed).integers(320, 420))

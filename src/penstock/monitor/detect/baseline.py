@@ -91,6 +91,7 @@ class Baseline:
         trend_m += np.where(young_m, 0.0, (1 - 0.5 ** (1 / TREND)) * share_m * limited_m)
         # A residual beyond the limit widens the scale by more than it would at the limit, lest a lasting change be an outlier for ever.
         spread_m += share_m * (np.minimum(np.abs(residual_m), 2.0 * limit_m) - spread_m)
-        keep = 0.5 ** (1 / EXTREME)
+        # Early extremes are of learning to expect: they are forgotten within a quarter of the steps seen.
+        keep = 0.5 ** (1 / np.clip(self._seen_m / 4.0, 5.0, EXTREME))
         up_m[:] = np.maximum(up_m * keep, residual_m)
         down_m[:] = np.maximum(down_m * keep, -residual_m)

@@ -81,6 +81,7 @@ def _finding(kind: str, table: StepTable, names: list[str], against: Against, to
               float(against.deviations_m[i]))
         for i in [total, *order]
     )  # fmt: skip
-    stands_out = len(order) > 1 and abs(against.residual_m[order[0]]) > 2 * abs(against.residual_m[order[1]])
+    size = np.abs(against.residual_m)
+    stands_out = len(order) > 1 and size[order[0]] > max(2 * size[order[1]], 0.5 * size[total])
     layer = layer_of(names[order[0]]) if stands_out else None
     return Finding(kind, table.step, since, 0.9, None, layer, moved, text)
