@@ -1,10 +1,11 @@
 """What a metric is expected to be at its next step, and how far from that it usually lies: one vectorised state for many metrics at once.
 
-Level and trend are smoothed exponentially (Holt 1957), each residual limited to three robust deviations before it moves them, so that an outlier does not
-become the norm while a lasting change does within some tens of steps. The scale is the smoothed absolute residual, limited likewise and times 1.2533, which makes
-it the standard deviation of normal noise. Beside it stand the largest residual upwards and downwards of the last few hundred steps (each forgets half
-in `EXTREME` steps): heavy-tailed noise, as times of steps have it, is known by its own extremes and not by its scale. Cost: about twenty numpy
-operations a step on vectors as long as the metrics. When not to use it: for counters and for values that hold still and then switch (epochs, numbers of samples).
+Level and trend are smoothed exponentially (Holt 1957), each residual limited to three robust deviations before it moves them, so that an outlier
+does not become the norm while a lasting change does within some tens of steps. The scale is the smoothed absolute residual, limited likewise and
+times 1.2533, which makes it the standard deviation of normal noise. Beside it stand the largest residual upwards and downwards of the last few
+hundred steps (each forgets half in `EXTREME` steps): heavy-tailed noise, as times of steps have it, is known by its own extremes and not by its
+scale. Cost: about twenty numpy operations a step on vectors as long as the metrics. When not to use it: for counters and for values that hold still
+and then switch (epochs, numbers of samples).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 #: Steps in which level and scale, the trend, and the extremes forget half.
-LEVEL, TREND, EXTREME = 20.0, 60.0, 300.0
+LEVEL, TREND, EXTREME = 10.0, 30.0, 300.0
 
 #: Robust deviations at which a residual is limited before it moves the expectation.
 LIMIT = 3.0

@@ -1,8 +1,8 @@
 """Clock skew: a rank's clock moved against those of the others.
 
-Ranks end a step together (they wait for each other in it), so their unix times at its end, `time/at`, differ by what their clocks do and by some milliseconds. A
-rank further than a second from the median of the others, in three of four steps, has a clock that was set or runs away. Cost: one number for each rank.
-When not to use it: within one host, whose ranks share a clock.
+Ranks end a step together (they wait for each other in it), so their unix times at its end, `time/at`, differ by what their clocks do and by some
+milliseconds. A rank further than a second from the median of the others, in three of four steps, has a clock that was set or runs away. Cost: one
+number for each rank. When not to use it: within one host, whose ranks share a clock.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Data that repeats itself, or is damaged: what the tokens of a rank look like against what they looked like before.
 
 Repetition: `data/repeated` (share of a rank's sequences that it has read lately) above what was seen before by a quarter, in two of three steps.
-Corruption: entropy, distinct tokens, surprise or longest run of a rank's tokens at ten robust deviations and twice the largest recent
-residual from what is usual, and by a tenth of it. Cost: one `Baseline` over ranks and four measures. When not to use it: on data sorted by source, whose
-sources look like corruption when they change.
+Corruption: entropy, distinct tokens, surprise or longest run of a rank's tokens at ten robust deviations and twice the largest recent residual from
+what is usual, and by a tenth of it. Cost: one `Baseline` over ranks and four measures. When not to use it: on data sorted by source, whose sources
+look like corruption when they change.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Slow divergence: the smoothed loss leaves its best and keeps rising, without any jump. And plateau: early in a run it stops falling.
 
-The loss is smoothed over some twenty steps; its noise there is that of a step times sqrt(a / (2 - a)) (the variance of an exponential mean with weight a). Divergence
-is more than six of these above the best, two hundredths of the loss, and higher than fifty and a hundred steps ago; for two hundred steps after the learning rate
-went up (warm-up, restart of a schedule, a change by hand) a rise is the rate's and waits. A plateau is no gain in four hundred steps beyond two such deviations and a
-thousandth of all that was gained, in the first half of a run whose length is known. Cost: a ring of four hundred numbers. When not to use it: for a run
-that goes over the same few samples, which converges for good reason.
+The loss is smoothed over some twenty steps; its noise there is that of a step times sqrt(a / (2 - a)) (the variance of an exponential mean with
+weight a). Divergence is more than six of these above the best, two hundredths of the loss, and higher than fifty and a hundred steps ago; for two
+hundred steps after the learning rate went up (warm-up, restart of a schedule, a change by hand) a rise is the rate's and waits. A plateau is no
+gain in four hundred steps beyond two such deviations and a thousandth of all that was gained, in the first half of a run whose length is known.
+Cost: a ring of four hundred numbers. When not to use it: for a run that goes over the same few samples, which converges for good reason.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Gradients explode or vanish: against their own usual size, on the logarithm, with the layer that moved most.
 
-Exploding: eight robust deviations and 1.6 times the largest recent residual above the expectation of log(norm), and at least four times it, in two of three steps (or
-thirty times it at once). Vanishing: below a thousandth of what was usual over hundreds of steps, or exactly zero, for five steps; the slow
-reference is an exponential mean of the logarithm, so a decline by schedule (some tens over a whole run) is none. Cost: one `Baseline` over the layers' norms.
-When not to use it: for a norm after clipping.
+Exploding: eight robust deviations and 1.6 times the largest recent residual above the expectation of log(norm), and at least four times it, in two
+of three steps (or thirty times it at once). Vanishing: below a thousandth of what was usual over hundreds of steps, or exactly zero, for five
+steps; the slow reference is an exponential mean of the logarithm, so a decline by schedule (some tens over a whole run) is none. Cost: one
+`Baseline` over the layers' norms. When not to use it: for a norm after clipping.
 """
 
 from __future__ import annotations
@@ -76,11 +76,8 @@ class Gradients(Silent):
 def _finding(kind: str, table: StepTable, names: list[str], against: Against, total: int, since: int, text: str) -> Finding:
     """With the total first and the layers that moved most after it; the layer is told where one stands out from the others."""
     order = sorted((i for i in range(len(names)) if i != total), key=lambda i: -abs(against.residual_m[i]))[:4]
-    moved = tuple(
-        Moved(names[i], since, *(math.exp(min(x, 700.0)) for x in (against.expected_m[i] + against.residual_m[i], against.expected_m[i])),
-              float(against.deviations_m[i]))
-        for i in [total, *order]
-    )  # fmt: skip
+    values, expected = (np.exp(np.minimum(logs, 700.0)) for logs in (against.expected_m + against.residual_m, against.expected_m))
+    moved = tuple(Moved(names[i], since, float(values[i]), float(expected[i]), float(against.deviations_m[i])) for i in [total, *order])
     size = np.abs(against.residual_m)
     stands_out = len(order) > 1 and size[order[0]] > max(2 * size[order[1]], 0.5 * size[total])
     layer = layer_of(names[order[0]]) if stands_out else None

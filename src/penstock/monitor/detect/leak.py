@@ -1,9 +1,9 @@
 """A memory leak: a rank's memory grows steadily, by more than reading the data explains.
 
-The least of every eight steps (a leak raises the floor, work only the peaks); ten such floors that rise in at least eight of nine places, by a hundredth in all, and in
-their later half by at least six tenths of what the earlier half grew (caches that fill slow down). Files mapped to memory count as resident when they
-are read: eight bytes for each token read are allowed. Cost: ten numbers for each rank and kind of memory. When not to use it: in the first
-hundred steps, where allocators and compilers fill their pools.
+The least of every eight steps (a leak raises the floor, work only the peaks); ten such floors that rise in at least eight of nine places, by a
+hundredth in all, and in their later half by at least six tenths of what the earlier half grew (caches that fill slow down). Files mapped to memory
+count as resident when they are read: eight bytes for each token read are allowed. Cost: ten numbers for each rank and kind of memory. When not to
+use it: in the first hundred steps, where allocators and compilers fill their pools.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The loss jumps up within three steps: a bad batch, a rate too high, or damage.
 
-A step counts when the loss is above its expectation by eight robust deviations and by 1.6 times its largest residual of the last few hundred steps (so
-that heavy-tailed noise is known by its own extremes), above every loss of the last ten steps, and by a hundredth of its value. Micro-batches far above the
-others of the step name the rank and the sample. Cost: one `Baseline` of one metric. When not to use it: for a loss that climbs slowly (`divergence.py`).
+A step counts when the loss is above its expectation by eight robust deviations and by 1.6 times its largest residual of the last few hundred steps
+(so that heavy-tailed noise is known by its own extremes), above every loss of the last ten steps, and by a hundredth of its value. Micro-batches
+far above the others of the step name the rank and the sample. Cost: one `Baseline` of one metric. When not to use it: for a loss that climbs slowly
+(`divergence.py`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The whole vector of metrics at once: how many of them left their expectation together, and which did first.
 
-Each metric's mean over ranks is held against its `Baseline`; its squared deviation, limited to 64, is averaged over all metrics. Metrics are correlated, so the
-distribution of that mean is not known beforehand: its logarithm has a baseline of its own. The vector is unusual when this is ten deviations and twice its
-largest recent residual above expectation in two of three steps, while a tenth of the metrics deviate by more than six. (A covariance of hundreds of
-metrics from some hundred steps would be singular, and one huge metric would hide the others.) Cost: O(metrics), some fifty numpy operations.
-When not to use it: for a fault that shows in a few metrics, as most do.
+Each metric's mean over ranks is held against its `Baseline`; its squared deviation, limited to 64, is averaged over all metrics. Metrics are
+correlated, so the distribution of that mean is not known beforehand: its logarithm has a baseline of its own. The vector is unusual when this is
+ten deviations and twice its largest recent residual above expectation in two of three steps, while a tenth of the metrics deviate by more than six.
+(A covariance of hundreds of metrics from some hundred steps would be singular, and one huge metric would hide the others.) Cost: O(metrics), some
+fifty numpy operations. When not to use it: for a fault that shows in a few metrics, as most do.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Multivariate(Silent):
         lately = np.flatnonzero(self._since_m > 0)
         order = sorted(lately, key=lambda i: (self._since_m[i], -abs(self._peak_m[i])))[:most]
         return tuple(
-            Moved(table.names.all[i], int(self._since_m[i]), *(float(v) for v in self._value_m[:, i]), float(self._peak_m[i]), _rank(table, int(i)))
+            Moved(table.names.all[i], int(self._since_m[i]), float(self._value_m[0, i]), float(self._value_m[1, i]), float(self._peak_m[i]), _rank(table, int(i)))
             for i in order
         )
 
@@ -69,7 +69,8 @@ class Multivariate(Silent):
         """Which metrics deviate now (mask); keeps since when, and the value where each was furthest off."""
         more = len(values_m) - len(self._since_m)
         if more > 0:
-            self._since_m, self._last_m, self._peak_m = (np.pad(state, (0, more)) for state in (self._since_m, self._last_m, self._peak_m))
+            self._since_m, self._last_m = np.pad(self._since_m, (0, more)), np.pad(self._last_m, (0, more))
+            self._peak_m = np.pad(self._peak_m, (0, more))
             self._value_m = np.pad(self._value_m, ((0, 0), (0, more)))
         far_m = known_m & (against.beyond(FAR, 1.2) > 1)
         self._since_m[step - self._last_m > REMEMBER] = 0

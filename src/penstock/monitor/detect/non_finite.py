@@ -1,8 +1,8 @@
 """NaN or infinity in the loss, or in the norms of activations, gradients, weights and updates: told in the step in which it shows.
 
 The layer is the first whose activations are not finite (the forward pass runs upwards), else the last whose gradient is not (the backward pass runs
-downwards). The rank is told where one alone measured it while others measured finite values. Cost: one look at the matching columns. When not to use it:
-for metrics that may be no number by their meaning.
+downwards). The rank is told where one alone measured it while others measured finite values. Cost: one look at the matching columns. When not to
+use it: for metrics that may be no number by their meaning.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What detectors read from a step's table: columns by pattern, one value for all ranks, the layer that a name speaks of."""
+"""What detectors read from a step's table: columns by pattern, one value for all ranks, the layer that a name speaks of.
+"""
 
 from __future__ import annotations
 

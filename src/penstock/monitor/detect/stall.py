@@ -1,8 +1,8 @@
 """A stall of communication: a step waits for a collective for longer than a whole step usually takes.
 
-Every `wait/*` that is exposed, on the rank that waited least for it (where one rank is late the others wait for it: that is a straggler, and the late rank waits
-little; where the network stalls all wait), against its own history: a usual step's time, eight deviations and twice the extreme above expectation. Cost: one
-`Baseline` over the waits. When not to use it: for exchange that slows by a share, which shows as throughput.
+Every `wait/*` that is exposed, on the rank that waited least for it (where one rank is late the others wait for it: that is a straggler, and the
+late rank waits little; where the network stalls all wait), against its own history: a usual step's time, eight deviations and twice the extreme
+above expectation. Cost: one `Baseline` over the waits. When not to use it: for exchange that slows by a share, which shows as throughput.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A straggler: one rank whose own time (without its waiting for others) rose against that of the others, and stays so.
 
-Of each rank: log of `time/own` over the median of the other ranks', against that rank's own history, so that ranks which differ by design (stages of a pipeline,
-unlike devices) do not count. A step counts when the rank is fifteen hundredths and three deviations above it; six of seven make a finding. A
-rank slow from the first step on is found where nothing else explains it (no pipeline): 1.4 times the others in twenty of the first thirty steps.
-Cost: one `Baseline` over ranks. When not to use it: with one rank.
+Of each rank: log of `time/own` over the median of the other ranks', against that rank's own history, so that ranks which differ by design (stages
+of a pipeline, unlike devices) do not count. A step counts when the rank is fifteen hundredths and three deviations above it; six of seven make a
+finding. A rank slow from the first step on is found where nothing else explains it (no pipeline): 1.4 times the others in twenty of the first
+thirty steps. Cost: one `Baseline` over ranks. When not to use it: with one rank.
 """
 
 from __future__ import annotations

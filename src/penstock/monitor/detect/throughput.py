@@ -1,8 +1,8 @@
 """Throughput drops: the typical rank's step takes longer than usual, and stays so.
 
-The median over ranks of `time/step` on the logarithm; a step counts when it is a quarter longer than expected and three deviations above; seven of eight make a finding, so that
-single slow steps (evaluation, snapshots, a page from disk) do not. Cost: one `Baseline`. When not to use it: for one slow rank (`straggler.py`), which slows
-all of them too: alerts put both together.
+The median over ranks of `time/step` on the logarithm; a step counts when it is a quarter longer than expected and three deviations above; seven of
+eight make a finding, so that single slow steps (evaluation, snapshots, a page from disk) do not. Cost: one `Baseline`. When not to use it: for one
+slow rank (`straggler.py`), which slows all of them too: alerts put both together.
 """
 
 from __future__ import annotations

@@ -1,16 +1,18 @@
 """How new the behaviour of each metric is: one streaming detector for all columns at once, learned from the run itself.
 
-A metric is seen through exponential means with half-lives of 1, 4, 16 and 64 steps, and the mean absolute change over the same spans. Two things make a step new:
+A metric is seen through exponential means with half-lives of 1, 4, 16 and 64 steps, and the mean absolute change over the same spans. Two things
+make a step new:
 
-- *a record*: one of these lies beyond all it was so far, by a share of its whole range (extremes creep back towards the middle, half in `MEMORY` steps);
-- *a place where it never was*: its four means together lie far, as a share of the range, from all of up to `PLACES` places that it visited
-  before. A place is kept when it is further than `VIGILANCE` from all others, and the one longest unvisited makes room (online leader
-  clustering, Hartigan 1975; the same idea as in adaptive resonance, Carpenter and Grossberg 1987).
+- *a record*: one of these lies beyond all it was so far, by a share of its whole range (extremes creep back towards the middle, half in `MEMORY`
+  steps);
+- *a place where it never was*: its four means together lie far, as a share of the range, from all of up to `PLACES` places that it visited before.
+  A place is kept when it is further than `VIGILANCE` from all others, and the one longest unvisited makes room (online leader clustering, Hartigan
+  1975; the same idea as in adaptive resonance, Carpenter and Grossberg 1987).
 
-Novelty is `RECORD` times the record plus the distance; 0.083 is an alarm (chosen on the Numenta benchmark, see `benchmarks/numenta.py`), and an alarm's
-column keeps quiet for `QUIET` steps. Heavy tails, spikes that recur and periods become places and ranges that were seen. A trend sets records for ever:
-what a named detector follows has its own expectation (`baseline.py`), and novelty alone raises no alert in training.
-Cost: O(columns x (places x 4 + 40)); see `benchmarks/detect_cost.py`. When not to use it: to tell somebody at night; it is evidence.
+Novelty is `RECORD` times the record plus the distance; 0.083 is an alarm (chosen on the Numenta benchmark, see `benchmarks/numenta.py`), and an
+alarm's column keeps quiet for `QUIET` steps. Heavy tails, spikes that recur and periods become places and ranges that were seen. A trend sets
+records for ever: what a named detector follows has its own expectation (`baseline.py`), and novelty alone raises no alert in training. Cost:
+O(columns x (places x 4 + 40)); see `benchmarks/detect_cost.py`. When not to use it: to tell somebody at night; it is evidence.
 """
 
 from __future__ import annotations
