@@ -20,7 +20,8 @@ def run() -> dict[str, float | str]:
     named = ["loss/total", "grad_norm/total", "time/own", "time/step", "wait/total", "memory/resident", "data/entropy", "data/repeated", "optim/lr"]
     names = Names([*named, *(f"activation_norm/layer.{i:03d}" for i in range(METRICS - len(named)))])
     random, watch = np.random.default_rng(0), Watch()
-    tables = [StepTable(step, float(step), names, tuple(range(RANKS)), 1 + 0.01 * random.normal(size=(RANKS, METRICS))) for step in range(1, STEPS + 1)]
+    values = [1 + 0.01 * random.normal(size=(RANKS, METRICS)) for _ in range(STEPS)]
+    tables = [StepTable(step, float(step), names, tuple(range(RANKS)), values_rm) for step, values_rm in enumerate(values, 1)]
     watch.replay(tables[:100])
     begin, cpu = time.perf_counter(), time.process_time()
     watch.replay(tables[100:])

@@ -45,7 +45,8 @@ class DataFaults(Silent):
         for name, baseline in self._baselines.items():
             values_r = table.of(name)
             against = baseline.update(values_r)
-            far_r = (against.beyond(DEVIATIONS, EXTREMES) > 1) & (np.abs(against.residual_m) > SHARE * np.abs(against.expected_m)) & (against.seen_m >= LEARN)
+            far_r = (against.beyond(DEVIATIONS, EXTREMES) > 1) & (against.seen_m >= LEARN)
+            far_r &= np.abs(against.residual_m) > SHARE * np.abs(against.expected_m)
             moved += [
                 Moved(name, table.step, float(values_r[i]), float(against.expected_m[i]), float(against.deviations_m[i]), table.ranks[i])
                 for i in np.flatnonzero(far_r)
@@ -70,5 +71,6 @@ class DataFaults(Silent):
         usual, self._highest, since = self._highest, float(values_r[worst]), self._repeats.since
         rank = table.ranks[worst] if (values_r > usual + REPEATED).sum() == 1 < len(values_r) else None
         moved = Moved("data/repeated", since, float(values_r[worst]), usual, (values_r[worst] - usual) / REPEATED, table.ranks[worst])
-        text = f"{values_r[worst]:.0%} of the sequences of rank {table.ranks[worst]} were read before, since step {since}, where at most {usual:.0%} were"
+        share, who = float(values_r[worst]), table.ranks[worst]
+        text = f"{share:.0%} of the sequences of rank {who} were read before, since step {since}, where at most {usual:.0%} were"
         return [Finding("data_repetition", table.step, since, 0.9, rank, None, (moved,), text)]

@@ -52,7 +52,7 @@ class Multivariate(Silent):
         if self._streak.add(table.step, bool(unusual)) < 2 or not self._episodes.begins("", table.step):
             return []
         moved = self.moved(table)
-        text = f"{far_m.sum()} of {known_m.sum()} metrics left what was expected of them together at step {table.step}; first {moved[0].name if moved else ''}"
+        text = f"{far_m.sum()} of {known_m.sum()} metrics left what was expected of them at step {table.step}, first {moved[0].name if moved else '?'}"
         layers = {layer_of(one.name) for one in moved[:3]}
         return [Finding("unusual_step", table.step, self._streak.since, 0.5, None, layers.pop() if len(layers) == 1 else None, moved, text)]
 
@@ -60,8 +60,9 @@ class Multivariate(Silent):
         """The metrics that deviate or did lately, by the step at which they began, then by how far."""
         lately = np.flatnonzero(self._since_m > 0)
         order = sorted(lately, key=lambda i: (self._since_m[i], -abs(self._peak_m[i])))[:most]
+        value_m, expected_m = self._value_m
         return tuple(
-            Moved(table.names.all[i], int(self._since_m[i]), float(self._value_m[0, i]), float(self._value_m[1, i]), float(self._peak_m[i]), _rank(table, int(i)))
+            Moved(table.names.all[i], int(self._since_m[i]), float(value_m[i]), float(expected_m[i]), float(self._peak_m[i]), _rank(table, int(i)))
             for i in order
         )
 

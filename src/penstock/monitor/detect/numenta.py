@@ -83,7 +83,8 @@ def read_benchmark(folder: Path) -> list[Series]:
         files = sorted((folder / "data").glob("*/*.csv"))
         return [_read(file, windows[f"{file.parent.name}/{file.name}"]) for file in files]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} is no copy of the Numenta Anomaly Benchmark ({error}): it needs labels/combined_windows.json and data/*/*.csv") from None
+        needs = "it needs labels/combined_windows.json and data/*/*.csv"
+        raise UserError(f"{folder} is no copy of the Numenta Anomaly Benchmark ({error}): {needs}") from None
 
 
 def _read(file: Path, windows: list[list[str]]) -> Series:

@@ -43,7 +43,8 @@ class Stall(Silent):
             Moved(table.names.all[columns[i]], table.step, float(least_m[i]), float(against.expected_m[i]), float(against.deviations_m[i]))
             for i in kept[:4]
         )
-        text = f"every rank waited {moved[0].value:.3g} s for {moved[0].name.split('/')[1]} at step {table.step}, where {moved[0].expected:.3g} s was usual"
+        worst = moved[0]
+        text = f"every rank waited {worst.value:.3g} s for {worst.name} at step {table.step}, where {worst.expected:.3g} s was usual"
         return [Finding("communication_stall", table.step, table.step, 0.8, None, None, moved, text)]
 
 
