@@ -52,7 +52,7 @@ class Multivariate(Silent):
         if self._streak.add(table.step, bool(unusual)) < 2 or not self._episodes.begins("", table.step):
             return []
         moved = self.moved(table)
-        text = f"{far_m.sum()} of {known_m.sum()} metrics left what was expected of them at step {table.step}, first {moved[0].name if moved else '?'}"
+        text = f"{far_m.sum()} of {known_m.sum()} metrics left their expectation at step {table.step}, first {moved[0].name if moved else '?'}"
         layers = {layer_of(one.name) for one in moved[:3]}
         return [Finding("unusual_step", table.step, self._streak.since, 0.5, None, layers.pop() if len(layers) == 1 else None, moved, text)]
 
