@@ -1,5 +1,7 @@
 """Ranks agree, sum their gradients, count their bytes, and never wait for ever."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -161,3 +163,16 @@ def differentiable_pairs(world):
 def test_gradients_through_collectives_are_those_of_the_ranks_summed_loss():
     for name, (by_gradient, by_function) in run_ranks(differentiable_pairs, 2)[0].items():
         assert by_gradient == pytest.approx(by_function, rel=1e-12), name
+
+
+@pytest.mark.slow
+def test_a_job_that_torchrun_starts_again_meets_anew(tmp_path):
+    script = tmp_path / "meet.py"
+    script.write_text(
+        "import os\nfrom penstock.comm import join_world\nworld = join_world('cpu', 20.0)\nagain = os.environ['TORCHELASTIC_RESTART_COUNT'] == '1'\n"
+        "if world.rank == 1 and not again:\n    os.kill(os.getpid(), 9)\n"
+        "if world.gather_numbers(world.rank, 'test') == [0, 1, 2] and again and world.is_lead:\n    print('met')\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "--max-restarts=1", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "met\n"), done.stderr

@@ -109,11 +109,11 @@ def test_small_vocabularies_take_two_bytes_a_token(tmp_path):
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe", "chars"])
 def test_shards_do_not_depend_on_the_number_of_processes(mixed, tmp_path, tokenizer):
     results = []
-    for workers in (1, 2, 3):
+    for workers in (1, 3):
         data = data_section(mixed, tmp_path / f"cache{workers}", tokenizer=tokenizer, vocab=500, workers=workers)
         results.append(finish(start_preparing(data)))
     folders = [contents(Path(folder)) for _, folder in results]
-    assert folders[0] == folders[1] == folders[2] and len(folders[0]) > 20
+    assert folders[0] == folders[1] and len(folders[0]) > 20
 
 
 @pytest.mark.slow

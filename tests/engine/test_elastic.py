@@ -127,18 +127,18 @@ def scaled(capsys, monkeypatch, run, ranks):
 
 @pytest.mark.slow
 def test_ranks_go_and_come_between_steps_and_none_is_lost(trains, capsys, monkeypatch):
-    many = {"train__steps": 120, "layout__shard": 2}
+    many = {"train__steps": 60, "layout__shard": 2}
     process, run = trains.begin("scaled", 2, **many)
     code, said = scaled(capsys, monkeypatch, run, 7)
     assert code == 2 and said.count("\n") == 1 and "batch.global" in said
     code, fewer = scaled(capsys, monkeypatch, run, 1)
     assert code == 0 and (fewer["before"], fewer["ranks"]) == (2, 1)
     code, more = scaled(capsys, monkeypatch, run, 2)
-    assert code == 0 and (more["before"], more["ranks"]) == (1, 2) and fewer["step"] < more["step"] < 120
+    assert code == 0 and (more["before"], more["ranks"]) == (1, 2) and fewer["step"] < more["step"] < 60
     trains.go.touch()
     result = json.loads(process.communicate(timeout=240)[0])
-    assert process.returncode == 0 and result["step"] == 120 and result["recoveries"] == []
-    alone, _ = trains.whole("alone", 1, train__steps=120, survive__enabled="off")
+    assert process.returncode == 0 and result["step"] == 60 and result["recoveries"] == []
+    alone, _ = trains.whole("alone", 1, train__steps=60, survive__enabled="off")
     assert result["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-9)
     events = [(event.kind, event.step) for event in read_history(run).events if event.data.get("command") == "scale"]
     assert events == [("note", events[0][1]), ("change", fewer["step"]), ("change", more["step"])]

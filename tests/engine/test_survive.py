@@ -10,6 +10,8 @@ from small_runs import penstock, small_sets, summary
 from penstock.engine.heart import PLACE, Beat, Heart, opened, read_beat
 from penstock.engine.survive.hangs import StepWatch, waits
 from penstock.monitor import MetricStore
+from penstock.monitor.series.rows import rank_folders
+from penstock.monitor.series.tail import RowTail
 from penstock.store import read_history
 
 STEPS = 30
@@ -88,6 +90,16 @@ def runs(tmp_path_factory):
     return train, train("whole", [])[0]
 
 
+def recorded(run):
+    """Of every rank and generation that wrote rows: the number of ranks then, and the steps."""
+    found = {}
+    for rank, folder in rank_folders(run / "metrics").items():
+        tail = RowTail(folder)
+        for part in (one for some in iter(tail.read, []) for one in some):
+            found.setdefault(rank, {}).setdefault(part.about.generation, (part.about.ranks, []))[1].extend(part.steps.tolist())
+    return found
+
+
 #: What is done to the ranks, and how many failures the history must tell of.
 CASES = {
     "one after the other": (
@@ -117,6 +129,9 @@ def test_a_killed_rank_changes_nothing_of_what_is_learned(runs, case):
     assert events.count("failure") >= least and "recovery" in events
     rows = [row["step"] for row in MetricStore(run / "metrics").read("train")]
     assert rows == sorted(set(rows)), "no step is told twice"
+    assert set(recorded(run)) == {0, 1, 2} and {ranks for rank in recorded(run).values() for ranks, _ in rank.values()} == {3}
+    by_rank = [{step for _, steps in rank.values() for step in steps} for rank in recorded(run).values()]
+    assert set().union(*by_rank) == set(range(1, STEPS + 1)), "ranks go on measuring under their numbers"
 
 
 @pytest.mark.slow
@@ -124,6 +139,8 @@ def test_fewer_ranks_go_on_alone_with_the_same_curve(runs):
     train, whole = runs
     result, run = train("fewer", [["forward", 1, 11, "SIGKILL"]], survive__replace="none")
     assert "2 ranks went on" in str(read_history(run).events) and result["step"] == STEPS
+    last = {rank: generations[max(generations)] for rank, generations in recorded(run).items()}
+    assert [(rank, ranks) for rank, (ranks, steps) in sorted(last.items()) if STEPS in steps] == [(0, 2), (1, 2)]
     assert result["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-5)
 
 
@@ -221,3 +238,19 @@ def test_a_connection_that_is_gone_is_told_from_a_fault_of_ones_own():
 
     assert is_broken(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"))
     assert not is_broken(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) and not is_broken(ValueError("gloo"))
+
+
+def test_ranks_that_stay_when_others_have_lost_their_connection_are_noticed_and_those_that_evaluate_are_left(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("penstock.engine.survive.hangs.time.monotonic", lambda: now)
+    watch = StepWatch(patience_s=3.0)
+    torn = [Beat(4, 7, 9, "broken"), Beat(4, 7, 9, "exchange")]
+    assert not watch.split(torn, 4)
+    now = 1.1
+    assert watch.split(torn, 4) and not watch.split([torn[1], torn[1]], 4) and not watch.split(torn, 4), "counted anew"
+    ahead, evaluates = Beat(5, 7, 0, "start"), Beat(4, 7, 9, "evaluation")
+    assert watch.left_behind([ahead, torn[1]], 5) == []
+    now = 4.2
+    assert watch.left_behind([ahead, torn[1], evaluates], 5) == [1]
+    assert watch.left_behind([ahead, evaluates], 5) == [] == watch.left_behind([ahead, torn[1]], 5)
+    assert StepWatch(patience_s=0).left_behind([ahead, torn[1]], 5) == [], "without patience nobody is killed"

@@ -14,7 +14,7 @@ from penstock.lab import AXES, Case, check, layout_cases
 from penstock.lab.faults import FAULTS
 
 #: How many cases of several axes are drawn, of so many ranks; of other numbers all are checked. `penstock verify` checks all.
-DRAWN = {(4, False): 5, (4, True): 6, (6, False): 2, (6, True): 2, (8, False): 4, (8, True): 4}
+DRAWN = {(2, False): 0, (4, False): 3, (4, True): 4, (6, False): 1, (6, True): 1, (8, False): 2, (8, True): 2}
 
 
 def verdicts(world, config, cases, fault=None):
@@ -53,7 +53,7 @@ def enough(case, sequences):
 @pytest.mark.parametrize("experts", [False, True], ids=["dense", "experts"])
 @pytest.mark.parametrize("ranks", [2, 3, 4, 6, 8])
 def test_every_layout_equals_one_plain_process(ranks, experts):
-    config = small_question(experts, train__steps=8 if ranks == 2 and not experts else 3)
+    config = small_question(experts, train__steps=6 if ranks == 3 else 3)
     results = run_ranks(verdicts, ranks, config, cases_of(ranks, experts), timeout_s=400)[0]
     assert not failures(results)
     assert any(r.verdict == "equal" for r in results)
@@ -93,9 +93,9 @@ def test_every_switch_goes_with_every_axis(ranks):
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "half"), [("float32", 0), ("bfloat16", 1)])
 def test_coarse_formats_differ_by_the_error_of_reordering(precision, half):
-    """Each case of several axes in one of the formats."""
+    """Half of the cases of several axes, each in one of the formats."""
     cases = [case for case in layout_cases(4, False) if case.ranks == 4 and "," in case.name]
-    cases = [case for case in cases if "pipeline" not in case.name or "zb-v," in case.name][half::2]  # kinds differ in order only
+    cases = [case for case in cases if "pipeline" not in case.name or "zb-v," in case.name][half::4]  # kinds differ in order only
     results = run_ranks(verdicts, 4, small_question(False, precision__compute=precision, train__steps=3), thrifty(cases), timeout_s=300)[0]
     assert not failures(results)
 
@@ -142,7 +142,7 @@ def test_the_matrix_finds_every_planted_fault():
         for c in layout_cases(4, True)
         if c.name in SHOWN_BY.values()
     }
-    missed, healthy = run_ranks(with_and_without, 4, small_question(True, train__steps=4), cases, timeout_s=400)[0]
+    missed, healthy = run_ranks(with_and_without, 4, small_question(True, train__steps=2), cases, timeout_s=400)[0]
     assert not missed
     assert all(result.verdict == "equal" for result in healthy), failures(healthy)
 

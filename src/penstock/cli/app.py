@@ -17,6 +17,7 @@ import typer
 from penstock.cli import output
 from penstock.cli.change import change
 from penstock.cli.lab import chaos, lab
+from penstock.cli.metrics import metrics
 from penstock.cli.runs import runs
 from penstock.cli.story import replay
 from penstock.cli.threads import set_waiting
@@ -34,6 +35,7 @@ app.add_typer(lab)
 app.add_typer(runs)
 app.command()(replay)
 app.command()(change)
+app.command()(metrics)
 app.command(context_settings={"allow_interspersed_args": False})(chaos)
 
 INTERRUPTED = 130

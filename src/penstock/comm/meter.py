@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -46,9 +46,14 @@ class ByteMeter:
         self._between: dict[str, int] = defaultdict(int)
         self._calls: dict[str, int] = defaultdict(int)
         self._seconds: dict[str, float] = defaultdict(float)
-        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event, bool]] = []
         self._log: list[Wait] | None = None
         self._aside: set[int] = set()
+        self._hidden: dict[str, float] = defaultdict(float)
+        #: Of the seconds that `take` gave last, those of threads that run aside: they held up no step.
+        self.hidden: dict[str, float] = {}
+        #: Is told the name, start and end (`time.perf_counter`, the host's) of every wait.
+        self.listener: Callable[[str, float, float], None] | None = None
         #: Calls by operation since the meter was made, to be held against torch's own count.
         self.operations: dict[str, int] = defaultdict(int)
 
@@ -79,20 +84,24 @@ class ByteMeter:
     @contextmanager
     def waiting(self, name: str, on_cuda: bool) -> Iterator[None]:
         """Time the block under `name` without stopping the device."""
+        start = time.perf_counter()
+        aside = threading.get_ident() in self._aside
         if on_cuda:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             yield
             end.record()
             with self._lock:
-                self._events.append((name, begin, end))
+                self._events.append((name, begin, end, aside))
             self._note(Wait(name, begin, end))
         else:
-            start = time.perf_counter()
             yield
             done = time.perf_counter()
-            self.add_seconds(name, done - start)
+            with self._lock:
+                self._add(name, done - start, aside)
             self._note(Wait(name, start, done))
+        if self.listener is not None:
+            self.listener(name, start, time.perf_counter())
 
     def run_aside(self) -> None:
         """This thread works beside the others: what it waits for holds up none of them, and is not logged."""
@@ -102,17 +111,23 @@ class ByteMeter:
         if self._log is not None and threading.get_ident() not in self._aside:
             self._log.append(wait)
 
+    def _add(self, name: str, seconds: float, aside: bool) -> None:
+        self._seconds[name] += seconds
+        if aside:
+            self._hidden[name] += seconds
+
     def take(self) -> dict[str, float]:
         """Since the last take: `{name}_bytes`, `{name}_calls` and `{name}_s`; `{name}_between_bytes` where there are any."""
         if self._events:
             torch.cuda.synchronize()
-            for name, begin, end in self._events:
-                self._seconds[name] += begin.elapsed_time(end) / 1e3
+            for name, begin, end, aside in self._events:
+                self._add(name, begin.elapsed_time(end) / 1e3, aside)
             self._events.clear()
         with self._lock:
             row: dict[str, float] = {f"{name}_bytes": n for name, n in self._bytes.items()}
             row |= {f"{name}_calls": n for name, n in self._calls.items()} | {f"{name}_s": s for name, s in self._seconds.items()}
             row |= {f"{name}_between_bytes": n for name, n in self._between.items()}
-            for table in (self._bytes, self._between, self._calls, self._seconds):
+            self.hidden = dict(self._hidden)
+            for table in (self._bytes, self._between, self._calls, self._seconds, self._hidden):
                 table.clear()
         return row

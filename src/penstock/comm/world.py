@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from penstock.comm.axis import Axis
 from penstock.comm.meter import ByteMeter
@@ -122,11 +122,25 @@ def leave_world(world: World) -> None:
 
 def _init_group(device: torch.device, timeout_s: float, store: Store | None, rank: int, size: int) -> None:
     where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-    given: dict[str, Any] = {} if store is None else {"store": store, "rank": rank, "world_size": size}
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
+        store = store or _store_of_attempt(timeout_s)
+        given: dict[str, Any] = {} if store is None else {"store": store, "rank": rank, "world_size": size}
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=device if backend == "nccl" else None, **given)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         reason = str(error).splitlines()[0]
         hint = "is the port in use or another rank missing? Choose another with layout.port"
         raise UserError(f"the ranks could not meet at {where}: {reason}; {hint}") from None
+
+
+def _store_of_attempt(timeout_s: float) -> Store | None:
+    """Where the ranks of a job meet that torchrun has started again; None: where torch says.
+
+    torchrun keeps its store over a restart, where gloo's ranks would find the addresses of those before them and wait for ranks that are gone
+    (seen with torch 2.13). Keys of their own prevent that. Only on one node do all ranks know the same number of restarts.
+    """
+    again, nodes = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ.get("GROUP_WORLD_SIZE", "1")
+    if again == "0" or nodes != "1" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    kept = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=timeout_s))
+    return PrefixStore(f"attempt {again}", kept)

@@ -357,10 +357,11 @@ class MetricsSection(Section):
     """What is recorded of the run."""
 
     every: Positive = Field(1, description="Steps between rows in the metrics store.")
+    rows: bool = Field(True, description="Record what every rank measures, a row a step.")
+    probe_every: Count = Field(4, description="Steps between those in which the costlier probes of the model look too; 0: none ever looks.")
+    trace_s: Annotated[float, Field(ge=0.0)] = Field(0.0, description="Seconds between writings of each rank's last spans; 0: only when asked for.")
     tensorboard: bool = Field(True, description="Write TensorBoard event files too.")
-    peak_tflops: Annotated[float, Field(ge=0.0)] = Field(
-        0.0, description="Hardware peak that utilisation is a share of, TFLOP/s a rank; 0: measure it at the start."
-    )
+    peak_tflops: Annotated[float, Field(ge=0.0)] = Field(0.0, description="Peak that utilisation is a share of, TFLOP/s a rank; 0: it is measured.")
 
 
 class Config(Section):

@@ -30,6 +30,8 @@ from penstock.engine.late import LateCheck
 from penstock.engine.micro import MicroTuner, build_tuner, skip_what_does_not_fit
 from penstock.engine.peers import Peers
 from penstock.engine.pipeline import Pipeline
+from penstock.engine.probes import Probes
+from penstock.engine.recording import Recording
 from penstock.engine.replan import Watch
 from penstock.engine.saving import Saving
 from penstock.engine.state import Progress, parameter_of, state_placements, state_tensors, when_nodes_change, withheld_placements, withheld_tensors
@@ -68,6 +70,8 @@ class Core:
     pipeline: Pipeline | None = None
     #: Takes steps that are checked after their update, if the config says so.
     late: LateCheck | None = None
+    #: Measures activations, gradients and weights by layer.
+    probes: Probes = field(default_factory=Probes)
     #: Further numbers of the step, for whoever writes its row.
     notes: dict[str, float] = field(default_factory=dict)
     #: Whether an update has begun that `Parts.progress` does not count yet: the state is that of no step.
@@ -152,6 +156,7 @@ class Core:
         """Move the routers' balancing bias, and take note of the experts' load; nothing for a dense model."""
         if self.config.model.moe.experts:
             self.notes |= balance_experts(self.decoder, self.config.model.moe.bias_rate, self._sum_loads)
+            self.probes.take_loads()
 
     def place_experts(self, steps: int) -> None:
         """After so many steps, move experts to other ranks if that is due."""
@@ -164,6 +169,7 @@ class Core:
         all_le = torch.zeros(self.config.model.layers - first, load_le.shape[1], dtype=load_le.dtype, device=self.world.device)
         all_le[rows] = load_le.to(all_le.device)
         self.placer.observe(self.world.sum_(all_le, "expert_load"))
+        self.probes.note_loads(all_le, first)
         load_le.copy_(all_le[rows])
 
     def tensors(self) -> dict[str, Tensor]:
@@ -198,6 +204,8 @@ class Parts(Core):
     watch: Watch = field(default_factory=Watch, kw_only=True)
     #: Keeps copies of the state in other ranks' memory.
     peers: Peers = field(default_factory=Peers, kw_only=True)
+    #: Writes down what this rank measures, a row a step.
+    recording: Recording = field(default_factory=Recording, kw_only=True)
     #: Says where this rank is, to whoever watches over it.
     heart: Heart = field(default_factory=Heart, kw_only=True)
 

@@ -43,7 +43,7 @@ from penstock.parallel.weights import assemble, own_part
 from penstock.store import append_event, save_config
 
 #: Parts that stay what they are when a core is built anew.
-STAY = ("timer", "stop", "notes", "inbox")
+STAY = ("timer", "stop", "notes", "inbox", "probes")
 
 
 def change_run(parts: Parts, command: Command) -> Answer:

@@ -16,6 +16,7 @@ import torch
 from penstock.comm import World
 from penstock.config import Config, UserError
 from penstock.engine.exchange_report import ExchangeTotals, exchange_summary
+from penstock.engine.rows import Taken
 from penstock.engine.state import Progress
 from penstock.models import flops_per_token
 from penstock.monitor import LiveLine, MetricStore, TensorBoardWriter
@@ -89,6 +90,7 @@ class Journal:
         """Record a finished step that took `seconds`."""
         phases, traffic, notes = parts.timer.take(), parts.world.meter.take(), parts.notes
         parts.notes = {}
+        parts.recording.step(parts, result, Taken(seconds, phases, traffic, parts.world.meter.hidden, notes))
         self.exchanged.add(traffic, seconds)
         self.measured = {"loss": result.loss}
         self._steps += 1

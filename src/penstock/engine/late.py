@@ -28,7 +28,7 @@ from torch import Tensor
 
 from penstock.engine.step import StepResult, gradients, local_totals, take_step, update
 from penstock.optim import lr_factor
-from penstock.optim.clip import SMALL, part_norm, scale_to
+from penstock.optim.clip import SMALL, part_norms, scale_to
 
 if TYPE_CHECKING:
     from penstock.engine.build import Core
@@ -84,7 +84,9 @@ class LateCheck:
     def _gradients(self, parts: Core, step: int) -> tuple[list[Tensor], Tensor, dist.Work]:
         """Compute the gradients of a step, and start the sum by which it will be checked."""
         losses, tokens, grads = gradients(parts, step)
-        square = part_norm(parts.weights.counted(), grads[0]).double().square()
+        norms = part_norms(parts.weights.counted(), grads[0])
+        parts.probes.note(norms)
+        square = norms.norm().double().square()
         sums = torch.cat([local_totals(losses, tokens, parts), square.view(1)])
         return grads, sums, parts.world.axis.start_all_reduce(sums, "totals")
 

@@ -207,7 +207,7 @@ def move_layers(parts: Core, plan: PipelinePlan) -> None:
     assert parts.pipeline is not None and fresh.pipeline is not None
     fresh.pipeline.compile_as(parts.pipeline)
     for field in fields(fresh):
-        if field.name not in ("timer", "tuner", "balancer", "chooser", "notes", "inbox"):
+        if field.name not in ("timer", "tuner", "balancer", "chooser", "notes", "inbox", "probes"):
             setattr(parts, field.name, getattr(fresh, field.name))
 
 

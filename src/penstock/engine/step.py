@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 class NonFinite(SharedError):
     """The loss or the gradient norm is NaN or infinite; the weights are still those of the step before."""
 
+    def __init__(self, text: str, loss: float = math.nan, grad_norm: float = math.nan) -> None:
+        super().__init__(text)
+        self.loss, self.grad_norm = loss, grad_norm
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -52,7 +56,8 @@ def take_step(parts: Core, step: int) -> StepResult:
         norm = gradient_norm(parts, grads, parts.config.optim.clip)
         loss_sum, n_tokens, stop, asked, grad_norm = torch.cat([totals, norm.double().view(1)]).tolist()
         if not (math.isfinite(loss_sum) and math.isfinite(grad_norm)):
-            raise NonFinite(_blame(parts, step, losses, loss_sum / max(n_tokens, 1), grad_norm))
+            loss = loss_sum / max(n_tokens, 1)
+            raise NonFinite(_blame(parts, step, losses, loss, grad_norm), loss, grad_norm)
         factor = lr_factor(parts.config.optim, parts.config.train.steps, step)
         update(parts, factor, step)
     with parts.timer.phase("exchange"):
@@ -90,11 +95,12 @@ def gradients(parts: Core, step: int) -> tuple[list[Tensor], int, list[Tensor]]:
         batches = [parts.own_tokens(parts.plan.fetch(ids)) for ids in micro_ids]
     parts.weights.drop_gradients()
     parts.reducer.begin_step(step)
-    with phase("forward_backward"), parts.balancer.measure():
+    with phase("forward_backward"), parts.probes.watched(parts, step, batches, micro_ids), parts.balancer.measure():
         if parts.pipeline is None:
             losses = _one_by_one(parts, batches)
         else:
             losses = parts.pipeline.train([device_batch(batch, parts.world.device) for batch in batches], parts.nominal_weight)
+    parts.probes.losses(losses)
     tokens = sum(int((batch.targets_bt >= 0).sum()) for batch in batches) if parts.ends_here else 0
     with phase("exchange"):
         parts.reducer.finish()
@@ -122,15 +128,16 @@ def gradient_norm(parts: Core, grads: list[Tensor], limit: float) -> Tensor:
     if apart_of(parts.reducer) is not None:
         return _norm_apart(parts, grads, limit)
     if parts.weights.whole_here:
-        return clip_grad_norm(grads, limit)
-    return clip_grad_norm(grads, limit, parts.weights.counted(), lambda square: parts.world.sum_(square, "norm"))
+        return clip_grad_norm(grads, limit, note=parts.probes.note)
+    return clip_grad_norm(grads, limit, parts.weights.counted(), lambda square: parts.world.sum_(square, "norm"), parts.probes.note)
 
 
 def _norm_apart(parts: Core, grads: list[Tensor], limit: float) -> Tensor:
     """Clip each node's gradient by its own norm; returns the root mean square of the nodes' norms, so that one that is not finite shows on all."""
     axes, node = parts.layout.complement(("node",)), parts.mesh.axis("node")
     on_node = parts.mesh.axis(*(axis for axis in axes if parts.layout.size(axis) > 1))
-    norm = clip_grad_norm(grads, limit, parts.weights.counted(alone=("node",)), lambda square: on_node.all_reduce(square, "norm"))
+    counted = parts.weights.counted(alone=("node",))
+    norm = clip_grad_norm(grads, limit, counted, lambda square: on_node.all_reduce(square, "norm"), parts.probes.note)
     return (node.all_reduce(norm.double().square(), "norm") / node.size).sqrt().to(norm.dtype)
 
 
@@ -165,7 +172,8 @@ def update(parts: Core, factor: float, step: int) -> None:
     parts.optimizer.set_factor(factor)
     parts.balance()  # sums loads over all ranks: first, so that a rank that is lost there leaves the others' state whole
     parts.torn = True
-    parts.optimizer.step()
+    with parts.probes.updating(step):
+        parts.optimizer.step()
     parts.reducer.between.commit()
     if parts.average is not None:
         parts.average.update()

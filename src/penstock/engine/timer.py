@@ -20,6 +20,8 @@ class PhaseTimer:
     def __init__(self, device: torch.device) -> None:
         #: Is told the name of every phase that begins.
         self.listener: Callable[[str], None] | None = None
+        #: Is told the name, start and end (`time.perf_counter`, the host's) of every phase.
+        self.spans: Callable[[str, float, float], None] | None = None
         self._cuda = device.type == "cuda"
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
@@ -29,16 +31,18 @@ class PhaseTimer:
         """Time the block under `name`."""
         if self.listener is not None:
             self.listener(name)
-        if not self._cuda:
-            start = time.perf_counter()
+        start = time.perf_counter()
+        if self._cuda:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._events.append((name, begin, end))
+        else:
             yield
             self._seconds[name] += time.perf_counter() - start
-            return
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        yield
-        end.record()
-        self._events.append((name, begin, end))
+        if self.spans is not None:
+            self.spans(name, start, time.perf_counter())
 
     def take(self) -> dict[str, float]:
         """Seconds by phase since the last take."""

@@ -28,7 +28,12 @@ from penstock.engine.step import NonFinite
 
 
 def train(parts: Parts) -> bool:
-    """Train until step `parts.until` or a stop request; return whether it was reached."""
+    """Train until step `parts.until` or a stop request, recording what is measured; return whether it was reached."""
+    with parts.recording.of(parts):
+        return _train(parts)
+
+
+def _train(parts: Parts) -> bool:
     progress = parts.progress
     started = time.perf_counter() - progress.wall_s
     begin(parts)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.comm import World
+from penstock.comm import Axis, World
 from penstock.config import Config, ConfigError, parse_config, with_values
 from penstock.data import Batch
 from penstock.data.batches import IGNORED
@@ -144,15 +144,18 @@ def draw_shares(core: Core, step: int) -> None:
 
 def drifted(core: Core) -> list[str]:
     """Weights of which some replica holds other bits, by name; every rank must call it."""
-    names = []
+    together: dict[tuple[str, torch.dtype], tuple[Axis, list[str]]] = {}
     for name, tensor in core.weights.locals.items():
         axis = core.mesh.replicas(core.weights.placements[name])
-        high, low = tensor.detach().clone(), tensor.detach().neg()
-        axis.all_reduce(high, "verify", maximum=True)
-        axis.all_reduce(low, "verify", maximum=True)
-        if core.world.any(bool(tensor.numel()) and not torch.equal(high, low.neg()), "verify"):
-            names.append(name)
-    return names
+        together.setdefault((axis.name, tensor.dtype), (axis, []))[1].append(name)
+    differs = dict.fromkeys(core.weights.locals, 0.0)
+    for axis, names in together.values():
+        flat = torch.cat([core.weights.locals[name].detach().reshape(-1) for name in names])
+        highest, lowest = axis.all_reduce(torch.cat([flat, -flat]), "verify", maximum=True).chunk(2)
+        parts = (highest == -lowest).split([core.weights.locals[name].numel() for name in names])
+        differs |= {name: float(not part.all()) for name, part in zip(names, parts)}
+    seen = core.world.sum_(torch.tensor(list(differs.values()), dtype=torch.float64, device=core.world.device), "verify")
+    return [name for name, ranks in zip(differs, seen.tolist()) if ranks]
 
 
 def _whole_gradient(core: Core, name: str) -> Tensor:

@@ -28,10 +28,10 @@ class TensorBoardWriter:
             log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._writer.add_event(self._event(wall_time=time.time(), step=resume_step + 1, session_log=log))
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """Record numbers under their tags; anything that is not a number is left out."""
+    def write(self, step: int, values: dict[str, Any], at: float | None = None) -> None:
+        """Record numbers under their tags, measured `at` (unix seconds; none: now); anything that is not a number is left out."""
         scalars = [self._summary.Value(tag=tag, simple_value=float(v)) for tag, v in values.items() if isinstance(v, (int, float))]
-        self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=scalars)))
+        self._writer.add_event(self._event(wall_time=at or time.time(), step=step, summary=self._summary(value=scalars)))
 
     def close(self) -> None:
         """Write out and close the file."""

@@ -22,15 +22,23 @@ SMALL = 1e-6
 
 @torch.no_grad()
 def clip_grad_norm(
-    grads: Sequence[Tensor], max_norm: float, counted: Sequence[Tensor] | None = None, reduce: Callable[[Tensor], Tensor] | None = None
+    grads: Sequence[Tensor],
+    max_norm: float,
+    counted: Sequence[Tensor] | None = None,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+    note: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """L2 norm of the whole gradient before clipping, a scalar; scales `grads` in place to at most `max_norm` unless that is 0.
 
     `grads` are this rank's gradients, at least one, on one device. `counted` are those of their elements that this rank counts (views;
     default: all), and `reduce` adds a scalar over all ranks (default: there is one rank). The scalar is float64 for float64 gradients, else float32.
+    `note` is given the norms of the single tensors that are counted.
     """
     grads = list(grads)
-    norm = part_norm(grads if counted is None else counted, grads[0])
+    norms = part_norms(grads if counted is None else counted, grads[0])
+    if note is not None:
+        note(norms)
+    norm = norms.norm()
     if reduce is not None:
         norm = reduce(norm.double().square()).sqrt().to(norm.dtype)
     scale_to(grads, norm, max_norm)
@@ -45,7 +53,7 @@ def scale_to(grads: Sequence[Tensor], norm: Tensor, max_norm: float) -> None:
 
 
 @torch.no_grad()
-def part_norm(counted: Sequence[Tensor], like: Tensor) -> Tensor:
-    """L2 norm of the elements that a rank counts, in the format of the norm of gradients like `like`."""
+def part_norms(counted: Sequence[Tensor], like: Tensor) -> Tensor:
+    """L2 norms of the tensors that a rank counts, (n,), in the format of the norm of gradients like `like`; the norm of these is that of its part."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return torch.stack(torch._foreach_norm(list(counted), dtype=dtype)).norm() if counted else like.new_zeros((), dtype=dtype)
+    return torch.stack(torch._foreach_norm(list(counted), dtype=dtype)) if counted else like.new_zeros(0, dtype=dtype)

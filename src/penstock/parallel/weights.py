@@ -7,6 +7,8 @@ names: of what its stages do not hold it has an empty tensor.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -55,11 +57,14 @@ class Weights:
 
         Ranks at each place on the axes `alone` count for themselves.
         """
-        found: list[Tensor] = []
-        for name, tensor in self.locals.items():
-            if tensor.grad is not None:
-                boxes, mine = self._boxes_owned(self.placements[name], alone)
-                found += [part for part, owned in zip(box_views(tensor.grad, boxes), mine) if owned]
+        return [part for _, part in self.counted_of({name: t.grad for name, t in self.locals.items() if t.grad is not None}, alone)]
+
+    def counted_of(self, tensors: Mapping[str, Tensor], alone: tuple[str, ...] = ()) -> list[tuple[str, Tensor]]:
+        """The same of any tensors that lie as the parameters of their names do, each view with that name."""
+        found: list[tuple[str, Tensor]] = []
+        for name, tensor in tensors.items():
+            boxes, mine = self._boxes_owned(self.placements[name], alone)
+            found += [(name, part) for part, owned in zip(box_views(tensor, boxes), mine) if owned]
         return found
 
     def _boxes_owned(self, placement: Placement, alone: tuple[str, ...]) -> tuple[list[Box], list[bool]]:

@@ -1,5 +1,16 @@
-"""Floor 4: what ranks measured, by step: rows as they come, columns to be asked."""
+"""Floor 4: what ranks measured, by step: rows as they come, put together, stored as columns, to be asked."""
 
+from penstock.monitor.series.course import Course
+from penstock.monitor.series.gather import Gather
+from penstock.monitor.series.keeper import Keeper
+from penstock.monitor.series.kinds import UNKNOWN, Kind, Kinds, read_kinds, write_kinds
+from penstock.monitor.series.merge import Merged
+from penstock.monitor.series.query import Bound, Series
+from penstock.monitor.series.rows import RowLog, next_generation
 from penstock.monitor.series.table import ABSENT, Names, StepTable
+from penstock.monitor.series.tail import Rows, RowTail
 
-__all__ = ["ABSENT", "Names", "StepTable"]
+__all__ = [
+    "ABSENT", "UNKNOWN", "Bound", "Course", "Gather", "Keeper", "Kind", "Kinds", "Merged", "Names", "RowLog", "RowTail", "Rows", "Series",
+    "StepTable", "next_generation", "read_kinds", "write_kinds",
+]  # fmt: skip

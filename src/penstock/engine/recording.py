@@ -1,0 +1,186 @@
+"""One row a step of everything that this rank has measured, from the start of training to its end.
+
+    begin    the rank's log is opened, under the number that the rank has now and a generation that all agree on; a thread is started beside this one
+    step     the probes' numbers are read, the step's own are noted, and the thread makes a row of them (`rows.py`) and writes it
+    failed   a step that is not finite: its row too, with what the probes saw of it, before the run ends
+    end      the log is closed
+
+Training begins anew in every generation of ranks that watch over each other, and whenever a run is resumed; each time with a rank's number of that
+time. Names and units of all metrics are in the catalogue (`monitor/bus/catalogue.py`). The only exchange between ranks is one number at the start.
+
+Cost: some tens of µs of the training thread a step beyond reading what was measured (`benchmarks/monitor_cost.py`). A process that is killed may lose
+the row of the step that it has just finished, one that fails or is asked to stop loses none.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from penstock.data import Batch
+from penstock.engine.rows import Finished, RowBuilder, Taken
+from penstock.engine.step import NonFinite
+from penstock.models import flops_per_token
+from penstock.monitor.bus.aside import Aside
+from penstock.monitor.bus.catalogue import CATALOGUE
+from penstock.monitor.bus.host import HostGauge
+from penstock.monitor.bus.spans import SpanRing, spans_file
+from penstock.monitor.bus.tokens import TokenWatch
+from penstock.monitor.series.kinds import write_kinds
+from penstock.monitor.series.rows import RowLog, next_generation
+
+if TYPE_CHECKING:
+    from penstock.engine.build import Core, Parts
+    from penstock.engine.step import StepResult
+
+#: Steps whose batches may wait to be looked at.
+MOST_LOOKS = 2
+
+
+class Recording:
+    """The rows of one rank; nothing is recorded outside `of`, nor where the config says so."""
+
+    def __init__(self) -> None:
+        self._aside: Aside | None = None
+        self._builder: RowBuilder | None = None
+        self._static: dict[str, float] = {}
+        self._model: object = None
+        self._ended, self._looks = 0.0, 0
+        #: Rows, and looks at a step's tokens, for which the thread had no time.
+        self.missed_rows, self.missed_looks = 0, 0
+        #: Seconds that the last step's recording took of this thread: reading what was measured, and all else.
+        self.read_s, self.own_s = 0.0, 0.0
+
+    @contextmanager
+    def of(self, parts: Parts) -> Iterator[None]:
+        """Record the training in the block; all ranks must enter it."""
+        if not parts.config.metrics.rows:
+            yield
+            return
+        spans = SpanRing()
+        self._begin(parts, spans)
+        try:
+            yield
+        except NonFinite as error:
+            self._failed(parts, error)
+            raise
+        finally:
+            self._end(parts, spans)
+
+    def step(self, parts: Parts, result: StepResult, taken: Taken) -> None:
+        """Record a finished step; the device has come to its end."""
+        if self._aside is None:
+            return
+        optim, clip = parts.config.optim, parts.config.optim.clip
+        self._hand_over(parts, parts.progress.step, taken, {
+            "loss/total": result.loss,
+            "grad_norm/total": result.grad_norm,
+            "optim/lr": optim.lr * result.lr_factor,
+            "optim/lr_factor": result.lr_factor,
+            "optim/clip_scale": min(1.0, clip / (result.grad_norm + 1e-6)) if clip else 1.0,
+            "optim/clipped": float(bool(clip) and result.grad_norm > clip),
+            "data/tokens": result.tokens,
+            "data/tokens_total": parts.progress.tokens,
+            "cost/tokens_per_s": result.tokens / taken.seconds,
+            "cost/mfu": parts.journal.utilisation(result.tokens / taken.seconds),
+            **({"optim/muon_lr": optim.muon_lr * result.lr_factor} if optim.kind == "muon" else {}),
+        })  # fmt: skip
+
+    def _begin(self, parts: Parts, spans: SpanRing) -> None:
+        config, world, folder = parts.config, parts.world, parts.run.path / "metrics"
+        generation = int(max(world.gather_numbers(next_generation(folder), "rows")))
+        if world.is_lead:
+            with suppress(OSError):
+                write_kinds(folder, CATALOGUE)
+        gauge = HostGauge(world.device, parts.run.path, os.environ.get("LOCAL_RANK", "0") == "0")
+        log = RowLog(folder, world.rank, world.size, generation, parts.progress.step)
+        builder = self._builder = RowBuilder(log, gauge, TokenWatch(config.model.vocab), spans)
+        self._aside = Aside(partial(builder.look_around, folder, world.rank, config.metrics.trace_s))
+        parts.timer.spans, world.meter.listener, parts.probes.look_aside = spans.add, spans.add, self._look_at
+        self._ended = time.perf_counter()
+
+    def _end(self, parts: Parts, spans: SpanRing) -> None:
+        parts.timer.spans, parts.world.meter.listener, parts.probes.look_aside = None, None, None
+        aside, builder, self._aside, self._builder = self._aside, self._builder, None, None
+        if aside is not None and builder is not None:
+            aside.do(builder.close)
+            aside.close()
+        if parts.config.metrics.trace_s:
+            spans.write(spans_file(parts.run.path / "metrics", parts.world.rank), parts.world.rank)
+
+    def _failed(self, parts: Parts, error: NonFinite) -> None:
+        """Record the step after `progress.step`, whose loss or gradient is not finite."""
+        step = parts.progress.step + 1
+        parts.probes.failed(step - 1)
+        traffic = parts.world.meter.take()
+        taken = Taken(time.perf_counter() - self._ended, parts.timer.take(), traffic, parts.world.meter.hidden, parts.notes)
+        self._hand_over(parts, step, taken, {"loss/total": error.loss, "grad_norm/total": error.grad_norm, "fault/non_finite": 1.0})
+
+    def _look_at(self, step: int, batches: Sequence[Batch]) -> None:
+        """Have the tokens of a step looked at, which nobody changes any more."""
+        if self._aside is None or self._builder is None:
+            return
+        if self._looks >= MOST_LOOKS or not self._aside.do(partial(self._look, self._builder, step, batches)):
+            self.missed_looks += 1
+        else:
+            self._looks += 1
+
+    def _look(self, builder: RowBuilder, step: int, batches: Sequence[Batch]) -> None:
+        """In the thread: look at the tokens of a step."""
+        self._looks -= 1
+        builder.look_at(step, batches)
+
+    def _hand_over(self, parts: Parts, step: int, taken: Taken, known: dict[str, float]) -> None:
+        """Read what the probes measured of a step, and have its row written."""
+        began = time.perf_counter()
+        reading = parts.probes.read(step - 1)
+        numbers = reading.fetch() if reading is not None else None
+        read = time.perf_counter()
+        if self._model is not parts.optimizer:  # built, or built anew
+            self._model, self._static = parts.optimizer, held(parts)
+        between, self._ended = max(0.0, began - self._ended - taken.seconds), began
+        piped = parts.pipeline is not None and parts.world.device.type == "cpu"
+        marks = parts.pipeline.marks if piped and parts.pipeline is not None else []
+        known |= self._static
+        known |= {
+            "optim/progress": step / max(1, parts.until),
+            "data/micro_batch": parts.micro,
+            "time/between": between,
+            "snapshot/age": step - max(0, parts.saving.step),
+            "fault/recoveries": len(parts.progress.recoveries),
+            "monitor/seconds": self.own_s,
+            "monitor/read_seconds": read - began,
+            "monitor/rows_missed": self.missed_rows,
+            "monitor/tokens_missed": self.missed_looks,
+        }
+        if parts.pipeline is not None:
+            known["pipeline/planned_bubble"] = parts.pipeline.plan.bubble
+        assert self._aside is not None and self._builder is not None
+        if not self._aside.do(partial(self._builder.write, Finished(step, time.time(), known, taken, numbers, marks))):
+            self.missed_rows += 1
+        self.read_s, self.own_s = read - began, time.perf_counter() - read
+
+
+def held(parts: Core) -> dict[str, float]:
+    """What this rank holds of the state, by kind, and what the model costs."""
+    n_bytes = {name: tensor.numel() * tensor.element_size() for name, tensor in parts.tensors().items()}
+    own = sum(tensor.numel() * tensor.element_size() for tensor in parts.weights.locals.values())
+    flops = flops_per_token(parts.config.model)
+    return {
+        "memory/weights": own,
+        "memory/gradients": own,
+        "memory/moments": sum(n for name, n in n_bytes.items() if name.startswith("optim.")),
+        "memory/averages": sum(n for name, n in n_bytes.items() if name.startswith("ema.")),
+        "memory/state": sum(n_bytes.values()),
+        "cost/flops_per_token": flops,
+        "cost/flops": flops * parts.config.batch.global_ * parts.config.model.context,
+        "cost/parameters": parts.weights.n_total,
+        "cost/ranks": parts.world.size,
+        "host/torch_threads": torch.get_num_threads(),
+    }
