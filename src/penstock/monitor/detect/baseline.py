@@ -43,6 +43,10 @@ class Against:
         """Residuals as shares of what is ordinary: the larger of so many deviations and so many times the extreme on that side; bool above 1."""
         return np.abs(self.residual_m) / np.maximum(deviations * self.scale_m, extremes * self.extreme_m)
 
+    def of(self, where_m: np.ndarray) -> Against:
+        """The same of some metrics (indices)."""
+        return Against(*(vector_m[where_m] for vector_m in (self.expected_m, self.residual_m, self.scale_m, self.extreme_m, self.seen_m)))
+
 
 class Baseline:
     """Expectation of `n` metrics; `update` with their values at each step, `grow` when metrics are added."""
@@ -62,7 +66,7 @@ class Baseline:
             self._seen_m = np.pad(self._seen_m, (0, more))
 
     def forget(self, which_m: np.ndarray) -> None:
-        """Begin anew for some metrics (mask), as after a change that was told."""
+        """Begin anew for some metrics (mask or indices), as after a change that was told."""
         self._seen_m[which_m] = 0
 
     def update(self, values_m: np.ndarray) -> Against:

@@ -2,18 +2,18 @@
 
 Repetition: `data/repeated` (share of a rank's sequences that it has read lately) above what was seen before by a quarter, in two of three steps.
 Corruption: entropy, distinct tokens, surprise or longest run of a rank's tokens at ten robust deviations and twice the largest recent residual from
-what is usual, and by a tenth of it. Cost: one `Baseline` over ranks and four measures. When not to use it: on data sorted by source, whose sources
-look like corruption when they change.
+what is usual, and by a tenth of it. Cost: four values a rank in the shared baseline. When not to use it: on data sorted by source, whose sources look
+like corruption when they change.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from penstock.monitor.detect.baseline import Baseline
 from penstock.monitor.detect.episodes import Episodes, Streak
+from penstock.monitor.detect.expected import Expected
 from penstock.monitor.detect.finding import Finding, Moved
-from penstock.monitor.detect.reading import Silent
+from penstock.monitor.detect.reading import Silent, number
 from penstock.monitor.series.table import StepTable
 
 MEASURES = ("data/entropy", "data/unique", "data/surprise", "data/longest_run")
@@ -28,29 +28,23 @@ REPEATED = 0.25
 class DataFaults(Silent):
     """Finds `data_corruption` and `data_repetition` with their rank; each told once until thirty steps are without."""
 
-    def __init__(self) -> None:
-        self._ranks: tuple[int, ...] = ()
-        self._baselines: dict[str, Baseline] = {}
+    def __init__(self, expected: Expected) -> None:
+        self._measures = expected.part(lambda table: np.concatenate([table.of(name) for name in MEASURES]), by_rank=True)
         self._highest, self._repeats = 0.0, Streak(3)
         self._episodes = Episodes(quiet=30)
 
     def update(self, table: StepTable) -> list[Finding]:
         """At most one finding of each kind."""
-        if table.ranks != self._ranks:
-            self._ranks, self._baselines = table.ranks, {name: Baseline(len(table.ranks)) for name in MEASURES}
         return self._corrupted(table) + self._repeated(table)
 
     def _corrupted(self, table: StepTable) -> list[Finding]:
-        moved: list[Moved] = []
-        for name, baseline in self._baselines.items():
-            values_r = table.of(name)
-            against = baseline.update(values_r)
-            far_r = (against.beyond(DEVIATIONS, EXTREMES) > 1) & (against.seen_m >= LEARN)
-            far_r &= np.abs(against.residual_m) > SHARE * np.abs(against.expected_m)
-            moved += [
-                Moved(name, table.step, float(values_r[i]), float(against.expected_m[i]), float(against.deviations_m[i]), table.ranks[i])
-                for i in np.flatnonzero(far_r)
-            ]
+        values_m, against, n = self._measures.values_m, self._measures.against, len(table.ranks)
+        far_m = (against.beyond(DEVIATIONS, EXTREMES) > 1) & (against.seen_m >= LEARN)
+        far_m &= np.abs(against.residual_m) > SHARE * np.abs(against.expected_m)
+        moved = [
+            Moved(MEASURES[i // n], table.step, float(values_m[i]), float(against.expected_m[i]), float(against.deviations_m[i]), table.ranks[i % n])
+            for i in np.flatnonzero(far_m)
+        ]
         if not moved or not self._episodes.begins("corruption", table.step):
             return []
         moved.sort(key=lambda one: -abs(one.deviations))
@@ -60,7 +54,7 @@ class DataFaults(Silent):
         return [Finding("data_corruption", table.step, table.step, 0.7 if len(moved) == 1 else 0.9, rank, None, tuple(moved[:6]), text)]
 
     def _repeated(self, table: StepTable) -> list[Finding]:
-        values_r = np.nan_to_num(table.of("data/repeated"))
+        values_r = number(table.of("data/repeated"))
         worst = int(values_r.argmax())
         repeats = float(values_r[worst]) > self._highest + REPEATED
         count = self._repeats.add(table.step, repeats)

@@ -20,14 +20,14 @@ class Columns:
     def __init__(self, *patterns: str) -> None:
         self._patterns = patterns
         self._looked = 0
-        self._columns: list[int] = []
+        self._columns = np.zeros(0, dtype=np.intp)
 
-    def of(self, names: Names, width: int) -> list[int]:
+    def of(self, names: Names, width: int) -> np.ndarray:
         """Matching columns below `width`, in the order of the names."""
-        for column in range(self._looked, min(width, len(names))):
-            if any(fnmatch.fnmatchcase(names.all[column], pattern) for pattern in self._patterns):
-                self._columns.append(column)
-        self._looked = max(self._looked, min(width, len(names)))
+        if self._looked < min(width, len(names)):
+            new = range(self._looked, min(width, len(names)))
+            found = [column for column in new if any(fnmatch.fnmatchcase(names.all[column], pattern) for pattern in self._patterns)]
+            self._columns, self._looked = np.append(self._columns, np.array(found, dtype=np.intp)), new.stop
         return self._columns
 
 
@@ -40,6 +40,11 @@ def layer_of(name: str) -> int | None:
 def typical(table: StepTable, name: str) -> float:
     """The median over the ranks whose value is finite; NaN if there is none."""
     return _median(sorted(value for value in table.of(name).tolist() if math.isfinite(value)))
+
+
+def number(values: np.ndarray) -> np.ndarray:
+    """The values, 0 where they are no finite numbers (`numpy.nan_to_num` takes ten times as long for a few)."""
+    return np.where(np.isfinite(values), values, 0.0)
 
 
 def apart(values_r: np.ndarray) -> np.ndarray:

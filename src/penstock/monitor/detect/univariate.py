@@ -119,9 +119,12 @@ class Univariate:
         np.minimum(self._least_sm, mean_sm, out=self._least_sm)
         range_sm = np.maximum(self._widest_sm - self._least_sm, 1e-9 * np.abs(mean_sm) + 1e-12)
         weight_sm = 1.0 / (len(HALVES) * range_sm)
-        distance_pm = np.abs(self._place_spm[0] - mean_sm[0]) * weight_sm[0]
-        for s in range(1, len(HALVES)):
-            distance_pm += np.abs(self._place_spm[s] - mean_sm[s]) * weight_sm[s]
+        distance_pm, term_pm = np.zeros(self._visited_pm.shape), np.empty(self._visited_pm.shape)
+        for s in range(len(HALVES)):
+            np.subtract(self._place_spm[s], mean_sm[s], out=term_pm)
+            np.abs(term_pm, out=term_pm)
+            term_pm *= weight_sm[s]
+            distance_pm += term_pm
         nearest_m, columns = distance_pm.argmin(axis=0), np.arange(mean_sm.shape[1])
         apart_m = distance_pm[nearest_m, columns]
         far = np.flatnonzero(apart_m > VIGILANCE)
