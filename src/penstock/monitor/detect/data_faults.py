@@ -8,15 +8,18 @@ like corruption when they change.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from penstock.monitor.detect.episodes import Episodes, Streak
 from penstock.monitor.detect.expected import Expected
 from penstock.monitor.detect.finding import Finding, Moved
-from penstock.monitor.detect.reading import Silent, number
+from penstock.monitor.detect.reading import Silent, by_rank, number
 from penstock.monitor.series.table import StepTable
 
-MEASURES = ("data/entropy", "data/unique", "data/surprise", "data/longest_run")
+#: What is looked at, and by how much it must change at least: the longest run is a small whole number of tokens, which a table of blanks doubles.
+MEASURES = {"data/entropy": 0.0, "data/unique": 0.0, "data/surprise": 0.0, "data/longest_run": 0.2}
 
 #: Deviations, extremes, and the share of the usual value that damage must exceed; steps to learn before.
 DEVIATIONS, EXTREMES, SHARE, LEARN = 10.0, 2.0, 0.1, 30
@@ -29,7 +32,7 @@ class DataFaults(Silent):
     """Finds `data_corruption` and `data_repetition` with their rank; each told once until thirty steps are without."""
 
     def __init__(self, expected: Expected) -> None:
-        self._measures = expected.part(lambda table: np.concatenate([table.of(name) for name in MEASURES]), by_rank=True)
+        self._measures = [expected.part(partial(_of_ranks, name)) for name in MEASURES]
         self._highest, self._repeats = 0.0, Streak(3)
         self._episodes = Episodes(quiet=30)
 
@@ -38,13 +41,15 @@ class DataFaults(Silent):
         return self._corrupted(table) + self._repeated(table)
 
     def _corrupted(self, table: StepTable) -> list[Finding]:
-        values_m, against, n = self._measures.values_m, self._measures.against, len(table.ranks)
-        far_m = (against.beyond(DEVIATIONS, EXTREMES) > 1) & (against.seen_m >= LEARN)
-        far_m &= np.abs(against.residual_m) > SHARE * np.abs(against.expected_m)
-        moved = [
-            Moved(MEASURES[i // n], table.step, float(values_m[i]), float(against.expected_m[i]), float(against.deviations_m[i]), table.ranks[i % n])
-            for i in np.flatnonzero(far_m)
-        ]
+        moved: list[Moved] = []
+        for (name, least), part in zip(MEASURES.items(), self._measures):
+            against = part.against
+            far_r = (against.beyond(DEVIATIONS, EXTREMES) > 1) & (against.seen_m >= LEARN)
+            far_r &= np.abs(against.residual_m) > np.maximum(SHARE * np.abs(against.expected_m), least)
+            moved += [
+                Moved(name, table.step, float(part.values_m[rank]), float(against.expected_m[rank]), float(against.deviations_m[rank]), rank)
+                for rank in np.flatnonzero(far_r).tolist()
+            ]
         if not moved or not self._episodes.begins("corruption", table.step):
             return []
         moved.sort(key=lambda one: -abs(one.deviations))
@@ -68,3 +73,7 @@ class DataFaults(Silent):
         share, who = float(values_r[worst]), table.ranks[worst]
         text = f"{share:.0%} of the sequences of rank {who} were read before, since step {since}, where at most {usual:.0%} were"
         return [Finding("data_repetition", table.step, since, 0.9, rank, None, (moved,), text)]
+
+
+def _of_ranks(name: str, table: StepTable) -> np.ndarray:
+    return by_rank(table.ranks, table.of(name))

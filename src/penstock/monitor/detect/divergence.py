@@ -36,7 +36,7 @@ class Smoothed:
         self.deviation = 0.0
         self.best_step = self.seen = 0
         self._rate, self.rate_rose = 0.0, -AFTER_RATE
-        self._loss = expected.typical("loss/total")
+        self._loss = expected.typical("loss/total", lasts=True)
         self._taken: StepTable | None = None
 
     def update(self, table: StepTable) -> bool:

@@ -1,9 +1,9 @@
 """What the detectors want held against its expectation, all of it in one `Baseline`: one vectorised update a step instead of one a detector.
 
 A detector asks once for a `Part`: a function that reads some values from a step's table. `Expected.update` reads the parts, puts their values into
-one vector and updates the baseline; then each detector finds its slice in `part.against`. Parts grow with the metrics they read; a part `by_rank`
-begins anew when the ranks change, since its rows are then others' (a run that went on with more or fewer ranks). Cost: some 100 µs a step for 500
-values; fourteen baselines of their own took ten times as long. When not to use it: for a value that itself comes of an expectation.
+one vector and updates the baseline; then each detector finds its slice in `part.against`. Parts grow with the metrics and the ranks that they read.
+Where the work of a step changes (another batch, model or number of ranks, new processes), all is learned anew but what lasts. Cost: some 200 µs a
+step for 500 values; fourteen baselines of their own took ten times as long. When not to use it: for a value that itself comes of an expectation.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Read = Callable[[StepTable], np.ndarray]
 class Part:
     """Values of one reader, where they lie in the whole, and after each step what was expected of them."""
 
-    def __init__(self, whole: Expected, read: Read, by_rank: bool) -> None:
-        self._whole, self.read, self.by_rank = whole, read, by_rank
+    def __init__(self, whole: Expected, read: Read, lasts: bool) -> None:
+        self._whole, self.read, self.lasts = whole, read, lasts
         self.values_m = self.where_m = np.zeros(0, dtype=np.intp)
 
     @property
@@ -49,19 +49,24 @@ class Expected:
         self._baseline = Baseline(0)
         self._parts: list[Part] = []
         self._typical: dict[tuple[str, bool], Part] = {}
-        self._ranks: tuple[int, ...] = ()
         self.against = self._baseline.update(np.zeros(0))
 
-    def part(self, read: Read, by_rank: bool = False) -> Part:
-        """A part of one's own."""
-        self._parts.append(Part(self, read, by_rank))
+    def part(self, read: Read, lasts: bool = False) -> Part:
+        """A part of one's own; one that `lasts` is of the model, which goes on where the work of a step changes."""
+        self._parts.append(Part(self, read, lasts))
         return self._parts[-1]
 
-    def typical(self, name: str, log: bool = False) -> Part:
+    def typical(self, name: str, log: bool = False, lasts: bool = False) -> Part:
         """The part that holds the median over ranks of a metric, or its logarithm; the same for all who ask."""
         if (name, log) not in self._typical:
-            self._typical[name, log] = self.part(lambda table: np.array([_log(typical(table, name)) if log else typical(table, name)]))
+            self._typical[name, log] = self.part(lambda table: np.array([_log(typical(table, name)) if log else typical(table, name)]), lasts)
         return self._typical[name, log]
+
+    def renew(self) -> None:
+        """Begin anew with all that does not last."""
+        for part in self._parts:
+            if not part.lasts:
+                part.forget()
 
     def forget(self, where_m: np.ndarray) -> None:
         """Begin anew for some values."""
@@ -69,13 +74,12 @@ class Expected:
 
     def update(self, table: StepTable) -> None:
         """Take a step in."""
-        others, self._ranks = table.ranks != self._ranks, table.ranks
         for part in self._parts:
             part.values_m = part.read(table)
-            if others and part.by_rank:
-                part.where_m = part.where_m[: len(part.values_m)]
-                part.forget()
-            if more := len(part.values_m) - len(part.where_m):
+            more = len(part.values_m) - len(part.where_m)
+            if more < 0:  # the last ranks have no row of this step
+                part.values_m = np.pad(part.values_m, (0, -more), constant_values=np.nan)
+            elif more > 0:
                 begin = len(self._baseline)
                 self._baseline.grow(begin + more)
                 part.where_m = np.concatenate([part.where_m, np.arange(begin, begin + more)])

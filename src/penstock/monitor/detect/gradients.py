@@ -32,7 +32,7 @@ class Gradients(Silent):
     """Finds `gradient_explosion` and `gradient_vanishing` of `grad_norm/total`; each told once until fifty steps are without."""
 
     def __init__(self, expected: Expected) -> None:
-        self._columns, self._norms = Columns("grad_norm/total", "grad_norm/layer.*"), expected.part(self._logs)
+        self._columns, self._norms = Columns("grad_norm/total", "grad_norm/layer.*"), expected.part(self._logs, lasts=True)
         self._high, self._low, self._episodes = Streak(3), Streak(FOR_STEPS), Episodes(quiet=50)
         self._usual, self._seen = 0.0, 0
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from penstock.monitor.detect.episodes import Episodes
 from penstock.monitor.detect.finding import Finding, Moved
-from penstock.monitor.detect.reading import Silent, number
+from penstock.monitor.detect.reading import Silent, by_rank, number
 from penstock.monitor.series.table import StepTable
 
 #: Steps of a floor, floors that are looked at, steps left out at the beginning, growth as a share, bytes allowed for each token read.
@@ -22,60 +22,75 @@ BLOCK, FLOORS, LEARN, GROWTH, BYTES_A_TOKEN = 8, 10, 40, 0.01, 8.0
 
 KINDS = ("memory/allocated", "memory/resident")
 
-#: Bytes of each kind that a token read may add.
-ALLOWED_K = np.array([[0.0], [BYTES_A_TOKEN]])
-
 
 class Leak(Silent):
     """Finds `memory_leak` with its rank; told once until it stops for two hundred steps."""
 
     def __init__(self) -> None:
-        self._ranks: tuple[int, ...] = ()
-        self._seen, self._episodes = 0, Episodes(quiet=200)
-        self._begin(())
+        self._episodes = Episodes(quiet=200)
+        self.renew()
 
-    def _begin(self, ranks: tuple[int, ...]) -> None:
-        """Ranks that are others begin anew."""
-        self._ranks = ranks
-        self._lowest_kr = np.full((len(KINDS), len(ranks)), np.inf)
-        self._read_r = np.zeros(len(ranks))
-        self._floors_kr: deque[np.ndarray] = deque(maxlen=FLOORS)
+    def renew(self) -> None:
+        """Begin anew: other work, or new processes, fill their pools."""
+        self._seen = 0
+        self._read_r = np.zeros(0)
+        self._blocks = [_Block(kind) for kind in KINDS]
 
     def update(self, table: StepTable) -> list[Finding]:
         """A finding for every rank whose memory leaks."""
         self._seen += 1
-        if table.ranks != self._ranks:
-            self._begin(table.ranks)
         if self._seen <= LEARN:
             return []
-        self._read_r += number(table.of("data/tokens_read"))
-        values_kr = np.stack([table.of(name) for name in KINDS])
-        self._lowest_kr = np.fmin(self._lowest_kr, values_kr - ALLOWED_K * self._read_r)
-        if self._seen % BLOCK:
-            return []
-        self._floors_kr.append(self._lowest_kr)
-        self._lowest_kr = np.full_like(self._lowest_kr, np.inf)
-        found, floors_fkr = [], np.stack(self._floors_kr)
-        for k, r in np.ndindex(values_kr.shape):
-            floors = floors_fkr[:, k, r]
-            if np.isfinite(floors).all() and leaks(floors, float(values_kr[k, r])) and self._episodes.begins(table.ranks[r], table.step):
-                found.append(self._finding(table, KINDS[k], table.ranks[r], float(values_kr[k, r]), floors))
+        read_r = number(by_rank(table.ranks, table.of("data/tokens_read")))
+        if len(read_r) > len(self._read_r):
+            self._read_r = np.pad(self._read_r, (0, len(read_r) - len(self._read_r)))
+        self._read_r[: len(read_r)] += read_r
+        found = []
+        for block, allowed in zip(self._blocks, (0.0, BYTES_A_TOKEN)):
+            values_r = by_rank(table.ranks, table.of(block.name))
+            if not block.add(table.step, values_r - allowed * self._read_r[: len(values_r)], values_r):
+                continue
+            floors_fr, steps = np.stack([floor for _, floor in block.floors]), table.step - block.floors[0][0]
+            for rank, value in enumerate(block.last_r.tolist()):
+                if leaks(floors_fr[:, rank], value) and self._episodes.begins(rank, table.step):
+                    found.append(self._finding(table.step, steps, block.name, rank, value, floors_fr[:, rank]))
         return found
 
     @staticmethod
-    def _finding(table: StepTable, name: str, rank: int, value: float, floors: np.ndarray) -> Finding:
-        steps = BLOCK * (FLOORS - 1)
-        grown = float(floors[-1] - floors[0])
-        rises = np.diff(floors)
-        moved = Moved(name, table.step - steps, value, value - grown, float(rises.mean() / (rises.std() + 1e-9)), rank)
+    def _finding(step: int, steps: int, name: str, rank: int, value: float, floors: np.ndarray) -> Finding:
+        grown, rises = float(floors[-1] - floors[0]), np.diff(floors)
+        moved = Moved(name, step - steps, value, value - grown, float(rises.mean() / (rises.std() + 1e-9)), rank)
         text = f"{name} of rank {rank} grew by {grown / 2**20:.1f} MiB in {steps} steps and grows by {grown / steps / 2**10:.0f} KiB a step"
-        return Finding("memory_leak", table.step, table.step - steps, 0.8, rank, None, (moved,), text)
+        return Finding("memory_leak", step, step - steps, 0.8, rank, None, (moved,), text)
+
+
+class _Block:
+    """Floors of one kind of memory: a floor is of at least `BLOCK` steps, and of as many as it takes until each rank has measured."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.floors: deque[tuple[int, np.ndarray]] = deque(maxlen=FLOORS)
+        self.last_r = self._lowest_r = np.zeros(0)
+        self._steps = 0
+
+    def add(self, step: int, values_r: np.ndarray, raw_r: np.ndarray) -> bool:
+        """Take in a step's values, and as they were measured; whether a floor has ended and there are enough."""
+        if len(values_r) > len(self._lowest_r):  # other ranks than before
+            self.floors.clear()
+            self._lowest_r, self.last_r, self._steps = np.full(len(values_r), np.inf), np.full(len(values_r), np.nan), 0
+        here = slice(len(values_r))
+        self._lowest_r[here] = np.fmin(self._lowest_r[here], values_r)
+        self.last_r[here] = np.where(np.isfinite(raw_r), raw_r, self.last_r[here])
+        self._steps += 1
+        if self._steps < BLOCK or not np.isfinite(self._lowest_r).all():
+            return False
+        self.floors.append((step, self._lowest_r))
+        self._lowest_r, self._steps = np.full(len(self._lowest_r), np.inf), 0
+        return len(self.floors) == FLOORS
 
 
 def leaks(floors: np.ndarray, value: float) -> bool:
     """Whether floors of memory (bytes, oldest first) rise as a leak's do, beside the whole of it."""
-    if len(floors) < FLOORS:
-        return False
     rises = np.diff(floors)
     middle = FLOORS // 2
     earlier, later = floors[middle] - floors[0], floors[-1] - floors[middle - 1]

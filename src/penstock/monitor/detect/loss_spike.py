@@ -27,7 +27,7 @@ class LossSpike(Silent):
     """Finds spikes of `loss/total`; one finding until thirty steps are without."""
 
     def __init__(self, expected: Expected) -> None:
-        self._loss, self._episodes = expected.typical("loss/total"), Episodes(quiet=30)
+        self._loss, self._episodes = expected.typical("loss/total", lasts=True), Episodes(quiet=30)
         self._recent: deque[float] = deque(maxlen=10)
         self._micro = Columns("loss/micro.*")
 

@@ -43,7 +43,7 @@ class Multivariate(Silent):
         far_m = self._remember(table.step, values_m, against, known_m)
         if known_m.sum() < 10:
             return []
-        square = float(np.minimum(np.square(against.deviations_m[known_m]), 64.0).mean())
+        square = float(np.square(np.clip(against.deviations_m[known_m], -8.0, 8.0)).mean())
         whole = self._whole.update(np.array([np.log(square + 1e-6)]))
         unusual = whole.residual_m[0] > 0 and whole.beyond(DEVIATIONS, EXTREMES)[0] > 1 and whole.seen_m[0] >= LEARN
         unusual = unusual or bool(self._streak.add(table.step, False) and square > 16.0)

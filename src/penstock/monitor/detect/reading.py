@@ -42,6 +42,30 @@ def typical(table: StepTable, name: str) -> float:
     return _median(sorted(value for value in table.of(name).tolist() if math.isfinite(value)))
 
 
+def by_rank(ranks: tuple[int, ...], values_r: np.ndarray) -> np.ndarray:
+    """Values of the ranks that have a row, in the places of their numbers, NaN for the others; [highest rank + 1]."""
+    placed = np.full(ranks[-1] + 1 if ranks else 0, np.nan)
+    placed[list(ranks)] = values_r
+    return placed
+
+
+#: What a step's work is made of: where one of these changes, times, waits, memory and tokens are others by right.
+WORK = ("data/tokens", "data/micro_batch", "cost/flops_per_token", "cost/ranks")
+
+
+class Work:
+    """Notices that a step's work is another than that of the step before."""
+
+    def __init__(self) -> None:
+        self._before: tuple[float, ...] = ()
+
+    def changed(self, table: StepTable, generation: int) -> bool:
+        """Whether it changed with this step; a new generation has new processes. What is not measured counts as unchanged."""
+        now = (float(generation), *(typical(table, name) for name in WORK))
+        before, self._before = self._before or now, now
+        return any(a != b for a, b in zip(now, before) if not (math.isnan(a) or math.isnan(b)))
+
+
 def number(values: np.ndarray) -> np.ndarray:
     """The values, 0 where they are no finite numbers (`numpy.nan_to_num` takes ten times as long for a few)."""
     return np.where(np.isfinite(values), values, 0.0)
@@ -65,7 +89,10 @@ def _median(ordered: list[float]) -> float:
 
 
 class Silent:
-    """A detector to which time without rows says nothing."""
+    """A detector to which time without rows says nothing, and neither do changes of the work."""
+
+    def renew(self) -> None:
+        """Nothing."""
 
     def silence(self, now: float) -> list[Finding]:
         """Nothing."""

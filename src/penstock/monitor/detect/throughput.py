@@ -26,6 +26,10 @@ class Throughput(Silent):
         self._step, self._slow = expected.typical("time/step", log=True), Streak(OF)
         self._before = self._deviations = 0.0
 
+    def renew(self) -> None:
+        """Forget slow steps of other work."""
+        self._slow.clear()
+
     def update(self, table: StepTable) -> list[Finding]:
         """At most one finding."""
         log, against = float(self._step.values_m[0]), self._step.against

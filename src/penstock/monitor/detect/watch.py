@@ -24,6 +24,7 @@ from penstock.monitor.detect.leak import Leak
 from penstock.monitor.detect.loss_spike import LossSpike
 from penstock.monitor.detect.multivariate import Multivariate
 from penstock.monitor.detect.non_finite import NonFinite
+from penstock.monitor.detect.reading import Work
 from penstock.monitor.detect.stall import Stall
 from penstock.monitor.detect.straggler import Straggler
 from penstock.monitor.detect.throughput import Throughput
@@ -39,7 +40,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.hang = Hang()
-        self._expected = expected = Expected()
+        self._expected, self._work = (expected := Expected()), Work()
         self._whole, self._each, loss = Multivariate(expected), Univariate(), Smoothed(expected)
         self._named: tuple[Detector, ...] = (
             NonFinite(), LossSpike(expected), Divergence(loss), Plateau(loss), Gradients(expected), Straggler(expected), Throughput(expected), Leak(),
@@ -47,8 +48,12 @@ class Watch:
         )  # fmt: skip
         self.novelty_m = np.zeros(0)
 
-    def update(self, table: StepTable) -> list[Finding]:
-        """What is wrong as of this step; `novelty_m` is then how new each metric's behaviour is."""
+    def update(self, table: StepTable, generation: int = 0) -> list[Finding]:
+        """What is wrong as of this step of a generation (`Merged.generation`); `novelty_m` is then how new each metric's behaviour is."""
+        if self._work.changed(table, generation):
+            self._expected.renew()
+            for detector in self._named:
+                detector.renew()
         self._expected.update(table)
         values_m = self._whole.values_m
         self._each.grow(len(values_m))
