@@ -4,10 +4,10 @@
 are medians, `…_low` and `…_high` the middle half, `load` the machine's load average before and after.
 A step's row: `row_us` into a rank's log, beside `tensorboard_ms` (its own writer, as a run uses it) and `sqlite_ms` (a transaction of 300 rows, WAL).
 Ingest, from ranks' logs on the disk to flushed chunks in one process: `ingest_1` and `ingest_8` million points a second, of 1 rank and of 8; the aim
-is 1. What chose the store, 33,792 steps × 300 = 10⁷ points: `<store>_ingest` (million points a second, packing and writing alone), `<store>_course_ms`
-(one metric, all steps), `<store>_bytes` (a point), of `columns` (ours), `parquet` (Zstandard, byte streams split), `arrow` (IPC, Zstandard), `sqlite`
-(a row a point) and `sqlite_blobs` (a packed column a row). Queries as a user asks them, log and store together: `query_ms` (one metric of those 10⁷
-points, 1,000 rows), `query_recent_ms` (its last 600 s), `query_30_ms` (30 metrics), `query_long_ms` (a metric of 10⁷ steps).
+is 1. What chose the store, 33,792 steps × 300 = 10⁷ points: `<store>_ingest` (million points a second, packing and writing alone),
+`<store>_course_ms` (one metric, all steps), `<store>_bytes` (a point), of `columns` (ours), `parquet` (Zstandard, byte streams split), `arrow` (IPC,
+Zstandard), `sqlite` (a row a point) and `sqlite_blobs` (a packed column a row). Queries as a user asks them, log and store together: `query_ms` (one
+metric of those 10⁷ points, 1,000 rows), `query_recent_ms` (its last 600 s), `query_30_ms` (30 metrics), `query_long_ms` (a metric of 10⁷ steps).
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ def queries(root: Path) -> dict[str, float | str]:
         return query
 
     asked = {
-        "query_ms": ask(usual, NAMES[100:101]), "query_recent_ms": ask(usual, NAMES[100:101], Bound(seconds=600)), "query_30_ms": ask(usual, NAMES[:30]),
-        "query_long_ms": ask(long, NAMES[:1]),
+        "query_ms": ask(usual, NAMES[100:101]), "query_recent_ms": ask(usual, NAMES[100:101], Bound(seconds=600)),
+        "query_30_ms": ask(usual, NAMES[:30]), "query_long_ms": ask(long, NAMES[:1]),
     }  # fmt: skip
     figures: dict[str, float | str] = {}
     for name, seconds in take_turns(asked, TURNS).items():
@@ -176,9 +176,9 @@ def _write_columns(folder: Path) -> None:
 
 def _read_columns(folder: Path) -> int:
     reader = ColumnReader(folder)
-    found = [(reader.keys(chunk), reader.column(chunk, NAMES[100], "value")) for chunk in reader.chunks]
+    found = [(reader.keys(chunk), reader.five(chunk, NAMES[100])) for chunk in reader.chunks]
     reader.close()
-    return sum(len(column) for _, column in found if column is not None)
+    return sum(len(five[0]) for _, five in found if five is not None)
 
 
 def _table(begin: int, x: np.ndarray) -> object:

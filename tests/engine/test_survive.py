@@ -131,7 +131,7 @@ def test_a_killed_rank_changes_nothing_of_what_is_learned(runs, case):
     assert rows == sorted(set(rows)), "no step is told twice"
     assert set(recorded(run)) == {0, 1, 2} and {ranks for rank in recorded(run).values() for ranks, _ in rank.values()} == {3}
     by_rank = [{step for _, steps in rank.values() for step in steps} for rank in recorded(run).values()]
-    assert all(sum(step in steps for steps in by_rank) >= 2 for step in range(1, STEPS + 1)), "ranks go on measuring under their numbers"
+    assert set().union(*by_rank) == set(range(1, STEPS + 1)), "ranks go on measuring under their numbers"
 
 
 @pytest.mark.slow
@@ -238,3 +238,19 @@ def test_a_connection_that_is_gone_is_told_from_a_fault_of_ones_own():
 
     assert is_broken(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"))
     assert not is_broken(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) and not is_broken(ValueError("gloo"))
+
+
+def test_ranks_that_stay_when_others_have_lost_their_connection_are_noticed_and_those_that_evaluate_are_left(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("penstock.engine.survive.hangs.time.monotonic", lambda: now)
+    watch = StepWatch(patience_s=3.0)
+    torn = [Beat(4, 7, 9, "broken"), Beat(4, 7, 9, "exchange")]
+    assert not watch.split(torn, 4)
+    now = 1.1
+    assert watch.split(torn, 4) and not watch.split([torn[1], torn[1]], 4) and not watch.split(torn, 4), "counted anew"
+    ahead, evaluates = Beat(5, 7, 0, "start"), Beat(4, 7, 9, "evaluation")
+    assert watch.left_behind([ahead, torn[1]], 5) == []
+    now = 4.2
+    assert watch.left_behind([ahead, torn[1], evaluates], 5) == [1]
+    assert watch.left_behind([ahead, evaluates], 5) == [] == watch.left_behind([ahead, torn[1]], 5)
+    assert StepWatch(patience_s=0).left_behind([ahead, torn[1]], 5) == [], "without patience nobody is killed"

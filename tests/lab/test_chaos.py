@@ -65,7 +65,7 @@ def test_a_fault_strikes_once_whoever_comes_to_it(tmp_path):
     run, desk = tmp_path / "run", Desk(tmp_path / "faults")
     run.mkdir()
     append_event(run, "start", "began")
-    faults = (Fault(1, "link", 5, "data", 1, choice=2), Fault(2, "kill-two", 9, "exchange", 0, other=1))
+    faults = (Fault(1, "link", 5, "data", 1, choice=0), Fault(2, "kill-two", 9, "exchange", 0, other=1))
     desk.lay_out(run, faults)
     assert desk.plan() == (run, list(faults))
     assert desk.mark("1", run, time=1.0) and not desk.mark("1", run, time=2.0)

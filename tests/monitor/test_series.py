@@ -314,13 +314,15 @@ def test_readers_see_every_step_while_ranks_write_and_a_keeper_stores(tmp_path):
     ranks, done, seen = Ranks(tmp_path, part_bytes=3000), threading.Event(), []
 
     def write_and_keep():
-        with Keeper(tmp_path, KINDS, chunk_bytes=3000) as keeper:
-            for step in range(1, 1501):
-                ranks.steps([step])
-                keeper.poll(time.monotonic())
-        done.set()
+        try:
+            with Keeper(tmp_path, KINDS, chunk_bytes=10_000) as keeper:
+                for step in range(1, 1501):
+                    ranks.steps([step])
+                    keeper.poll(time.monotonic())
+        finally:
+            done.set()
 
-    writer = threading.Thread(target=write_and_keep)
+    writer = threading.Thread(target=write_and_keep, daemon=True)
     writer.start()
     while not done.is_set():
         steps = steps_and_values(tmp_path)[0]

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from penstock.comm.axis import Axis
 from penstock.comm.meter import ByteMeter
@@ -142,5 +142,5 @@ def _store_of_attempt(timeout_s: float) -> Store | None:
     again, nodes = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ.get("GROUP_WORLD_SIZE", "1")
     if again == "0" or nodes != "1" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
-    kept = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=timeout_s))
-    return dist.PrefixStore(f"attempt {again}", kept)
+    kept = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=timeout_s))
+    return PrefixStore(f"attempt {again}", kept)

@@ -8,7 +8,8 @@
 Training begins anew in every generation of ranks that watch over each other, and whenever a run is resumed; each time with a rank's number of that
 time. Names and units of all metrics are in the catalogue (`monitor/bus/catalogue.py`). The only exchange between ranks is one number at the start.
 
-Cost: some tens of µs of the training thread a step beyond reading what was measured (`benchmarks/monitor_cost.py`).
+Cost: some tens of µs of the training thread a step beyond reading what was measured (`benchmarks/monitor_cost.py`). A process that is killed may lose
+the row of the step that it has just finished, one that fails or is asked to stop loses none.
 """
 
 from __future__ import annotations

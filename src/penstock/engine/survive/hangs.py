@@ -6,6 +6,9 @@ deadlines of the exchanges (`layout.timeout_s`) have to do. Then every rank is a
 left in the run's folder. Ranks whose main thread is inside an exchange wait; the one that does not, that is stopped, or that does not answer is
 the one they wait for. If none waits, all are slow, and nobody is blamed.
 
+Also watched: that ranks leave a generation together. Some may have met a lost connection and the others not; and a thread can be stuck in a group
+that is no more (seen with gloo, whose wait for a connection that was closed does not always end).
+
 Cost: reading a few numbers some times a second, in the supervisor.
 """
 
@@ -23,6 +26,8 @@ from penstock.engine.survive.processes import Member
 
 #: Steps of which the median is the usual time, steps of a generation before it counts, and how many usual steps are too long.
 SEEN, WARM_UP, USUAL = 20, 3, 3.0
+#: Seconds that ranks may go on while others have lost their connection: most often they meet it too, or are about to end with the error behind it.
+SPLIT_S = 1.0
 #: Seconds that ranks have to write their stacks.
 ANSWER_S = 0.5
 #: Phases that belong to a step.
@@ -43,6 +48,7 @@ class StepWatch:
         self._patience = patience_s
         self._usual: deque[float] = deque(maxlen=SEEN)
         self._generation, self._since, self._taken = -1, 0.0, 0
+        self._whole = self._current = time.monotonic()
 
     def overdue(self, beats: list[Beat], generation: int) -> bool:
         """Whether the ranks, of which these are the last beats, have been in one step for too long."""
@@ -56,8 +62,26 @@ class StepWatch:
         in_step = len(here) == len(beats) and all(beat.phase in STEP for beat in beats)
         if not in_step:
             self._since = now
-        limit = max(self._patience, USUAL * median(self._usual)) if self._usual else 0.0
-        return bool(self._patience) and taken >= WARM_UP and now - self._since > limit
+        return bool(self._patience) and taken >= WARM_UP and now - self._since > self._limit
+
+    def split(self, beats: list[Beat], generation: int) -> bool:
+        """Whether some ranks of a generation have long lost their connection, and others not."""
+        now, lost = time.monotonic(), [beat.generation == generation and beat.phase == "broken" for beat in beats]
+        if not any(lost) or all(lost):
+            self._whole = now
+        return now - self._whole > SPLIT_S
+
+    def left_behind(self, beats: list[Beat], generation: int) -> list[int]:
+        """Ranks that have been in a step of an earlier generation for longer than a step may take, while others are in this one."""
+        now, behind = time.monotonic(), [rank for rank, beat in enumerate(beats) if 0 <= beat.generation < generation and beat.phase in STEP]
+        if not behind or len(behind) == len(beats):
+            self._current = now
+        return behind if self._patience and now - self._current > max(self._limit, SPLIT_S) else []
+
+    @property
+    def _limit(self) -> float:
+        """Seconds that a step may take."""
+        return max(self._patience, USUAL * median(self._usual)) if self._usual else self._patience
 
     def forgive(self) -> None:
         """Give the step as long again."""

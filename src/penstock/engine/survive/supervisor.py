@@ -232,8 +232,12 @@ class Supervisor:
             post(self._store, self._generation)
         elif all(beat.generation == number and beat.phase in ("broken", "parted") for beat in beats):
             self._regroup({}, time.monotonic(), "ranks lost their connection, and none of them ended")
+        elif self._watch.split(beats, number):
+            self._regroup({}, time.monotonic(), "ranks lost their connection, and others went on")
         elif self._watch.overdue(beats, number):
             self._end_hang(dict(enumerate(members)), beats)
+        elif behind := self._watch.left_behind(beats, number):
+            self._end(behind, time.monotonic(), min(beats[rank].since for rank in behind), "stayed in a generation that had ended")
         elif self._standby and any(beat.generation == number and beat.taken for beat in beats):
             for _ in range(self._standby - len(self.spares())):
                 self.start()
@@ -242,15 +246,19 @@ class Supervisor:
         """Kill the ranks that others wait for; give all more time if none waits."""
         noticed, since = time.monotonic(), min(beat.since for beat in beats)
         guilty, awaited = blame(self._run.path, members)
-        if not awaited:
+        if awaited:
+            self._end(guilty, noticed, since, "hung", f", stacks are in {self._run.path / 'stacks'}")
+        else:
             self._watch.forgive()
-            return
+
+    def _end(self, guilty: list[int], noticed: float, since: float, did: str, more: str = "") -> None:
+        """Kill ranks that `did` something they should not since then, and go on without them."""
+        members = self.members()
         for rank in guilty:
             members[rank].send_signal(signal.SIGKILL)
         wait_for_all([members[rank] for rank in guilty], LAST_S)
-        seconds = noticed - since
         names = f"rank{'s' * (len(guilty) != 1)} {', '.join(map(str, guilty))}" if guilty else "ranks that wait for each other"
-        text = f"{names} hung for {seconds:.1f} s, stacks are in {self._run.path / 'stacks'}"
+        text = f"{names} {did} for {noticed - since:.1f} s{more}"
         codes = {rank: members[rank].exit_code() or -signal.SIGKILL for rank in guilty}
         self._regroup(codes, noticed, f"{text}; " if codes else text)
 

@@ -1,10 +1,11 @@
 """What a metric is expected to be at its next step, and how far from that it usually lies: one vectorised state for many metrics at once.
 
-Level and trend are smoothed exponentially (Holt 1957), each residual limited to three robust deviations before it moves them, so that an outlier does not
-become the norm while a lasting change does within some tens of steps. The scale is the smoothed absolute residual, limited likewise and times 1.2533, which makes
-it the standard deviation of normal noise. Beside it stand the largest residual upwards and downwards of the last few hundred steps (each forgets half
-in `EXTREME` steps): heavy-tailed noise, as times of steps have it, is known by its own extremes and not by its scale. Cost: about twenty numpy
-operations a step on vectors as long as the metrics. When not to use it: for counters and for values that hold still and then switch (epochs, numbers of samples).
+Level and trend are smoothed exponentially (Holt 1957), each residual limited to three robust deviations before it moves them, so that an outlier
+does not become the norm while a lasting change does within some tens of steps. The scale is the smoothed absolute residual, limited likewise and
+times 1.2533, which makes it the standard deviation of normal noise. Beside it stand the largest residual upwards and downwards of the last few
+hundred steps (each forgets half in `EXTREME` steps): heavy-tailed noise, as times of steps have it, is known by its own extremes and not by its
+scale. Cost: about twenty numpy operations a step on vectors as long as the metrics. When not to use it: for counters and for values that hold still
+and then switch (epochs, numbers of samples).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 #: Steps in which level and scale, the trend, and the extremes forget half.
-LEVEL, TREND, EXTREME = 20.0, 60.0, 300.0
+LEVEL, TREND, EXTREME = 10.0, 30.0, 300.0
 
 #: Robust deviations at which a residual is limited before it moves the expectation.
 LIMIT = 3.0
@@ -42,6 +43,10 @@ class Against:
         """Residuals as shares of what is ordinary: the larger of so many deviations and so many times the extreme on that side; bool above 1."""
         return np.abs(self.residual_m) / np.maximum(deviations * self.scale_m, extremes * self.extreme_m)
 
+    def of(self, where_m: np.ndarray) -> Against:
+        """The same of some metrics (indices)."""
+        return Against(*(vector_m[where_m] for vector_m in (self.expected_m, self.residual_m, self.scale_m, self.extreme_m, self.seen_m)))
+
 
 class Baseline:
     """Expectation of `n` metrics; `update` with their values at each step, `grow` when metrics are added."""
@@ -61,7 +66,7 @@ class Baseline:
             self._seen_m = np.pad(self._seen_m, (0, more))
 
     def forget(self, which_m: np.ndarray) -> None:
-        """Begin anew for some metrics (mask), as after a change that was told."""
+        """Begin anew for some metrics (mask or indices), as after a change that was told."""
         self._seen_m[which_m] = 0
 
     def update(self, values_m: np.ndarray) -> Against:
@@ -91,6 +96,7 @@ class Baseline:
         trend_m += np.where(young_m, 0.0, (1 - 0.5 ** (1 / TREND)) * share_m * limited_m)
         # A residual beyond the limit widens the scale by more than it would at the limit, lest a lasting change be an outlier for ever.
         spread_m += share_m * (np.minimum(np.abs(residual_m), 2.0 * limit_m) - spread_m)
-        keep = 0.5 ** (1 / EXTREME)
+        # Early extremes are of learning to expect: they are forgotten within a quarter of the steps seen.
+        keep = 0.5 ** (1 / np.clip(self._seen_m / 4.0, 5.0, EXTREME))
         up_m[:] = np.maximum(up_m * keep, residual_m)
         down_m[:] = np.maximum(down_m * keep, -residual_m)

@@ -1,8 +1,8 @@
 """Clock skew: a rank's clock moved against those of the others.
 
-Ranks end a step together (they wait for each other in it), so their unix times at its end, `time/at`, differ by what their clocks do and by some milliseconds. A
-rank further than a second from the median of the others, in three of four steps, has a clock that was set or runs away. Cost: one number for each rank.
-When not to use it: within one host, whose ranks share a clock.
+Ranks end a step together (they wait for each other in it), so their unix times at its end, `time/at`, differ by what their clocks do and by some
+milliseconds. A rank further than a second from the median of the others, in three of four steps, has a clock that was set or runs away. Cost: one
+number for each rank. When not to use it: within one host, whose ranks share a clock.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 from penstock.monitor.detect.episodes import Episodes, Streak
 from penstock.monitor.detect.finding import Finding, Moved
-from penstock.monitor.detect.reading import Silent, apart
+from penstock.monitor.detect.reading import Silent, apart, number
 from penstock.monitor.series.table import StepTable
 
 #: Seconds that clocks may differ.
@@ -28,7 +28,7 @@ class ClockSkew(Silent):
     def update(self, table: StepTable) -> list[Finding]:
         """A finding for the rank that is furthest off."""
         apart_r = apart(table.of("time/at"))
-        off_r = np.nan_to_num(np.abs(apart_r))
+        off_r = number(np.abs(apart_r))
         worst = int(off_r.argmax())
         streak = self._skewed.setdefault(table.ranks[worst], Streak(4))
         if streak.add(table.step, off_r[worst] > SECONDS) < 3 or not self._episodes.begins(table.ranks[worst], table.step):

@@ -1,22 +1,25 @@
 """Data that repeats itself, or is damaged: what the tokens of a rank look like against what they looked like before.
 
 Repetition: `data/repeated` (share of a rank's sequences that it has read lately) above what was seen before by a quarter, in two of three steps.
-Corruption: entropy, distinct tokens, surprise or longest run of a rank's tokens at ten robust deviations and twice the largest recent
-residual from what is usual, and by a tenth of it. Cost: one `Baseline` over ranks and four measures. When not to use it: on data sorted by source, whose
-sources look like corruption when they change.
+Corruption: entropy, distinct tokens, surprise or longest run of a rank's tokens at ten robust deviations and twice the largest recent residual from
+what is usual, and by a tenth of it. Cost: four values a rank in the shared baseline. When not to use it: on data sorted by source, whose sources look
+like corruption when they change.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from penstock.monitor.detect.baseline import Baseline
 from penstock.monitor.detect.episodes import Episodes, Streak
+from penstock.monitor.detect.expected import Expected
 from penstock.monitor.detect.finding import Finding, Moved
-from penstock.monitor.detect.reading import Silent
+from penstock.monitor.detect.reading import Silent, by_rank, number
 from penstock.monitor.series.table import StepTable
 
-MEASURES = ("data/entropy", "data/unique", "data/surprise", "data/longest_run")
+#: What is looked at, and by how much it must change at least: the longest run is a small whole number of tokens, which a table of blanks doubles.
+MEASURES = {"data/entropy": 0.0, "data/unique": 0.0, "data/surprise": 0.0, "data/longest_run": 0.2}
 
 #: Deviations, extremes, and the share of the usual value that damage must exceed; steps to learn before.
 DEVIATIONS, EXTREMES, SHARE, LEARN = 10.0, 2.0, 0.1, 30
@@ -28,27 +31,24 @@ REPEATED = 0.25
 class DataFaults(Silent):
     """Finds `data_corruption` and `data_repetition` with their rank; each told once until thirty steps are without."""
 
-    def __init__(self) -> None:
-        self._ranks: tuple[int, ...] = ()
-        self._baselines: dict[str, Baseline] = {}
+    def __init__(self, expected: Expected) -> None:
+        self._measures = [expected.part(partial(_of_ranks, name)) for name in MEASURES]
         self._highest, self._repeats = 0.0, Streak(3)
         self._episodes = Episodes(quiet=30)
 
     def update(self, table: StepTable) -> list[Finding]:
         """At most one finding of each kind."""
-        if table.ranks != self._ranks:
-            self._ranks, self._baselines = table.ranks, {name: Baseline(len(table.ranks)) for name in MEASURES}
         return self._corrupted(table) + self._repeated(table)
 
     def _corrupted(self, table: StepTable) -> list[Finding]:
         moved: list[Moved] = []
-        for name, baseline in self._baselines.items():
-            values_r = table.of(name)
-            against = baseline.update(values_r)
-            far_r = (against.beyond(DEVIATIONS, EXTREMES) > 1) & (np.abs(against.residual_m) > SHARE * np.abs(against.expected_m)) & (against.seen_m >= LEARN)
+        for (name, least), part in zip(MEASURES.items(), self._measures):
+            against = part.against
+            far_r = (against.beyond(DEVIATIONS, EXTREMES) > 1) & (against.seen_m >= LEARN)
+            far_r &= np.abs(against.residual_m) > np.maximum(SHARE * np.abs(against.expected_m), least)
             moved += [
-                Moved(name, table.step, float(values_r[i]), float(against.expected_m[i]), float(against.deviations_m[i]), table.ranks[i])
-                for i in np.flatnonzero(far_r)
+                Moved(name, table.step, float(part.values_m[rank]), float(against.expected_m[rank]), float(against.deviations_m[rank]), rank)
+                for rank in np.flatnonzero(far_r).tolist()
             ]
         if not moved or not self._episodes.begins("corruption", table.step):
             return []
@@ -59,7 +59,7 @@ class DataFaults(Silent):
         return [Finding("data_corruption", table.step, table.step, 0.7 if len(moved) == 1 else 0.9, rank, None, tuple(moved[:6]), text)]
 
     def _repeated(self, table: StepTable) -> list[Finding]:
-        values_r = np.nan_to_num(table.of("data/repeated"))
+        values_r = number(table.of("data/repeated"))
         worst = int(values_r.argmax())
         repeats = float(values_r[worst]) > self._highest + REPEATED
         count = self._repeats.add(table.step, repeats)
@@ -70,5 +70,10 @@ class DataFaults(Silent):
         usual, self._highest, since = self._highest, float(values_r[worst]), self._repeats.since
         rank = table.ranks[worst] if (values_r > usual + REPEATED).sum() == 1 < len(values_r) else None
         moved = Moved("data/repeated", since, float(values_r[worst]), usual, (values_r[worst] - usual) / REPEATED, table.ranks[worst])
-        text = f"{values_r[worst]:.0%} of the sequences of rank {table.ranks[worst]} were read before, since step {since}, where at most {usual:.0%} were"
+        share, who = float(values_r[worst]), table.ranks[worst]
+        text = f"{share:.0%} of the sequences of rank {who} were read before, since step {since}, where at most {usual:.0%} were"
         return [Finding("data_repetition", table.step, since, 0.9, rank, None, (moved,), text)]
+
+
+def _of_ranks(name: str, table: StepTable) -> np.ndarray:
+    return by_rank(table.ranks, table.of(name))

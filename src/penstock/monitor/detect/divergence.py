@@ -1,10 +1,10 @@
 """Slow divergence: the smoothed loss leaves its best and keeps rising, without any jump. And plateau: early in a run it stops falling.
 
-The loss is smoothed over some twenty steps; its noise there is that of a step times sqrt(a / (2 - a)) (the variance of an exponential mean with weight a). Divergence
-is more than six of these above the best, two hundredths of the loss, and higher than fifty and a hundred steps ago; for two hundred steps after the learning rate
-went up (warm-up, restart of a schedule, a change by hand) a rise is the rate's and waits. A plateau is no gain in four hundred steps beyond two such deviations and a
-thousandth of all that was gained, in the first half of a run whose length is known. Cost: a ring of four hundred numbers. When not to use it: for a run
-that goes over the same few samples, which converges for good reason.
+The loss is smoothed over some twenty steps; its noise there is that of a step times sqrt(a / (2 - a)) (the variance of an exponential mean with
+weight a). Divergence is more than six of these above the best, two hundredths of the loss, and higher than fifty and a hundred steps ago; for two
+hundred steps after the learning rate went up (warm-up, restart of a schedule, a change by hand) a rise is the rate's and waits. A plateau is no gain
+in four hundred steps beyond two such deviations and a thousandth of all that was gained, in the first half of a run whose length is known. Cost: a
+ring of four hundred numbers, which both share. When not to use it: for a run that goes over the same few samples, which converges for good reason.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections import deque
 
 import numpy as np
 
-from penstock.monitor.detect.baseline import Baseline
 from penstock.monitor.detect.episodes import Episodes
+from penstock.monitor.detect.expected import Expected
 from penstock.monitor.detect.finding import Finding, Moved
 from penstock.monitor.detect.reading import Silent, typical
 from penstock.monitor.series.table import StepTable
@@ -30,39 +30,45 @@ RISE, AFTER_RATE, FLAT = 100, 200, 400
 class Smoothed:
     """The smoothed loss with its noise, its last `FLAT` values and when the learning rate last rose."""
 
-    def __init__(self) -> None:
+    def __init__(self, expected: Expected) -> None:
         self.past: deque[float] = deque(maxlen=FLAT)
         self.value = self.first = self.best = float("nan")
         self.deviation = 0.0
         self.best_step = self.seen = 0
         self._rate, self.rate_rose = 0.0, -AFTER_RATE
-        self._baseline = Baseline()
+        self._loss = expected.typical("loss/total", lasts=True)
+        self._taken: StepTable | None = None
 
     def update(self, table: StepTable) -> bool:
-        """Take a step in; False where its loss is no number."""
-        loss, rate = typical(table, "loss/total"), typical(table, "optim/lr")
+        """Take a step in, once whoever asks; False where its loss is no number."""
+        loss = float(self._loss.values_m[0])
+        if table is not self._taken:
+            self._taken = table
+            self._take(table.step, loss, typical(table, "optim/lr"))
+        return bool(np.isfinite(loss))
+
+    def _take(self, step: int, loss: float, rate: float) -> None:
         if rate > 1.02 * self._rate:
-            self.rate_rose = table.step
+            self.rate_rose = step
             self._rate = rate
         elif rate < self._rate:
             self._rate = rate
         if not np.isfinite(loss):
-            return False
-        self.deviation = NOISE * float(self._baseline.update(np.array([loss])).scale_m[0])
+            return
+        self.deviation = NOISE * float(self._loss.against.scale_m[0])
         self.seen += 1
         self.value = loss if self.seen == 1 else self.value + max(WEIGHT, 1 / self.seen) * (loss - self.value)
         self.first = loss if self.seen == 1 else self.first
         if not self.value >= self.best:
-            self.best, self.best_step = self.value, table.step
+            self.best, self.best_step = self.value, step
         self.past.append(self.value)
-        return True
 
 
 class Divergence(Silent):
     """Finds a loss that keeps rising (`divergence`); one finding until two hundred steps are without."""
 
-    def __init__(self) -> None:
-        self._loss, self._episodes = Smoothed(), Episodes(quiet=200)
+    def __init__(self, loss: Smoothed) -> None:
+        self._loss, self._episodes = loss, Episodes(quiet=200)
 
     def update(self, table: StepTable) -> list[Finding]:
         """At most one finding."""
@@ -81,8 +87,8 @@ class Divergence(Silent):
 class Plateau(Silent):
     """Finds a loss that stands still in the first half of a run (`plateau`); one finding until it falls again for long."""
 
-    def __init__(self) -> None:
-        self._loss, self._episodes = Smoothed(), Episodes(quiet=FLAT)
+    def __init__(self, loss: Smoothed) -> None:
+        self._loss, self._episodes = loss, Episodes(quiet=FLAT)
 
     def update(self, table: StepTable) -> list[Finding]:
         """At most one finding."""

@@ -1,7 +1,7 @@
 """Dead experts: experts of a layer that get no token for many steps.
 
-`expert_load/layer.NN.dead` above zero in fifty steps on end. Routing is uneven in the first steps of a run, which do not count. Cost: one number for each layer.
-When not to use it: with fewer tokens a step than experts, where some are idle by chance.
+`expert_load/layer.NN.dead` above zero in fifty steps on end. Routing is uneven in the first steps of a run, which do not count. Cost: one number
+for each layer. When not to use it: with fewer tokens a step than experts, where some are idle by chance.
 """
 
 from __future__ import annotations

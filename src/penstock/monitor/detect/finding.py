@@ -44,6 +44,10 @@ class Detector(Protocol):
         """What is wrong as of this step; a fault is told once when it is found, and again only after it has passed."""
         ...
 
+    def renew(self) -> None:
+        """A step's work is another from the coming step on: what was learned of times and memory is void."""
+        ...
+
     def silence(self, now: float) -> list[Finding]:
         """What shows in time that passes without rows (`now`: unix seconds)."""
         ...

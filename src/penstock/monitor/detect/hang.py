@@ -30,6 +30,9 @@ class Hang:
         self._told, self._allowed = False, 0.0
         return []
 
+    def renew(self) -> None:
+        """Nothing: the longest pause covers it."""
+
     def allow(self, seconds: float) -> None:
         """Allow the pause after the last step so many seconds more: an evaluation, a snapshot, a pause that was asked for."""
         self._allowed = seconds

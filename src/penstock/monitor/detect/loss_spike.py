@@ -1,8 +1,9 @@
 """The loss jumps up within three steps: a bad batch, a rate too high, or damage.
 
-A step counts when the loss is above its expectation by eight robust deviations and by 1.6 times its largest residual of the last few hundred steps (so
-that heavy-tailed noise is known by its own extremes), above every loss of the last ten steps, and by a hundredth of its value. Micro-batches far above the
-others of the step name the rank and the sample. Cost: one `Baseline` of one metric. When not to use it: for a loss that climbs slowly (`divergence.py`).
+A step counts when the loss is above its expectation by eight robust deviations and by 1.6 times its largest residual of the last few hundred steps
+(so that heavy-tailed noise is known by its own extremes), above every loss of the last ten steps, and by a hundredth of its value. Micro-batches far
+above the others of the step name the rank and the sample. Cost: one value in the shared baseline. When not to use it: for a loss that climbs slowly
+(`divergence.py`).
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections import deque
 
 import numpy as np
 
-from penstock.monitor.detect.baseline import Against, Baseline
+from penstock.monitor.detect.baseline import Against
 from penstock.monitor.detect.episodes import Episodes
+from penstock.monitor.detect.expected import Expected
 from penstock.monitor.detect.finding import Finding, Moved
-from penstock.monitor.detect.reading import Columns, Silent, typical
+from penstock.monitor.detect.reading import Columns, Silent
 from penstock.monitor.series.table import StepTable
 
 #: Deviations and extremes that a spike must exceed, the share of the loss, and steps to learn before.
@@ -24,19 +26,19 @@ DEVIATIONS, EXTREMES, SHARE, LEARN = 8.0, 1.6, 0.01, 30
 class LossSpike(Silent):
     """Finds spikes of `loss/total`; one finding until thirty steps are without."""
 
-    def __init__(self) -> None:
-        self._baseline, self._episodes = Baseline(), Episodes(quiet=30)
+    def __init__(self, expected: Expected) -> None:
+        self._loss, self._episodes = expected.typical("loss/total", lasts=True), Episodes(quiet=30)
         self._recent: deque[float] = deque(maxlen=10)
         self._micro = Columns("loss/micro.*")
 
     def update(self, table: StepTable) -> list[Finding]:
         """At most one finding, of kind `loss_spike`."""
-        loss = typical(table, "loss/total")
+        loss = float(self._loss.values_m[0])
         if not np.isfinite(loss):
             return []
         highest = max(self._recent, default=np.inf)
         self._recent.append(loss)
-        against = self._baseline.update(np.array([loss]))
+        against = self._loss.against
         jumps = against.residual_m[0] > SHARE * abs(loss) and against.beyond(DEVIATIONS, EXTREMES)[0] > 1.0 and loss > highest
         if not jumps or against.seen_m[0] < LEARN or not self._episodes.begins("", table.step):
             return []

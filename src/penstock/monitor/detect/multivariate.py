@@ -1,10 +1,10 @@
 """The whole vector of metrics at once: how many of them left their expectation together, and which did first.
 
-Each metric's mean over ranks is held against its `Baseline`; its squared deviation, limited to 64, is averaged over all metrics. Metrics are correlated, so the
-distribution of that mean is not known beforehand: its logarithm has a baseline of its own. The vector is unusual when this is ten deviations and twice its
-largest recent residual above expectation in two of three steps, while a tenth of the metrics deviate by more than six. (A covariance of hundreds of
-metrics from some hundred steps would be singular, and one huge metric would hide the others.) Cost: O(metrics), some fifty numpy operations.
-When not to use it: for a fault that shows in a few metrics, as most do.
+Each metric's mean over ranks is held against its `Baseline`; its squared deviation, limited to 64, is averaged over all metrics. Metrics are
+correlated, so the distribution of that mean is not known beforehand: its logarithm has a baseline of its own. The vector is unusual when this is
+ten deviations and twice its largest recent residual above expectation in two of three steps, while a tenth of the metrics deviate by more than six.
+(A covariance of hundreds of metrics from some hundred steps would be singular, and one huge metric would hide the others.) Cost: O(metrics), some
+fifty numpy operations. When not to use it: for a fault that shows in a few metrics, as most do.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 from penstock.monitor.detect.baseline import Against, Baseline
 from penstock.monitor.detect.episodes import Episodes, Streak
+from penstock.monitor.detect.expected import Expected
 from penstock.monitor.detect.finding import Finding, Moved
 from penstock.monitor.detect.reading import Silent, layer_of
 from penstock.monitor.series.table import StepTable
@@ -27,8 +28,8 @@ REMEMBER = 10
 class Multivariate(Silent):
     """Finds `unusual_step`, and remembers what moved first for the evidence of others."""
 
-    def __init__(self) -> None:
-        self._metrics, self._whole = Baseline(0), Baseline()
+    def __init__(self, expected: Expected) -> None:
+        self._metrics, self._whole = expected.part(mean_over_ranks), Baseline()
         self._streak, self._episodes = Streak(3), Episodes(quiet=30)
         self._since_m = np.zeros(0, dtype=np.int64)
         self._last_m = np.zeros(0, dtype=np.int64)
@@ -37,14 +38,12 @@ class Multivariate(Silent):
 
     def update(self, table: StepTable) -> list[Finding]:
         """At most one finding."""
-        values_m = mean_over_ranks(table)
-        self._metrics.grow(len(values_m))
-        against = self._metrics.update(values_m)
+        values_m, against = self.values_m, self._metrics.against
         known_m = np.isfinite(values_m) & (against.seen_m >= LEARN)
         far_m = self._remember(table.step, values_m, against, known_m)
         if known_m.sum() < 10:
             return []
-        square = float(np.minimum(against.deviations_m[known_m] ** 2, 64.0).mean())
+        square = float(np.square(np.clip(against.deviations_m[known_m], -8.0, 8.0)).mean())
         whole = self._whole.update(np.array([np.log(square + 1e-6)]))
         unusual = whole.residual_m[0] > 0 and whole.beyond(DEVIATIONS, EXTREMES)[0] > 1 and whole.seen_m[0] >= LEARN
         unusual = unusual or bool(self._streak.add(table.step, False) and square > 16.0)
@@ -52,16 +51,22 @@ class Multivariate(Silent):
         if self._streak.add(table.step, bool(unusual)) < 2 or not self._episodes.begins("", table.step):
             return []
         moved = self.moved(table)
-        text = f"{far_m.sum()} of {known_m.sum()} metrics left what was expected of them together at step {table.step}; first {moved[0].name if moved else ''}"
+        text = f"{far_m.sum()} of {known_m.sum()} metrics left their expectation at step {table.step}, first {moved[0].name if moved else '?'}"
         layers = {layer_of(one.name) for one in moved[:3]}
         return [Finding("unusual_step", table.step, self._streak.since, 0.5, None, layers.pop() if len(layers) == 1 else None, moved, text)]
+
+    @property
+    def values_m(self) -> np.ndarray:
+        """The step's means over ranks, [metrics]."""
+        return self._metrics.values_m
 
     def moved(self, table: StepTable, most: int = 8) -> tuple[Moved, ...]:
         """The metrics that deviate or did lately, by the step at which they began, then by how far."""
         lately = np.flatnonzero(self._since_m > 0)
         order = sorted(lately, key=lambda i: (self._since_m[i], -abs(self._peak_m[i])))[:most]
+        value_m, expected_m = self._value_m
         return tuple(
-            Moved(table.names.all[i], int(self._since_m[i]), *(float(v) for v in self._value_m[:, i]), float(self._peak_m[i]), _rank(table, int(i)))
+            Moved(table.names.all[i], int(self._since_m[i]), float(value_m[i]), float(expected_m[i]), float(self._peak_m[i]), _rank(table, int(i)))
             for i in order
         )
 
@@ -69,16 +74,18 @@ class Multivariate(Silent):
         """Which metrics deviate now (mask); keeps since when, and the value where each was furthest off."""
         more = len(values_m) - len(self._since_m)
         if more > 0:
-            self._since_m, self._last_m, self._peak_m = (np.pad(state, (0, more)) for state in (self._since_m, self._last_m, self._peak_m))
+            self._since_m, self._last_m = np.pad(self._since_m, (0, more)), np.pad(self._last_m, (0, more))
+            self._peak_m = np.pad(self._peak_m, (0, more))
             self._value_m = np.pad(self._value_m, ((0, 0), (0, more)))
         far_m = known_m & (against.beyond(FAR, 1.2) > 1)
         self._since_m[step - self._last_m > REMEMBER] = 0
         self._last_m[far_m] = step
         fresh_m = far_m & (self._since_m == 0)
         self._since_m[fresh_m] = step
-        peak_m = far_m & (fresh_m | (np.abs(against.deviations_m) > np.abs(self._peak_m)))
-        self._peak_m[peak_m] = against.deviations_m[peak_m]
-        self._value_m[:, peak_m] = np.stack([values_m, against.expected_m])[:, peak_m]
+        if far_m.any():
+            peak_m = far_m & (fresh_m | (np.abs(against.deviations_m) > np.abs(self._peak_m)))
+            self._peak_m[peak_m] = against.deviations_m[peak_m]
+            self._value_m[:, peak_m] = np.stack([values_m, against.expected_m])[:, peak_m]
         return far_m
 
 

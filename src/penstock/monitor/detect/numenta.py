@@ -5,12 +5,12 @@ of the benchmark. Each anomaly has a window. Only the first detection in a windo
 
     sigma(y) = 2 / (1 + exp(5 y)) - 1,    y = -1 at the window's first row, just below 0 at its last, growing to the right of it
 
-A window without a detection costs `FALSE_NEGATIVE`. Every detection outside of windows costs `FALSE_POSITIVE` times `sigma` of its distance from the
-window before it in widths of that window, all of it where none came before or it is further than three widths. Detections in the first rows of a file
-(`probation`), in which a detector may learn, do not count. The sum over files is normalised: 0 for a detector that says nothing, 100 for one that speaks
-at the first row of every window and nowhere else. As in the benchmark's code a hit at a window's first row is worth exactly one (the paper's text leaves it
-at 0.987). Cost: linear in rows. When not to use it: to choose thresholds that must hold false alarms down, since one false alarm
-costs a ninth of a missed window here.
+A window without a detection costs `FALSE_NEGATIVE`. Every detection outside of windows costs `FALSE_POSITIVE` times `sigma` of its distance from
+the window before it in widths of that window, all of it where none came before or it is further than three widths. Detections in the first rows of
+a file (`probation`), in which a detector may learn, do not count. The sum over files is normalised: 0 for a detector that says nothing, 100 for one
+that speaks at the first row of every window and nowhere else. As in the benchmark's code a hit at a window's first row is worth exactly one (the
+paper's text leaves it at 0.987). Cost: linear in rows. When not to use it: to choose thresholds that must hold false alarms down, since one false
+alarm costs a ninth of a missed window here.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def read_benchmark(folder: Path) -> list[Series]:
         files = sorted((folder / "data").glob("*/*.csv"))
         return [_read(file, windows[f"{file.parent.name}/{file.name}"]) for file in files]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} is no copy of the Numenta Anomaly Benchmark ({error}): it needs labels/combined_windows.json and data/*/*.csv") from None
+        needs = "it needs labels/combined_windows.json and data/*/*.csv"
+        raise UserError(f"{folder} is no copy of the Numenta Anomaly Benchmark ({error}): {needs}") from None
 
 
 def _read(file: Path, windows: list[list[str]]) -> Series:

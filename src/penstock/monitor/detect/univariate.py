@@ -1,16 +1,18 @@
 """How new the behaviour of each metric is: one streaming detector for all columns at once, learned from the run itself.
 
-A metric is seen through exponential means with half-lives of 1, 4, 16 and 64 steps, and the mean absolute change over the same spans. Two things make a step new:
+A metric is seen through exponential means with half-lives of 1, 4, 16 and 64 steps, and the mean absolute change over the same spans. Two things
+make a step new:
 
-- *a record*: one of these lies beyond all it was so far, by a share of its whole range (extremes creep back towards the middle, half in `MEMORY` steps);
-- *a place where it never was*: its four means together lie far, as a share of the range, from all of up to `PLACES` places that it visited
-  before. A place is kept when it is further than `VIGILANCE` from all others, and the one longest unvisited makes room (online leader
-  clustering, Hartigan 1975; the same idea as in adaptive resonance, Carpenter and Grossberg 1987).
+- *a record*: one of these lies beyond all it was so far, by a share of its whole range (extremes creep back towards the middle, half in `MEMORY`
+  steps);
+- *a place where it never was*: its four means together lie far, as a share of the range, from all of up to `PLACES` places that it visited before.
+  A place is kept when it is further than `VIGILANCE` from all others, and the one longest unvisited makes room (online leader clustering, Hartigan
+  1975; the same idea as in adaptive resonance, Carpenter and Grossberg 1987).
 
-Novelty is `RECORD` times the record plus the distance; 0.083 is an alarm (chosen on the Numenta benchmark, see `benchmarks/numenta.py`), and an alarm's
-column keeps quiet for `QUIET` steps. Heavy tails, spikes that recur and periods become places and ranges that were seen. A trend sets records for ever:
-what a named detector follows has its own expectation (`baseline.py`), and novelty alone raises no alert in training.
-Cost: O(columns x (places x 4 + 40)); see `benchmarks/detect_cost.py`. When not to use it: to tell somebody at night; it is evidence.
+Novelty is `RECORD` times the record plus the distance; 0.083 is an alarm (chosen on the Numenta benchmark, see `benchmarks/numenta.py`), and an
+alarm's column keeps quiet for `QUIET` steps. Heavy tails, spikes that recur and periods become places and ranges that were seen. A trend sets
+records for ever: what a named detector follows has its own expectation (`baseline.py`), and novelty alone raises no alert in training. Cost:
+O(columns x (places x 4 + 40)); see `benchmarks/detect_cost.py`. When not to use it: to tell somebody at night; it is evidence.
 """
 
 from __future__ import annotations
@@ -117,9 +119,12 @@ class Univariate:
         np.minimum(self._least_sm, mean_sm, out=self._least_sm)
         range_sm = np.maximum(self._widest_sm - self._least_sm, 1e-9 * np.abs(mean_sm) + 1e-12)
         weight_sm = 1.0 / (len(HALVES) * range_sm)
-        distance_pm = np.abs(self._place_spm[0] - mean_sm[0]) * weight_sm[0]
-        for s in range(1, len(HALVES)):
-            distance_pm += np.abs(self._place_spm[s] - mean_sm[s]) * weight_sm[s]
+        distance_pm, term_pm = np.zeros(self._visited_pm.shape), np.empty(self._visited_pm.shape)
+        for s in range(len(HALVES)):
+            np.subtract(self._place_spm[s], mean_sm[s], out=term_pm)
+            np.abs(term_pm, out=term_pm)
+            term_pm *= weight_sm[s]
+            distance_pm += term_pm
         nearest_m, columns = distance_pm.argmin(axis=0), np.arange(mean_sm.shape[1])
         apart_m = distance_pm[nearest_m, columns]
         far = np.flatnonzero(apart_m > VIGILANCE)

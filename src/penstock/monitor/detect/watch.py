@@ -14,15 +14,17 @@ import numpy as np
 
 from penstock.monitor.detect.clock import ClockSkew
 from penstock.monitor.detect.data_faults import DataFaults
-from penstock.monitor.detect.divergence import Divergence, Plateau
+from penstock.monitor.detect.divergence import Divergence, Plateau, Smoothed
+from penstock.monitor.detect.expected import Expected
 from penstock.monitor.detect.experts import DeadExperts
 from penstock.monitor.detect.finding import Detector, Finding
 from penstock.monitor.detect.gradients import Gradients
 from penstock.monitor.detect.hang import Hang
 from penstock.monitor.detect.leak import Leak
 from penstock.monitor.detect.loss_spike import LossSpike
-from penstock.monitor.detect.multivariate import Multivariate, mean_over_ranks
+from penstock.monitor.detect.multivariate import Multivariate
 from penstock.monitor.detect.non_finite import NonFinite
+from penstock.monitor.detect.reading import Work
 from penstock.monitor.detect.stall import Stall
 from penstock.monitor.detect.straggler import Straggler
 from penstock.monitor.detect.throughput import Throughput
@@ -38,16 +40,22 @@ class Watch:
 
     def __init__(self) -> None:
         self.hang = Hang()
-        self._whole, self._each = Multivariate(), Univariate()
+        self._expected, self._work = (expected := Expected()), Work()
+        self._whole, self._each, loss = Multivariate(expected), Univariate(), Smoothed(expected)
         self._named: tuple[Detector, ...] = (
-            NonFinite(), LossSpike(), Divergence(), Plateau(), Gradients(), Throughput(), Straggler(), Leak(), DataFaults(), DeadExperts(), Stall(),
-            ClockSkew(), self.hang,
+            NonFinite(), LossSpike(expected), Divergence(loss), Plateau(loss), Gradients(expected), Straggler(expected), Throughput(expected), Leak(),
+            DataFaults(expected), DeadExperts(), Stall(expected), ClockSkew(), self.hang,
         )  # fmt: skip
         self.novelty_m = np.zeros(0)
 
-    def update(self, table: StepTable) -> list[Finding]:
-        """What is wrong as of this step; `novelty_m` is then how new each metric's behaviour is."""
-        values_m = mean_over_ranks(table)
+    def update(self, table: StepTable, generation: int = 0) -> list[Finding]:
+        """What is wrong as of this step of a generation (`Merged.generation`); `novelty_m` is then how new each metric's behaviour is."""
+        if self._work.changed(table, generation):
+            self._expected.renew()
+            for detector in self._named:
+                detector.renew()
+        self._expected.update(table)
+        values_m = self._whole.values_m
         self._each.grow(len(values_m))
         self.novelty_m = self._each.update(values_m)
         whole = self._whole.update(table)

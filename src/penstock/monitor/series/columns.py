@@ -79,16 +79,21 @@ class ColumnReader:
         abouts = {id(chunk.about): chunk.about for chunk in self.chunks}
         return {generation.number: generation for about in abouts.values() for generation in about.generations}
 
-    def column(self, chunk: Stored, name: str, field: str) -> np.ndarray | None:
-        """One of a metric's five columns in a chunk; None if the chunk lacks the metric, or the column is damaged, which is then told."""
+    def five(self, chunk: Stored, name: str) -> list[np.ndarray] | None:
+        """A metric's five columns in a chunk; None if the chunk lacks the metric, or one of them is damaged, which is then told."""
         if name not in chunk.places:
             return None
-        place = FIELDS.index(field)
         first = KEYS + chunk.places[name] * len(FIELDS)
-        while place and not chunk.block(first + place)[1]:
-            place -= 1
-        dtype = "<i4" if place >= FIELDS.index("low_rank") else "<f8"
-        return self._block(chunk, first + place, dtype, f"of {name}'s {field}")
+        found: list[np.ndarray] = []
+        for i, field in enumerate(FIELDS):
+            if found and not chunk.block(first + i)[1]:  # as the one before
+                found.append(found[-1])
+                continue
+            column = self._block(chunk, first + i, "<i4" if field.endswith("_rank") else "<f8", f"of {name}'s {field}")
+            if column is None:
+                return None
+            found.append(column)
+        return found
 
     def keys(self, chunk: Stored) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """Generations, steps (int64) and times of a chunk's rows; None if they are damaged, which is then told."""

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, get_args
 
-#: How a step's value is made of its ranks': their mean (and minimum, maximum, which rank), their sum, the root of the sum of their squares, the lead's.
+#: How a step's value is made of its ranks' values: their mean, their sum, the root of the sum of their squares, or the lowest rank's.
 Together = Literal["spread", "sum", "root", "same"]
 FILE = "catalogue.json"
 
