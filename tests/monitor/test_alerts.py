@@ -170,7 +170,8 @@ def test_deaths_in_the_history_are_alerts_which_a_recovery_resolves(desk, tmp_pa
         append(tmp_path / "history.jsonl", {"seq": seq, "time": "2026-01-31T10:00:00+0000", "kind": kind, "step": step, "text": text, "data": {}})
 
     events = RunEvents(tmp_path)
-    tell(1, "start", "began", 0)
+    tell(0, "failure", "rank 1 failed with KeyError", 7)  # of an earlier start, which no monitor watched
+    tell(1, "resume", "went on", 7)
     tell(2, "failure", "rank 2 was killed by SIGKILL after step 12, in forward_backward", 12)
     tell(3, "alert", "could not be saved: no space left", 12)
     for told in events.read():

@@ -75,11 +75,6 @@ class Desk:
         """No more steps come: tell what is held."""
         self._release(lambda step, since: True)
 
-    def note(self, id: str, text: str) -> None:
-        """Write down what was done because of an alert."""
-        if (alert := self.book.alerts.get(id)) is not None:
-            self.book.put("acted", alert.noting(text))
-
     def _open(self) -> list[Alert]:
         return [alert for alert in self.book.alerts.values() if alert.state != "resolved"]
 

@@ -33,7 +33,7 @@ class Told:
 
 
 class RunEvents:
-    """Follows the history of a run; events up to number `seq` were told before."""
+    """Follows the history of a run; events up to number `seq` were told before. Where none were, those before its last start are past."""
 
     def __init__(self, run: Path, seq: int = 0) -> None:
         self._following = Following(run / HISTORY)
@@ -41,8 +41,11 @@ class RunEvents:
 
     def read(self) -> list[Told]:
         """What came since the last call."""
-        found = []
-        for event in self._following.read():
+        found, events = [], self._following.read()
+        if not self.seq:
+            starts = [i for i, event in enumerate(events) if event.get("kind") in ("start", "resume")]
+            events = events[starts[-1] :] if starts else events
+        for event in events:
             if isinstance(event.get("seq"), int) and event["seq"] > self.seq:
                 self.seq = event["seq"]
                 found += [told] if (told := told_by(event)) else []
