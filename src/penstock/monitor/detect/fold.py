@@ -39,7 +39,7 @@ class Fold:
             return []
         self._told = [one for one in self._told if 0 <= step - one.step <= REMEMBER]
         kept = [one for one in found if not any(_follows(one, cause) for cause in [*self._told, *found])]
-        self._told += kept
+        self._told += found  # what was left out brings things about too
         return kept
 
 

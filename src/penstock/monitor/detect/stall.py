@@ -35,7 +35,7 @@ class Stall(Silent):
         kept = [i for i in np.flatnonzero(long_m) if _one_collective(table.names.all[columns[i]])]
         if not kept or self._step.against.seen_m[0] == 0 or not self._episodes.begins("", table.step):
             return []
-        kept.sort(key=lambda i: -against.residual_m[i])
+        kept.sort(key=lambda i: (table.names.all[columns[i]] == "wait/total", -against.residual_m[i]))  # one that has a name says more
         moved = tuple(
             Moved(table.names.all[columns[i]], table.step, float(least_m[i]), float(against.expected_m[i]), float(against.deviations_m[i]))
             for i in kept[:4]
