@@ -45,9 +45,9 @@ class DataFaults(Silent):
         far_m &= np.abs(against.residual_m) > np.maximum(SHARE * np.abs(against.expected_m), least_m)
         moved = []
         for i in np.flatnonzero(far_m).tolist():
-            rank, measure = divmod(i, len(names))
+            reader, measure = divmod(i, len(names))
             value, expected, deviations = (float(vector[i]) for vector in (values_m, against.expected_m, against.deviations_m))
-            moved.append(Moved(names[measure], table.step, value, expected, deviations, rank))
+            moved.append(Moved(names[measure], table.step, value, expected, deviations, reader))
         if not moved or not self._episodes.begins("corruption", table.step):
             return []
         moved.sort(key=lambda one: -abs(one.deviations))
