@@ -38,6 +38,7 @@ class MadeRun:
         for layer in range(LAYERS):
             values[f"grad_norm/layer.{layer:02d}"] = np.full(n, 0.5 * norm * np.exp(0.1 * r.normal()))
             values[f"activation_norm/layer.{layer:02d}"] = np.full(n, 1 + layer + step / 1000 + 0.02 * r.normal())
+            values[f"expert_load/layer.{layer:02d}.idlest"] = np.full(n, 3.0 if step > 300 else float(r.integers(16)))
             values[f"expert_load/layer.{layer:02d}.dead"] = np.full(n, 0.1 * (step < 20 or r.random() < 0.02))
         values["memory/resident"] = 2e9 + 2e8 * (1 - np.exp(-step / 30)) + 2e7 * r.random(n) + 2e6 * r.random(n).cumsum()
         values["memory/allocated"] = np.full(n, 1e9) + 1e6 * r.integers(0, 3, n)

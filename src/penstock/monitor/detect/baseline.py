@@ -73,8 +73,9 @@ class Baseline:
         """Values of a step against their expectation, which then takes them in; values that are not finite are left out (residual 0)."""
         finite_m = np.isfinite(values_m)
         new_m = finite_m & (self._seen_m == 0)
-        self._state_sm[:, new_m] = 0.0
-        self._state_sm[0, new_m] = values_m[new_m]
+        if new_m.any():
+            self._state_sm[:, new_m] = 0.0
+            self._state_sm[0, new_m] = values_m[new_m]
         level_m, trend_m, spread_m, up_m, down_m = self._state_sm
         expected_m = level_m + trend_m
         residual_m = np.where(finite_m, values_m - expected_m, 0.0)
@@ -92,11 +93,11 @@ class Baseline:
         limit_m = np.where(young_m, np.inf, LIMIT * scale_m)
         limited_m = np.clip(residual_m, -limit_m, limit_m)
         share_m = np.where(finite_m, np.maximum(1 - 0.5 ** (1 / LEVEL), 1.0 / np.maximum(self._seen_m, 1)), 0.0)
-        level_m[finite_m] = (expected_m + share_m * limited_m)[finite_m]
+        np.copyto(level_m, expected_m + share_m * limited_m, where=finite_m)
         trend_m += np.where(young_m, 0.0, (1 - 0.5 ** (1 / TREND)) * share_m * limited_m)
         # A residual beyond the limit widens the scale by more than it would at the limit, lest a lasting change be an outlier for ever.
         spread_m += share_m * (np.minimum(np.abs(residual_m), 2.0 * limit_m) - spread_m)
         # Early extremes are of learning to expect: they are forgotten within a quarter of the steps seen.
-        keep = 0.5 ** (1 / np.clip(self._seen_m / 4.0, 5.0, EXTREME))
+        keep = np.exp2(-1 / np.clip(self._seen_m / 4.0, 5.0, EXTREME))
         up_m[:] = np.maximum(up_m * keep, residual_m)
         down_m[:] = np.maximum(down_m * keep, -residual_m)

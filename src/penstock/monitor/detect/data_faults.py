@@ -8,8 +8,6 @@ like corruption when they change.
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from penstock.monitor.detect.episodes import Episodes, Streak
@@ -32,7 +30,7 @@ class DataFaults(Silent):
     """Finds `data_corruption` and `data_repetition` with their rank; each told once until thirty steps are without."""
 
     def __init__(self, expected: Expected) -> None:
-        self._measures = [expected.part(partial(_of_ranks, name)) for name in MEASURES]
+        self._measures = expected.part(_measures)
         self._highest, self._repeats = 0.0, Streak(3)
         self._episodes = Episodes(quiet=30)
 
@@ -41,15 +39,15 @@ class DataFaults(Silent):
         return self._corrupted(table) + self._repeated(table)
 
     def _corrupted(self, table: StepTable) -> list[Finding]:
-        moved: list[Moved] = []
-        for (name, least), part in zip(MEASURES.items(), self._measures):
-            against = part.against
-            far_r = (against.beyond(DEVIATIONS, EXTREMES) > 1) & (against.seen_m >= LEARN)
-            far_r &= np.abs(against.residual_m) > np.maximum(SHARE * np.abs(against.expected_m), least)
-            moved += [
-                Moved(name, table.step, float(part.values_m[rank]), float(against.expected_m[rank]), float(against.deviations_m[rank]), rank)
-                for rank in np.flatnonzero(far_r).tolist()
-            ]
+        values_m, against, names = self._measures.values_m, self._measures.against, tuple(MEASURES)
+        far_m = (against.beyond(DEVIATIONS, EXTREMES) > 1) & (against.seen_m >= LEARN)
+        least_m = np.tile(list(MEASURES.values()), len(values_m) // len(names))
+        far_m &= np.abs(against.residual_m) > np.maximum(SHARE * np.abs(against.expected_m), least_m)
+        moved = []
+        for i in np.flatnonzero(far_m).tolist():
+            reader, measure = divmod(i, len(names))
+            value, expected, deviations = (float(vector[i]) for vector in (values_m, against.expected_m, against.deviations_m))
+            moved.append(Moved(names[measure], table.step, value, expected, deviations, reader))
         if not moved or not self._episodes.begins("corruption", table.step):
             return []
         moved.sort(key=lambda one: -abs(one.deviations))
@@ -75,5 +73,6 @@ class DataFaults(Silent):
         return [Finding("data_repetition", table.step, since, 0.9, rank, None, (moved,), text)]
 
 
-def _of_ranks(name: str, table: StepTable) -> np.ndarray:
-    return by_rank(table.ranks, table.of(name))
+def _measures(table: StepTable) -> np.ndarray:
+    """The measures of rank 0, then those of rank 1, and so on."""
+    return np.stack([by_rank(table.ranks, table.of(name)) for name in MEASURES], axis=1).ravel()

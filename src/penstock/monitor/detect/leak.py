@@ -1,9 +1,10 @@
 """A memory leak: a rank's memory grows steadily, by more than reading the data explains.
 
-The least of every eight steps (a leak raises the floor, work only the peaks); ten such floors that rise in at least eight of nine places, by a
-hundredth in all, and in their later half by at least six tenths of what the earlier half grew (caches that fill slow down). Files mapped to memory
-count as resident when they are read: eight bytes for each token read are allowed. Cost: ten numbers for each rank and kind of memory. When not to
-use it: in the first hundred steps, where allocators and compilers fill their pools.
+The least of every eight steps (a leak raises the floor, work only the peaks); ten such floors that rise evenly (seven of nine rises by a quarter of
+the mean one, none by four tenths of all: an evaluation or a snapshot that takes some buffers is one rise), by a hundredth in all, and in their later
+half by at least six tenths of what the earlier half grew (caches that fill slow down). Files mapped to memory count as resident when they are read:
+eight bytes for each token read are allowed. Cost: ten numbers for each rank and kind of memory. When not to use it: in the first hundred steps, where
+allocators and compilers fill their pools.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from penstock.monitor.detect.reading import Silent, by_rank, number
 from penstock.monitor.series.table import StepTable
 
 #: Steps of a floor, floors that are looked at, steps left out at the beginning, growth as a share, bytes allowed for each token read.
-BLOCK, FLOORS, LEARN, GROWTH, BYTES_A_TOKEN = 8, 10, 40, 0.01, 8.0
+BLOCK, FLOORS, LEARN, GROWTH, BYTES_A_TOKEN = 8, 10, 80, 0.01, 8.0
 
 KINDS = ("memory/allocated", "memory/resident")
 
@@ -94,4 +95,5 @@ def leaks(floors: np.ndarray, value: float) -> bool:
     rises = np.diff(floors)
     middle = FLOORS // 2
     earlier, later = floors[middle] - floors[0], floors[-1] - floors[middle - 1]
-    return bool((rises > 0).sum() >= FLOORS - 2 and floors[-1] - floors[0] > GROWTH * value and later > 0.6 * earlier)
+    even = (rises > 0.25 * rises.mean()).sum() >= FLOORS - 3 and rises.max() < 0.4 * rises.sum()
+    return bool(even and floors[-1] - floors[0] > GROWTH * value and later > 0.6 * earlier)

@@ -1,10 +1,10 @@
 """The whole vector of metrics at once: how many of them left their expectation together, and which did first.
 
-Each metric's mean over ranks is held against its `Baseline`; its squared deviation, limited to 64, is averaged over all metrics. Metrics are
-correlated, so the distribution of that mean is not known beforehand: its logarithm has a baseline of its own. The vector is unusual when this is
-ten deviations and twice its largest recent residual above expectation in two of three steps, while a tenth of the metrics deviate by more than six.
-(A covariance of hundreds of metrics from some hundred steps would be singular, and one huge metric would hide the others.) Cost: O(metrics), some
-fifty numpy operations. When not to use it: for a fault that shows in a few metrics, as most do.
+Each metric's mean over ranks is held against its `Baseline`; one that is six deviations and 1.2 times its extreme off, or was so in the step before
+and still deviates, is far off. Metrics are correlated, so how many are far off at once by chance is not known beforehand: their share has a baseline
+of its own. The vector is unusual when a tenth of all and twice the largest share of late are far off, in two of three steps. (A covariance of
+hundreds of metrics from some hundred steps would be singular, and one huge metric would hide the others.) Cost: O(metrics), some fifty numpy
+operations. When not to use it: for a fault that shows in a few metrics, as most do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from penstock.monitor.detect.finding import Finding, Moved
 from penstock.monitor.detect.reading import Silent, layer_of
 from penstock.monitor.series.table import StepTable
 
-#: What the mean square must exceed, which share of metrics must deviate and by how much; steps to learn before.
+#: What the share must exceed in its own deviations and extremes, and at least; by how much a metric must deviate; steps to learn before.
 DEVIATIONS, EXTREMES, SHARE, FAR, LEARN = 10.0, 2.0, 0.1, 6.0, 60
 
 #: Steps after which a metric that came back is forgotten as evidence.
@@ -43,11 +43,11 @@ class Multivariate(Silent):
         far_m = self._remember(table.step, values_m, against, known_m)
         if known_m.sum() < 10:
             return []
-        square = float(np.square(np.clip(against.deviations_m[known_m], -8.0, 8.0)).mean())
-        whole = self._whole.update(np.array([np.log(square + 1e-6)]))
-        unusual = whole.residual_m[0] > 0 and whole.beyond(DEVIATIONS, EXTREMES)[0] > 1 and whole.seen_m[0] >= LEARN
-        unusual = unusual or bool(self._streak.add(table.step, False) and square > 16.0)
-        unusual = unusual and far_m.sum() > SHARE * known_m.sum()
+        share = float(far_m.sum() / known_m.sum())
+        whole = self._whole.update(np.array([share]))
+        unusual = whole.beyond(DEVIATIONS, EXTREMES)[0] > 1 and whole.seen_m[0] >= LEARN
+        # The second step stands below the extreme that the first one set.
+        unusual = share > SHARE and (unusual or self._streak.add(table.step, False) > 0)
         if self._streak.add(table.step, bool(unusual)) < 2 or not self._episodes.begins("", table.step):
             return []
         moved = self.moved(table)
@@ -77,7 +77,9 @@ class Multivariate(Silent):
             self._since_m, self._last_m = np.pad(self._since_m, (0, more)), np.pad(self._last_m, (0, more))
             self._peak_m = np.pad(self._peak_m, (0, more))
             self._value_m = np.pad(self._value_m, ((0, 0), (0, more)))
-        far_m = known_m & (against.beyond(FAR, 1.2) > 1)
+        deviate_m = np.abs(against.residual_m) > FAR * against.scale_m
+        again_m = (self._since_m > 0) & (step - self._last_m <= 2)
+        far_m = known_m & deviate_m & (again_m | (np.abs(against.residual_m) > 1.2 * against.extreme_m))
         self._since_m[step - self._last_m > REMEMBER] = 0
         self._last_m[far_m] = step
         fresh_m = far_m & (self._since_m == 0)

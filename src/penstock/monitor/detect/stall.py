@@ -1,8 +1,9 @@
 """A stall of communication: a step waits for a collective for longer than a whole step usually takes.
 
 Every `wait/*` that is exposed, on the rank that waited least for it (where one rank is late the others wait for it: that is a straggler, and the late
-rank waits little; where the network stalls all wait), against its own history: a usual step's time, eight deviations and twice the extreme above
-expectation. Cost: a value a wait in the shared baseline. When not to use it: for exchange that slows by a share, which shows as throughput.
+rank waits little; where the network stalls all wait), against its own history: a usual step's time and a second, eight deviations and twice the
+extreme above expectation (on a host that computes other things too, ranks wait for each other in turn, for about the time of a step). Cost: a value a
+wait in the shared baseline. When not to use it: for exchange that slows by a share, which shows as throughput.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from penstock.monitor.detect.finding import Finding, Moved
 from penstock.monitor.detect.reading import Columns, Silent
 from penstock.monitor.series.table import StepTable
 
-#: Deviations and extremes above expectation; steps to learn before.
-DEVIATIONS, EXTREMES, LEARN = 8.0, 2.0, 30
+#: Seconds beyond a usual step, deviations and extremes above expectation; steps to learn before.
+SECONDS, DEVIATIONS, EXTREMES, LEARN = 1.0, 8.0, 2.0, 30
 
 
 class Stall(Silent):
@@ -30,11 +31,11 @@ class Stall(Silent):
         """At most one finding."""
         columns = self._columns.of(table.names, table.values_rm.shape[1])
         usual, least_m, against = float(np.exp(self._step.against.expected_m[0])), self._waits.values_m, self._waits.against
-        long_m = (against.residual_m > usual) & (against.beyond(DEVIATIONS, EXTREMES) > 1) & (against.seen_m >= LEARN)
+        long_m = (against.residual_m > usual + SECONDS) & (against.beyond(DEVIATIONS, EXTREMES) > 1) & (against.seen_m >= LEARN)
         kept = [i for i in np.flatnonzero(long_m) if _one_collective(table.names.all[columns[i]])]
         if not kept or self._step.against.seen_m[0] == 0 or not self._episodes.begins("", table.step):
             return []
-        kept.sort(key=lambda i: -against.residual_m[i])
+        kept.sort(key=lambda i: (table.names.all[columns[i]] == "wait/total", -against.residual_m[i]))  # one that has a name says more
         moved = tuple(
             Moved(table.names.all[columns[i]], table.step, float(least_m[i]), float(against.expected_m[i]), float(against.deviations_m[i]))
             for i in kept[:4]

@@ -1,7 +1,7 @@
 """A straggler: one rank whose own time (without its waiting for others) rose against that of the others, and stays so.
 
 Of each rank: log of `time/own` over the median of the other ranks', against that rank's own history, so that ranks which differ by design (stages of
-a pipeline, unlike devices) do not count. A step counts when the rank is fifteen hundredths and three deviations above it; six of seven make a
+a pipeline, unlike devices) do not count. A step counts when the rank is fifteen hundredths and three deviations above it; eight of nine make a
 finding. A rank slow from the first step on is found where nothing else explains it (no pipeline): 1.4 times the others in twenty of the first thirty
 steps. Cost: a value a rank in the shared baseline. When not to use it: with one rank.
 """
@@ -20,7 +20,10 @@ from penstock.monitor.detect.reading import Silent, apart, by_rank
 from penstock.monitor.series.table import StepTable
 
 #: By how much slower, in how many deviations, in how many of how many steps; steps to learn before.
-SLOWER, DEVIATIONS, STEPS, OF, LEARN = 1.15, 3.0, 6, 7, 30
+SLOWER, DEVIATIONS, STEPS, OF, LEARN = 1.15, 3.0, 8, 9, 30
+
+#: Deviations that the steps after the first slow one must be above what was before it: the expectation follows them.
+AGAIN = 1.5
 
 #: Slow from the start: by how much.
 FROM_START = 1.4
@@ -28,11 +31,12 @@ FROM_START = 1.4
 
 @dataclass
 class _Pace:
-    """A rank's slow steps of late, those of the first steps, and how it stood to the others before it became slow."""
+    """A rank's slow steps of late, those of the first steps, and how it stood to the others, with what noise, before."""
 
     slow: Streak = field(default_factory=lambda: Streak(OF))
     early: int = 0
     before: float = 0.0
+    noise: float = 0.0
 
 
 class Straggler(Silent):
@@ -56,8 +60,8 @@ class Straggler(Silent):
             now, rise, seen = float(apart_r[rank]), float(against.residual_m[rank]), int(against.seen_m[rank])
             slow = rise > math.log(SLOWER) and against.deviations_m[rank] > DEVIATIONS and seen >= LEARN
             if slow and not pace.slow.add(table.step, False):
-                pace.before = float(against.expected_m[rank])
-            creeps = bool(pace.slow.add(table.step, False)) and now > pace.before + math.log(SLOWER)
+                pace.before, pace.noise = float(against.expected_m[rank]), float(against.scale_m[rank])
+            creeps = bool(pace.slow.add(table.step, False)) and now > pace.before + max(math.log(SLOWER), AGAIN * pace.noise)
             pace.early += seen < LEARN and now > math.log(FROM_START) and not piped
             if pace.slow.add(table.step, bool(slow or creeps)) >= STEPS:
                 found.append(self._finding(table, rank, pace.slow.since, now, pace.before, float(own_r[row])))

@@ -28,6 +28,8 @@ MEMORY, PLACES, VIGILANCE, RECORD = 3000.0, 64, 0.06, 0.35
 #: Novelty that is an alarm, steps without another one after it, steps to learn before the first.
 ALARM, QUIET, LEARN = 0.083, 100, 100
 
+_PLACES = ("_place_msp", "_visited_mp")
+
 
 class Univariate:
     """Novelty of `n` columns; `update` at each step, `grow` when columns are added."""
@@ -42,15 +44,16 @@ class Univariate:
         # Features: means, then logarithms of changes.
         self._high_fm, self._low_fm, self._middle_fm = (np.zeros((2 * s, n)) for _ in range(3))
         self._widest_sm, self._least_sm = np.zeros((s, n)), np.zeros((s, n))
-        self._place_spm = np.full((s, PLACES, n), np.inf)
-        self._visited_pm = np.full((PLACES, n), -1, dtype=np.int64)
+        # Columns first: those of a step are then gathered as whole blocks.
+        self._place_msp = np.full((n, s, PLACES), np.inf)
+        self._visited_mp = np.full((n, PLACES), -1, dtype=np.int64)
 
     def grow(self, n: int) -> None:
         """Make room for `n` columns in all."""
         more = Univariate(n - len(self.seen_m)) if n > len(self.seen_m) else None
         for name, value in vars(self).items() if more else ():
             if name != "_rate_s1":
-                setattr(self, name, np.concatenate([value, getattr(more, name)], axis=-1))
+                setattr(self, name, np.concatenate([value, getattr(more, name)], axis=0 if name in _PLACES else -1))
 
     def update(self, values_m: np.ndarray) -> np.ndarray:
         """Novelty of each column at this step, [columns]; 0 while it learns, and where the value is not finite (which leaves its state as it was)."""
@@ -58,10 +61,10 @@ class Univariate:
         novelty_m = np.zeros(len(values_m))
         if len(here) < len(values_m):
             part = self._part(here)
-            novelty_m[here] = part._step(values_m[here])
+            novelty_m[here] = part._step(values_m[here], self, here)
             self._put(here, part)
         else:
-            novelty_m = self._step(values_m)
+            novelty_m = self._step(values_m, self, here)
         return novelty_m
 
     def alarms(self, novelty_m: np.ndarray, level: float = ALARM) -> np.ndarray:
@@ -70,13 +73,14 @@ class Univariate:
         self._quiet_m[alarm_m] = self.seen_m[alarm_m] + QUIET
         return alarm_m
 
-    def _step(self, values_m: np.ndarray) -> np.ndarray:
+    def _step(self, values_m: np.ndarray, whole: Univariate, here: np.ndarray) -> np.ndarray:
+        """Novelty of these columns, whose places are kept in `whole` at `here`."""
         self._begin(values_m)
         self.seen_m += 1
         features_fm = self._features(values_m)
         mean_sm = features_fm[: len(HALVES)]
         record_m = self._record(features_fm)
-        apart_m = self._apart(mean_sm)
+        apart_m = self._apart(mean_sm, whole, here)
         return np.where(self.seen_m > LEARN, RECORD * record_m + apart_m, 0.0)
 
     def _begin(self, values_m: np.ndarray) -> None:
@@ -113,34 +117,33 @@ class Univariate:
         np.minimum(features_fm, middle_fm + (low_fm - middle_fm) * keep, out=low_fm)
         return np.clip(record_m, 0.0, 10.0)
 
-    def _apart(self, mean_sm: np.ndarray) -> np.ndarray:
+    def _apart(self, mean_sm: np.ndarray, whole: Univariate, here: np.ndarray) -> np.ndarray:
         """Distance to the nearest place, mean over the four means, as a share of their ranges; a far one becomes a place."""
         np.maximum(self._widest_sm, mean_sm, out=self._widest_sm)
         np.minimum(self._least_sm, mean_sm, out=self._least_sm)
         range_sm = np.maximum(self._widest_sm - self._least_sm, 1e-9 * np.abs(mean_sm) + 1e-12)
         weight_sm = 1.0 / (len(HALVES) * range_sm)
-        distance_pm, term_pm = np.zeros(self._visited_pm.shape), np.empty(self._visited_pm.shape)
-        for s in range(len(HALVES)):
-            np.subtract(self._place_spm[s], mean_sm[s], out=term_pm)
-            np.abs(term_pm, out=term_pm)
-            term_pm *= weight_sm[s]
-            distance_pm += term_pm
-        nearest_m, columns = distance_pm.argmin(axis=0), np.arange(mean_sm.shape[1])
-        apart_m = distance_pm[nearest_m, columns]
+        apart_msp = whole._place_msp[here]
+        apart_msp -= mean_sm.T[:, :, None]
+        np.abs(apart_msp, out=apart_msp)
+        distance_mp = (weight_sm.T[:, None, :] @ apart_msp)[:, 0]
+        nearest_m, columns = distance_mp.argmin(axis=1), np.arange(len(here))
+        apart_m = distance_mp[columns, nearest_m]
         far = np.flatnonzero(apart_m > VIGILANCE)
-        nearest_m[far] = self._visited_pm[:, far].argmin(axis=0)
-        self._place_spm[:, nearest_m[far], far] = mean_sm[:, far]
-        self._visited_pm[nearest_m, columns] = self.seen_m
+        nearest_m[far] = whole._visited_mp[here[far]].argmin(axis=1)
+        whole._place_msp[here[far], :, nearest_m[far]] = mean_sm[:, far].T
+        whole._visited_mp[here, nearest_m] = self.seen_m
         return np.minimum(apart_m, 10.0)
 
     def _part(self, here: np.ndarray) -> Univariate:
-        """The state of some columns, copied."""
+        """The state of some columns, copied; without their places, of which few change."""
         part = Univariate(0)
         for name, value in vars(self).items():
-            setattr(part, name, value if name == "_rate_s1" else value[..., here])
+            if name not in _PLACES:
+                setattr(part, name, value if name == "_rate_s1" else value[..., here])
         return part
 
     def _put(self, here: np.ndarray, part: Univariate) -> None:
         for name, value in vars(self).items():
-            if name != "_rate_s1":
+            if name != "_rate_s1" and name not in _PLACES:
                 value[..., here] = getattr(part, name)

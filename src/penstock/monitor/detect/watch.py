@@ -18,6 +18,7 @@ from penstock.monitor.detect.divergence import Divergence, Plateau, Smoothed
 from penstock.monitor.detect.expected import Expected
 from penstock.monitor.detect.experts import DeadExperts
 from penstock.monitor.detect.finding import Detector, Finding
+from penstock.monitor.detect.fold import Fold
 from penstock.monitor.detect.gradients import Gradients
 from penstock.monitor.detect.hang import Hang
 from penstock.monitor.detect.leak import Leak
@@ -46,7 +47,7 @@ class Watch:
             NonFinite(), LossSpike(expected), Divergence(loss), Plateau(loss), Gradients(expected), Straggler(expected), Throughput(expected), Leak(),
             DataFaults(expected), DeadExperts(), Stall(expected), ClockSkew(), self.hang,
         )  # fmt: skip
-        self.novelty_m = np.zeros(0)
+        self._fold, self.novelty_m = Fold(), np.zeros(0)
 
     def update(self, table: StepTable, generation: int = 0) -> list[Finding]:
         """What is wrong as of this step of a generation (`Merged.generation`); `novelty_m` is then how new each metric's behaviour is."""
@@ -60,7 +61,7 @@ class Watch:
         self.novelty_m = self._each.update(values_m)
         whole = self._whole.update(table)
         found = [finding for detector in self._named for finding in detector.update(table)]
-        return [self._with_evidence(finding, table) for finding in found] + whole
+        return self._fold.keep([self._with_evidence(finding, table) for finding in found] + whole, table.step)
 
     def silence(self, now: float) -> list[Finding]:
         """What shows in time that passes without rows (`now`: unix seconds)."""
