@@ -15,12 +15,14 @@ from typing import Annotated, Any, NoReturn, Optional
 import typer
 
 from penstock.cli import output
+from penstock.cli.alerts import alerts
 from penstock.cli.change import change
 from penstock.cli.lab import chaos, lab
 from penstock.cli.metrics import metrics
 from penstock.cli.runs import runs
 from penstock.cli.story import replay
 from penstock.cli.threads import set_waiting
+from penstock.cli.watch import watch
 
 app = typer.Typer(
     name="penstock",
@@ -36,6 +38,8 @@ app.add_typer(runs)
 app.command()(replay)
 app.command()(change)
 app.command()(metrics)
+app.command()(alerts)
+app.command()(watch)
 app.command(context_settings={"allow_interspersed_args": False})(chaos)
 
 INTERRUPTED = 130

@@ -16,7 +16,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from penstock.config.errors import ConfigError, UserError, nearest
-from penstock.config.schema import Config, Section
+from penstock.config.schema import Config
+from penstock.config.section import Section
 
 
 def load_config(path: str | Path | None = None, sets: Iterable[str] = ()) -> Config:

@@ -13,19 +13,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from penstock.config.refusals import impossible
-
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, unknown keys refused, no silent type conversion of strings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True, allow_inf_nan=False)
+from penstock.config.section import Count, Fraction, Positive, Section
+from penstock.config.watching import AlertsSection, MetricsSection
 
 
 class RunSection(Section):
@@ -353,17 +345,6 @@ class SnapshotSection(Section):
     )
 
 
-class MetricsSection(Section):
-    """What is recorded of the run."""
-
-    every: Positive = Field(1, description="Steps between rows in the metrics store.")
-    rows: bool = Field(True, description="Record what every rank measures, a row a step.")
-    probe_every: Count = Field(4, description="Steps between those in which the costlier probes of the model look too; 0: none ever looks.")
-    trace_s: Annotated[float, Field(ge=0.0)] = Field(0.0, description="Seconds between writings of each rank's last spans; 0: only when asked for.")
-    tensorboard: bool = Field(True, description="Write TensorBoard event files too.")
-    peak_tflops: Annotated[float, Field(ge=0.0)] = Field(0.0, description="Peak that utilisation is a share of, TFLOP/s a rank; 0: it is measured.")
-
-
 class Config(Section):
     """The whole configuration of a run."""
 
@@ -384,6 +365,7 @@ class Config(Section):
     eval: EvalSection = Field(default_factory=EvalSection)
     snapshot: SnapshotSection = Field(default_factory=SnapshotSection)
     metrics: MetricsSection = Field(default_factory=MetricsSection)
+    alerts: AlertsSection = Field(default_factory=AlertsSection)
 
     @model_validator(mode="after")
     def check_pairs(self) -> Config:

@@ -7,8 +7,8 @@
     fixed     what the run is, or read once when ranks start: refused
 
 `PLACES` says it of every setting. A plan is made from settings, ranks and the state's shapes before anything is touched, so what cannot be done is
-refused with the run as it was. Cost: outlines of the old and new model without values, some milliseconds. When not to use it: for a run that does not
-train; `penstock resume --set` and `runs fork --set` change that.
+refused with the run as it was. Cost: outlines of the old and new model without values, some milliseconds. When not to use it: for a run that does
+not train; `penstock resume --set` and `runs fork --set` change that.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ PLACES: dict[str, tuple[Place, str]] = {
     "snapshot.": ("now", ""),
     "metrics.every": ("now", ""),
     "metrics.": ("fixed", "it is read when the ranks start; stop the run, and resume it with that"),
+    "alerts.": ("fixed", "it is read when the run starts; stop the run, and resume it with that"),
 }
 #: Memory that must be free, as a multiple of the estimate.
 MARGIN = 1.25

@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from penstock.config import UserError, flat, nearest
+from penstock.engine.acting import snapshot_now, stop_soon
 from penstock.engine.agenda import agreed_due, due_from
 from penstock.engine.change import agreed_plan, apply, change_run
 from penstock.engine.commands import Answer, Command, answer
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 Handler = Callable[["Parts", Command], Answer | None]
 
 #: What carries out each kind of command.
-HANDLERS: dict[str, Handler] = {"change": change_run}
+HANDLERS: dict[str, Handler] = {"change": change_run, "snapshot": snapshot_now, "stop": stop_soon}
 
 
 def obey(parts: Parts, asked: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from penstock.config import Config, ConfigError, EchoedError, UserError, flat, w
 from penstock.data import prepare
 from penstock.engine.agenda import due_after, settings_at
 from penstock.engine.launch import launch
+from penstock.engine.monitoring import monitored
 from penstock.engine.origin import record_origin
 from penstock.engine.resolve import check_ranks, check_world, cores, resolve
 from penstock.engine.survive import supervise, survives
@@ -31,7 +33,7 @@ Progress = Callable[[float, str], None]
 
 #: Sections a resumed run may change; all else decides what the state means or what was already computed, and is a fork's to change (`fork.py`).
 CHANGEABLE = (
-    "train.steps", "batch.micro", "eval.", "snapshot.", "survive.", "elastic.", "metrics.", "layout.", "exchange.", "balance.", "compile.",
+    "train.steps", "batch.micro", "eval.", "snapshot.", "survive.", "elastic.", "metrics.", "alerts.", "layout.", "exchange.", "balance.", "compile.",
     "run.device", "run.threads", "optim.lr", "optim.muon_lr", "optim.weight_decay", "optim.clip", "optim.schedule", "optim.decay",
     "optim.min_lr", "optim.warmup",
 )  # fmt: skip
@@ -96,10 +98,13 @@ def train_here(run: Run, nproc: int) -> dict[str, Any]:
     """Train on this host: one rank in this process, or several through the launcher; with a supervisor also one is in a process of its own."""
     config = run.config()
     watched = survives(config, nproc)
-    if nproc == 1 and not watched:
-        return run_rank(run, World(device=join_world(config.run.device, 1).device))
-    (supervise if watched else launch)(run, nproc, config.layout.port)
-    return run.read("summary.json")
+    if nproc > 1 or watched:
+        the_source()  # which is not to have the monitor's threads
+    with monitored(run):
+        if nproc == 1 and not watched:
+            return run_rank(run, World(device=join_world(config.run.device, 1).device))
+        (supervise if watched else launch)(run, nproc, config.layout.port)
+        return run.read("summary.json")
 
 
 def changed(config: Config, values: dict[str, Any]) -> Config:
@@ -128,7 +133,9 @@ def _as_rank(config: Config, make: Callable[[], Run]) -> dict[str, Any]:
     """Below torchrun: the lead makes the run, all train it. A rank that fails leaves without farewell, which the others might not answer."""
     world = join_world(config.run.device, config.layout.timeout_s)
     check_world(config, world.size)
-    result = run_rank(_agree_on_run(world, make), world)
+    run = _agree_on_run(world, make)
+    with monitored(run) if world.is_lead else nullcontext():
+        result = run_rank(run, world)
     leave_world(world)
     return result
 

@@ -1,0 +1,41 @@
+"""Settings of what is recorded of a run, and of who is told when something is wrong with it: a part of the one schema (`schema.py`)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from penstock.config.section import Count, Positive, Section
+
+
+class MetricsSection(Section):
+    """What is recorded of the run."""
+
+    every: Positive = Field(1, description="Steps between rows in the metrics store.")
+    rows: bool = Field(True, description="Record what every rank measures, a row a step.")
+    probe_every: Count = Field(4, description="Steps between those in which the costlier probes of the model look too; 0: none ever looks.")
+    trace_s: Annotated[float, Field(ge=0.0)] = Field(0.0, description="Seconds between writings of each rank's last spans; 0: only when asked for.")
+    tensorboard: bool = Field(True, description="Write TensorBoard event files too.")
+    monitor: bool = Field(True, description="Watch the run from a process beside it, which keeps its metrics and raises alerts.")
+    peak_tflops: Annotated[float, Field(ge=0.0)] = Field(0.0, description="Peak that utilisation is a share of, TFLOP/s a rank; 0: it is measured.")
+
+
+class AlertsSection(Section):
+    """Who is told when something is wrong with the run, and what it then does by itself."""
+
+    console: bool = Field(True, description="Print alerts where the run prints.")
+    webhook: str = Field(
+        "", pattern=r"^(https?://\S+(\s+|$))*$", description="Addresses that get each alert as JSON by HTTP POST, separated by spaces."
+    )
+    email: str = Field("", pattern=r"^([^@\s]+@[^@\s]+)?$", description="Addresses that get each alert by mail, separated by commas.")
+    smtp: str = Field(
+        "localhost:25", pattern=r"^[^:\s]+(:\d+)?$",
+        description="Server that takes the mail; name and password from PENSTOCK_SMTP_USER and PENSTOCK_SMTP_PASSWORD in the environment.",
+    )  # fmt: skip
+    command: str = Field("", description="Command that is started for each alert, with the alert as JSON on its standard input.")
+    act: str = Field(
+        "",
+        description="What the run does by itself, as KIND=ACTION separated by commas, such as 'loss_spike=snapshot, divergence=stop'; actions are "
+        "snapshot, lower_rate (halves it) and stop (saving).",
+    )

@@ -1,0 +1,105 @@
+"""Slow divergence: the smoothed loss leaves its best and keeps rising, without any jump. And plateau: early in a run it stops falling.
+
+The loss is smoothed over some twenty steps; its noise there is that of a step times sqrt(a / (2 - a)) (the variance of an exponential mean with
+weight a). Divergence is more than six of these above the best, two hundredths of the loss, and higher than fifty and a hundred steps ago; for two
+hundred steps after the learning rate went up (warm-up, restart of a schedule, a change by hand) a rise is the rate's and waits. A plateau is no gain
+in four hundred steps beyond two such deviations and a thousandth of all that was gained, in the first half of a run whose length is known. Cost: a
+ring of four hundred numbers, which both share. When not to use it: for a run that goes over the same few samples, which converges for good reason.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from penstock.monitor.detect.episodes import Episodes
+from penstock.monitor.detect.expected import Expected
+from penstock.monitor.detect.finding import Finding, Moved
+from penstock.monitor.detect.reading import Silent, typical
+from penstock.monitor.series.table import StepTable
+
+#: Weight of a step in the smoothed loss, and the share of a step's noise that is left in it.
+WEIGHT = 1 - 0.5 ** (1 / 20)
+NOISE = float(np.sqrt(WEIGHT / (2 - WEIGHT)))
+
+#: Steps of a rise, steps after the rate rose in which it waits, steps of a plateau.
+RISE, AFTER_RATE, FLAT = 100, 200, 400
+
+
+class Smoothed:
+    """The smoothed loss with its noise, its last `FLAT` values and when the learning rate last rose."""
+
+    def __init__(self, expected: Expected) -> None:
+        self.past: deque[float] = deque(maxlen=FLAT)
+        self.value = self.first = self.best = float("nan")
+        self.deviation = 0.0
+        self.best_step = self.seen = 0
+        self._rate, self.rate_rose = 0.0, -AFTER_RATE
+        self._loss = expected.typical("loss/total", lasts=True)
+        self._taken: StepTable | None = None
+
+    def update(self, table: StepTable) -> bool:
+        """Take a step in, once whoever asks; False where its loss is no number."""
+        loss = float(self._loss.values_m[0])
+        if table is not self._taken:
+            self._taken = table
+            self._take(table.step, loss, typical(table, "optim/lr"))
+        return bool(np.isfinite(loss))
+
+    def _take(self, step: int, loss: float, rate: float) -> None:
+        if rate > 1.02 * self._rate:
+            self.rate_rose = step
+            self._rate = rate
+        elif rate < self._rate:
+            self._rate = rate
+        if not np.isfinite(loss):
+            return
+        self.deviation = NOISE * float(self._loss.against.scale_m[0])
+        self.seen += 1
+        self.value = loss if self.seen == 1 else self.value + max(WEIGHT, 1 / self.seen) * (loss - self.value)
+        self.first = loss if self.seen == 1 else self.first
+        if not self.value >= self.best:
+            self.best, self.best_step = self.value, step
+        self.past.append(self.value)
+
+
+class Divergence(Silent):
+    """Finds a loss that keeps rising (`divergence`); one finding until two hundred steps are without."""
+
+    def __init__(self, loss: Smoothed) -> None:
+        self._loss, self._episodes = loss, Episodes(quiet=200)
+
+    def update(self, table: StepTable) -> list[Finding]:
+        """At most one finding."""
+        loss = self._loss
+        if not loss.update(table) or len(loss.past) <= RISE or table.step - loss.rate_rose < AFTER_RATE:
+            return []
+        above, before, middle = loss.value - loss.best, loss.past[-1 - RISE], loss.past[-1 - RISE // 2]
+        rises = loss.value > middle + 2 * loss.deviation and middle > before
+        if above < max(6 * loss.deviation, 0.02 * abs(loss.best)) or not rises or not self._episodes.begins("", table.step):
+            return []
+        moved = Moved("loss/total", loss.best_step, loss.value, loss.best, above / max(loss.deviation, 1e-12))
+        text = f"loss rose from {loss.best:.4g} at step {loss.best_step} to {loss.value:.4g} at step {table.step} (smoothed) and keeps rising"
+        return [Finding("divergence", table.step, loss.best_step, 0.8, None, None, (moved,), text)]
+
+
+class Plateau(Silent):
+    """Finds a loss that stands still in the first half of a run (`plateau`); one finding until it falls again for long."""
+
+    def __init__(self, loss: Smoothed) -> None:
+        self._loss, self._episodes = loss, Episodes(quiet=FLAT)
+
+    def update(self, table: StepTable) -> list[Finding]:
+        """At most one finding."""
+        loss, progress = self._loss, typical(table, "optim/progress")
+        if not loss.update(table) or len(loss.past) < FLAT or not progress < 0.5:
+            return []
+        gained, before = loss.past[0] - loss.value, loss.first - loss.past[0]
+        flat = abs(gained) < max(2 * loss.deviation, 0.001 * before) and abs(gained) < 0.005 * abs(loss.value)
+        if not flat or not self._episodes.begins("", table.step):
+            return []
+        since = table.step - FLAT
+        moved = Moved("loss/total", since, loss.value, loss.past[0], gained / max(loss.deviation, 1e-12))
+        text = f"loss stands at {loss.value:.4g} since step {since} (smoothed, {gained:+.2g} gained) though {1 - progress:.0%} of the run are to come"
+        return [Finding("plateau", table.step, since, 0.6, None, None, (moved,), text)]

@@ -1,0 +1,86 @@
+"""A straggler: one rank whose own time (without its waiting for others) rose against that of the others, and stays so.
+
+Of each rank: log of `time/own` over the median of the other ranks', against that rank's own history, so that ranks which differ by design (stages of
+a pipeline, unlike devices) do not count. A step counts when the rank is fifteen hundredths and three deviations above it; eight of nine make a
+finding. A rank slow from the first step on is found where nothing else explains it (no pipeline): 1.4 times the others in twenty of the first thirty
+steps. Cost: a value a rank in the shared baseline. When not to use it: with one rank.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from penstock.monitor.detect.episodes import Streak
+from penstock.monitor.detect.expected import Expected
+from penstock.monitor.detect.finding import Finding, Moved
+from penstock.monitor.detect.reading import Silent, apart, by_rank
+from penstock.monitor.series.table import StepTable
+
+#: By how much slower, in how many deviations, in how many of how many steps; steps to learn before.
+SLOWER, DEVIATIONS, STEPS, OF, LEARN = 1.15, 3.0, 8, 9, 30
+
+#: Deviations that the steps after the first slow one must be above what was before it: the expectation follows them.
+AGAIN = 1.5
+
+#: Slow from the start: by how much.
+FROM_START = 1.4
+
+
+@dataclass
+class _Pace:
+    """A rank's slow steps of late, those of the first steps, and how it stood to the others, with what noise, before."""
+
+    slow: Streak = field(default_factory=lambda: Streak(OF))
+    early: int = 0
+    before: float = 0.0
+    noise: float = 0.0
+
+
+class Straggler(Silent):
+    """Finds `straggler` with its rank; after one that rank's new speed is what is expected."""
+
+    def __init__(self, expected: Expected) -> None:
+        self._apart = expected.part(_logs_apart)
+        self._ranks: dict[int, _Pace] = {}
+
+    def renew(self) -> None:
+        """Forget slow steps of other work."""
+        self._ranks = {}
+
+    def update(self, table: StepTable) -> list[Finding]:
+        """A finding for every rank that became slow."""
+        own_r, apart_r, against = table.of("time/own"), self._apart.values_m, self._apart.against
+        piped = bool(np.isfinite(table.of("pipeline/busy")).any())
+        found = []
+        for row, rank in enumerate(table.ranks):
+            pace = self._ranks.setdefault(rank, _Pace())
+            now, rise, seen = float(apart_r[rank]), float(against.residual_m[rank]), int(against.seen_m[rank])
+            slow = rise > math.log(SLOWER) and against.deviations_m[rank] > DEVIATIONS and seen >= LEARN
+            if slow and not pace.slow.add(table.step, False):
+                pace.before, pace.noise = float(against.expected_m[rank]), float(against.scale_m[rank])
+            creeps = bool(pace.slow.add(table.step, False)) and now > pace.before + max(math.log(SLOWER), AGAIN * pace.noise)
+            pace.early += seen < LEARN and now > math.log(FROM_START) and not piped
+            if pace.slow.add(table.step, bool(slow or creeps)) >= STEPS:
+                found.append(self._finding(table, rank, pace.slow.since, now, pace.before, float(own_r[row])))
+                pace.slow.clear()
+                self._apart.forget_one(rank)
+            elif pace.early == 20 and seen < LEARN:
+                pace.early += 1
+                found.append(self._finding(table, rank, table.step - seen, now, 0.0, float(own_r[row])))
+        return found
+
+    @staticmethod
+    def _finding(table: StepTable, rank: int, since: int, apart_now: float, before: float, own: float) -> Finding:
+        slower = math.exp(apart_now - before)
+        moved = Moved("time/own", since, own, own / slower, (apart_now - before) / math.log(SLOWER), rank)
+        text = f"rank {rank} takes {own:.3g} s of its own since step {since}, {slower:.2f} times what it took beside the others before"
+        return Finding("straggler", table.step, since, 0.9, rank, None, (moved,), text)
+
+
+def _logs_apart(table: StepTable) -> np.ndarray:
+    """Log of each rank's own time above the median of the others', by rank."""
+    own_r = table.of("time/own")
+    return by_rank(table.ranks, apart(np.log(np.where(own_r > 0, own_r, np.nan))))

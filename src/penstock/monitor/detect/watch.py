@@ -1,0 +1,79 @@
+"""All detectors of a run in one: each step's findings, with what else moved first as evidence.
+
+A monitor process that was killed is started again with `replay` of the last few hundred steps from the store, after which every state is what it
+was up to what older steps left; nothing is told twice. State is bounded: it grows with metrics and ranks, never with steps. Cost: see
+`benchmarks/detect_cost.py`. When not to use it: on the training thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+from penstock.monitor.detect.clock import ClockSkew
+from penstock.monitor.detect.data_faults import DataFaults
+from penstock.monitor.detect.divergence import Divergence, Plateau, Smoothed
+from penstock.monitor.detect.expected import Expected
+from penstock.monitor.detect.experts import DeadExperts
+from penstock.monitor.detect.finding import Detector, Finding
+from penstock.monitor.detect.fold import Fold
+from penstock.monitor.detect.gradients import Gradients
+from penstock.monitor.detect.hang import Hang
+from penstock.monitor.detect.leak import Leak
+from penstock.monitor.detect.loss_spike import LossSpike
+from penstock.monitor.detect.multivariate import Multivariate
+from penstock.monitor.detect.non_finite import NonFinite
+from penstock.monitor.detect.reading import Work
+from penstock.monitor.detect.stall import Stall
+from penstock.monitor.detect.straggler import Straggler
+from penstock.monitor.detect.throughput import Throughput
+from penstock.monitor.detect.univariate import Univariate
+from penstock.monitor.series.table import StepTable
+
+#: Metrics of evidence in a finding.
+EVIDENCE = 8
+
+
+class Watch:
+    """Every detector; `update` with each step in order, `silence` with the clock now and then."""
+
+    def __init__(self) -> None:
+        self.hang = Hang()
+        self._expected, self._work = (expected := Expected()), Work()
+        self._whole, self._each, loss = Multivariate(expected), Univariate(), Smoothed(expected)
+        self._named: tuple[Detector, ...] = (
+            NonFinite(), LossSpike(expected), Divergence(loss), Plateau(loss), Gradients(expected), Straggler(expected), Throughput(expected), Leak(),
+            DataFaults(expected), DeadExperts(), Stall(expected), ClockSkew(), self.hang,
+        )  # fmt: skip
+        self._fold, self.novelty_m = Fold(), np.zeros(0)
+
+    def update(self, table: StepTable, generation: int = 0) -> list[Finding]:
+        """What is wrong as of this step of a generation (`Merged.generation`); `novelty_m` is then how new each metric's behaviour is."""
+        if self._work.changed(table, generation):
+            self._expected.renew()
+            for detector in self._named:
+                detector.renew()
+        self._expected.update(table)
+        values_m = self._whole.values_m
+        self._each.grow(len(values_m))
+        self.novelty_m = self._each.update(values_m)
+        whole = self._whole.update(table)
+        found = [finding for detector in self._named for finding in detector.update(table)]
+        return self._fold.keep([self._with_evidence(finding, table) for finding in found] + whole, table.step)
+
+    def silence(self, now: float) -> list[Finding]:
+        """What shows in time that passes without rows (`now`: unix seconds)."""
+        return [finding for detector in self._named for finding in detector.silence(now)]
+
+    def replay(self, tables: Iterable[StepTable]) -> None:
+        """Learn from steps of the past, and tell nothing of them."""
+        for table in tables:
+            self.update(table)
+
+    def _with_evidence(self, finding: Finding, table: StepTable) -> Finding:
+        """What the detector looked at comes first, then what else left its expectation, first movers first."""
+        own = {one.name for one in finding.moved}
+        others = tuple(one for one in self._whole.moved(table) if one.name not in own)
+        return dataclasses.replace(finding, moved=(*finding.moved, *others)[:EVIDENCE])

@@ -1,0 +1,194 @@
+"""The monitor of a run, a process of its own: `python -m penstock.monitor.service RUN`, started by the engine (`engine/monitoring.py`).
+
+    tail the ranks' rows → steps' tables → store, detectors → findings  ┐
+    follow the history   → deaths, recoveries, snapshots that failed    ┴→ desk: one alert a fault → book, sinks, and orders on stdout for the engine
+
+It reads the run's folder, and nothing of a run waits for it: it may be killed, stopped or slow, and its disk full. A new one goes on where the store
+ends, learns again from what was not stored yet without telling it again (`monitor.json` says how far the one before had come), and takes the book as
+it is. There is one at a time, which the store's lock sees to. It ends when stdin says "end", or, with an alert of its own, when the process that
+started it is gone. It imports no torch, so it starts in a moment and takes some tens of MB; its priority is low. Cost: on the lead node some
+percent of a core. When not to use it: `metrics.monitor = false` on hosts that have not even that; the ranks' rows are kept all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from penstock.config import Config, UserError, parse_config
+from penstock.config.load import read_toml
+from penstock.monitor.alerts import Alert, Book, Desk, RunEvents, parse_policy
+from penstock.monitor.detect import Finding, Watch
+from penstock.monitor.series import Keeper, Kinds, StepTable, read_kinds
+from penstock.monitor.series.kinds import FILE
+from penstock.monitor.sinks import Message, Sinks, build_sinks
+
+#: Seconds between two looks, between two notes of how far it is, and at the end for what the sinks have not been told yet.
+LOOK_S, NOTE_S, LAST_S = 0.1, 1.0, 3.0
+#: Seconds that an evaluation, a snapshot or the run's end may take beyond what steps do before that is a hang.
+ALLOW_S, END_S = 60.0, 600.0
+#: File that says how far the monitor has come.
+STATUS = "monitor.json"
+#: Priority: low, but not so low that on busy hosts alerts come late.
+NICE = 10
+#: Exit code where another monitor has the store, or the disk refuses.
+REFUSED = 3
+
+
+class Detectors(Protocol):
+    """What finds faults: `detect.Watch`, or another."""
+
+    def update(self, table: StepTable) -> list[Finding]:
+        """What is wrong as of this step."""
+
+    def silence(self, now: float) -> list[Finding]:
+        """What shows in time without rows."""
+
+
+class Service:
+    """Watches one run; the caller turns it. Raises `UserError` where another watches it, or its disk refuses."""
+
+    def __init__(self, run: Path, config: Config, detectors: Detectors, sinks: Sinks) -> None:
+        self._run, self._config, self._detectors, self._sinks = run, config, detectors, sinks
+        self._folder, self._policy = run / "metrics", parse_policy(config.alerts.act)
+        before = _status(self._folder)
+        #: Time of the last step that was watched, by this monitor or the one before (unix seconds).
+        self.through = float(before.get("through", 0.0))
+        self._seen_before, self._step, self._noted = self.through, int(before.get("step", 0)), 0.0
+        self._acted: set[str] = set()
+        self.keeper = Keeper(self._folder, read_kinds(self._folder) or Kinds())
+        self.desk = Desk(Book(run), self._told)
+        self.desk.book.refresh()
+        self._events = RunEvents(run, int(before.get("seq", 0)))
+
+    def turn(self) -> bool:
+        """Take in what has come; whether any step had."""
+        merged = self.keeper.poll(time.monotonic())
+        for one in merged:
+            self._watch(one.table)
+        for told in self._events.read():
+            self.desk.told(told)
+        now = time.time()
+        if not merged:
+            self.desk.take(self._detectors.silence(now), now)
+            self.desk.idle(now)
+        if now - self._noted > NOTE_S:
+            self._note(now)
+        return bool(merged)
+
+    def lost(self) -> None:
+        """The process that runs the training is gone."""
+        text = f"the process that ran the training is gone after step {self._step}"
+        self.desk.take([Finding("run_lost", self._step, self._step, 1.0, None, None, (), text)], time.time())
+
+    def close(self) -> None:
+        """Take in the rest, store it, and let the sinks have what they have not been told."""
+        while self.turn():
+            pass
+        for merged in self.keeper.gather.rest():
+            self._watch(merged.table)
+        self.desk.close()
+        with suppress(OSError):  # else they stay in the ranks' logs
+            self.keeper.store()
+        self._note(time.time())
+        self.keeper.close()
+        self._sinks.close(LAST_S)
+
+    def _watch(self, table: StepTable) -> None:
+        found = self._detectors.update(table)
+        self._step = table.step
+        if table.time <= self._seen_before:
+            return  # it was told by the monitor before
+        self.through = max(self.through, table.time)
+        if isinstance(self._detectors, Watch) and (seconds := pause_after(table.step, self._config)):
+            self._detectors.hang.allow(seconds)
+        self.desk.step(table, found)
+
+    def _told(self, event: str, alert: Alert) -> None:
+        """Tell people, and order what the policy has for it."""
+        self._sinks.put(Message(self._run.name, event, alert))
+        action = self._policy.get(alert.kind)
+        if action and event != "resolved" and alert.id not in self._acted:
+            self._acted.add(alert.id)
+            order = {"act": action, "id": alert.id, "kind": alert.kind, "since": alert.since, "what": alert.what}
+            say(order)
+
+    def _note(self, now: float) -> None:
+        self._noted = now
+        told = {
+            "pid": os.getpid(), "time": now, "step": self._step, "through": self.through, "seq": self._events.seq,
+            "alerts_left_out": self.desk.left_out, "steps_unstored": self.keeper.unstored, "rows_lost": self.keeper.gather.lost,
+            "sinks": {worker.name: {"sent": worker.sent, "left_out": worker.left_out} for worker in self._sinks.workers},
+        }  # fmt: skip
+        partial = self._folder / f"{STATUS}.partial"
+        with suppress(OSError):  # a full disk: a later monitor tells some steps again, which the book knows
+            partial.write_text(json.dumps(told), encoding="utf-8")
+            os.replace(partial, self._folder / STATUS)
+
+
+def pause_after(step: int, config: Config) -> float:
+    """Seconds that the pause after a step may be longer than others, as something is due then."""
+    if step >= config.train.steps:
+        return END_S
+    every = config.eval.every, config.snapshot.every
+    return ALLOW_S if any(n and step % n == 0 for n in every) else 0.0
+
+
+def say(line: dict[str, Any]) -> None:
+    """Tell the engine something, if it listens."""
+    with suppress(OSError, ValueError):
+        print(json.dumps(line), flush=True)
+
+
+def _status(folder: Path) -> dict[str, Any]:
+    """What the monitor before noted; nothing if there was none, or it is damaged."""
+    with suppress(OSError, ValueError):
+        told = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        return told if isinstance(told, dict) else {}
+    return {}
+
+
+def _ended(parent: int, seconds: float) -> str | None:
+    """Wait so long at most for the end: "end" if it was said, "lost" if the parent is gone, None if neither."""
+    if os.getppid() != parent:
+        return "lost"
+    if select.select([sys.stdin], [], [], seconds)[0]:
+        return "end" if sys.stdin.readline().strip() == "end" else "lost"
+    return None
+
+
+def main(run: Path) -> int:
+    """Watch a run until it ends; the exit code."""
+    parent = os.getppid()
+    np.seterr(all="ignore")  # what is measured may be infinite
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+    end = None
+    while end is None and not (run / "metrics" / FILE).exists():
+        end = _ended(parent, LOOK_S)
+    try:
+        config = parse_config(read_toml(run / "config.toml"))
+        service = Service(run, config, Watch(), build_sinks(config.alerts, lambda text: print(f"warning: {text}", file=sys.stderr, flush=True)))
+    except (UserError, OSError) as error:
+        say({"refused": str(error)})
+        return REFUSED
+    say({"ready": True})
+    while end is None:
+        end = _ended(parent, 0.0 if service.turn() else LOOK_S)
+    if end == "lost":
+        service.turn()
+        service.lost()
+    service.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
