@@ -180,6 +180,14 @@ def test_one_wild_gradient_that_recovers_is_no_explosion():
     assert [one for step in range(1, 200) for one in watch.update(run.table(step))] == []
 
 
+def test_a_schedule_that_restarts_does_not_spike_the_loss_but_a_rate_far_too_high_does():
+    quiet = MadeRun(5002, ranks=2, steps=3000, schedule="restarts", noise=0.004)
+    watch = Watch()
+    assert [one for step in range(1, 1010) for one in watch.update(quiet.table(step))] == []
+    quiet.faults = [after(1010, scaled("optim/lr", 100.0)), after(1011, added("loss/total", 2.0))]
+    assert [one.kind for step in range(1010, 1014) for one in watch.update(quiet.table(step))] == ["loss_spike"]
+
+
 def test_what_follows_from_a_spike_of_the_loss_is_not_told_beside_it():
     def stays_high(values, since):
         values["loss/total"] += 1.5 + 0.003 * since
