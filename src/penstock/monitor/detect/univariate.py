@@ -124,10 +124,10 @@ class Univariate:
         np.minimum(self._least_sm, mean_sm, out=self._least_sm)
         range_sm = np.maximum(self._widest_sm - self._least_sm, 1e-9 * np.abs(mean_sm) + 1e-12)
         weight_sm = 1.0 / (len(HALVES) * range_sm)
-        apart_msp = whole._place_msp[here]
-        apart_msp -= mean_sm.T[:, :, None]
+        place_msp = whole._place_msp if len(here) == len(whole._place_msp) else whole._place_msp[here]
+        apart_msp = place_msp - mean_sm.T[:, :, None]
         np.abs(apart_msp, out=apart_msp)
-        distance_mp = (weight_sm.T[:, None, :] @ apart_msp)[:, 0]
+        distance_mp = np.einsum("sm,msp->mp", weight_sm, apart_msp)
         nearest_m, columns = distance_mp.argmin(axis=1), np.arange(len(here))
         apart_m = distance_mp[columns, nearest_m]
         far = np.flatnonzero(apart_m > VIGILANCE)
