@@ -1,9 +1,12 @@
 """Score of the univariate detector on the Numenta Anomaly Benchmark (standard profile), 100 being perfect, the plain windowed Gaussian beside it.
 
-Figures: `score` of `monitor/detect/univariate.py` as it runs on training metrics, with its one fixed threshold;
-`score_even` and `score_odd` of every other file;
-`gaussian` of the windowed Gaussian with the threshold that suits it best on these very files, `gaussian_quiet` the same
-with the detector's quiet time. The folder is that of `PENSTOCK_NAB` in the environment.
+Figures: `score` of `monitor/detect/univariate.py` as it runs on training metrics, with its one fixed threshold; `score_even` and `score_odd` of every
+other file; `gaussian` of the windowed Gaussian with the threshold that suits it best on these very files, `gaussian_quiet` the same with the
+detector's quiet time. The folder is that of `PENSTOCK_NAB` in the environment.
+
+How far to trust it: one set of constants serves all files, but it was chosen with all of these files and their labels in view, the halves too. So
+none of the figures is of data that the detector had not been fitted to, and on other data less is to be expected. The part of the benchmark that was
+at hand lacks two of its groups of files, so that a score is not that of a published list.
 """
 
 from __future__ import annotations

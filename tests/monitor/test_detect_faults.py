@@ -180,6 +180,14 @@ def test_one_wild_gradient_that_recovers_is_no_explosion():
     assert [one for step in range(1, 200) for one in watch.update(run.table(step))] == []
 
 
+def test_a_schedule_that_restarts_does_not_spike_the_loss_but_a_rate_far_too_high_does():
+    quiet = MadeRun(5002, ranks=2, steps=3000, schedule="restarts", noise=0.004)
+    watch = Watch()
+    assert [one for step in range(1, 1010) for one in watch.update(quiet.table(step))] == []
+    quiet.faults = [after(1010, scaled("optim/lr", 100.0)), after(1011, added("loss/total", 2.0))]
+    assert [one.kind for step in range(1010, 1014) for one in watch.update(quiet.table(step))] == ["loss_spike"]
+
+
 def test_what_follows_from_a_spike_of_the_loss_is_not_told_beside_it():
     def stays_high(values, since):
         values["loss/total"] += 1.5 + 0.003 * since
@@ -209,12 +217,21 @@ def told_of(change, generation_after):
 def test_memory_that_is_sampled_now_and_then_leaks_all_the_same():
     def sampled(values, since):
         for rank in range(4):
-            if (since + rank) % 7:
+            if (since + rank) % 12:
                 values["memory/resident"][rank] = np.nan
 
     run, watch = MadeRun(16, faults=[after(200, leak), after(0, sampled)]), Watch()
-    found = [one for step in range(1, 300) for one in watch.update(run.table(step))]
-    assert [(one.kind, one.rank) for one in found] == [("memory_leak", 1)] and found[0].step <= 300
+    found = [one for step in range(1, 350) for one in watch.update(run.table(step))]
+    assert [(one.kind, one.rank) for one in found] == [("memory_leak", 1)] and found[0].step <= 350
+
+
+def test_experts_that_are_idle_in_turn_are_not_dead():
+    def in_turn(values, since):
+        values["expert_load/layer.01.dead"][:] = 0.1
+        values["expert_load/layer.01.idlest"][:] = since // 5 % 16
+
+    run, watch = MadeRun(18, faults=[after(60, in_turn)]), Watch()
+    assert [one for step in range(1, 250) for one in watch.update(run.table(step))] == []
 
 
 def test_a_rank_whose_row_is_missing_for_a_step_changes_nothing():

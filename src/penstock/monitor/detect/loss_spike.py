@@ -1,13 +1,14 @@
 """The loss jumps up within three steps: a bad batch, a rate too high, or damage.
 
 A step counts when the loss is above its expectation by eight robust deviations and by 1.6 times its largest residual of the last few hundred steps
-(so that heavy-tailed noise is known by its own extremes), above every loss of the last ten steps, and by a hundredth of its value. Micro-batches far
-above the others of the step name the rank and the sample. Cost: one value in the shared baseline. When not to use it: for a loss that climbs slowly
-(`divergence.py`).
+(so that heavy-tailed noise is known by its own extremes), above every loss of the last ten steps, and by a hundredth of its value (a tenth where the
+learning rate has just jumped up). Micro-batches far above the others of the step name the rank and the sample. Cost: one value in the shared
+baseline. When not to use it: for a loss that climbs slowly (`divergence.py`).
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import numpy as np
@@ -16,11 +17,14 @@ from penstock.monitor.detect.baseline import Against
 from penstock.monitor.detect.episodes import Episodes
 from penstock.monitor.detect.expected import Expected
 from penstock.monitor.detect.finding import Finding, Moved
-from penstock.monitor.detect.reading import Columns, Silent
+from penstock.monitor.detect.reading import Columns, Silent, typical
 from penstock.monitor.series.table import StepTable
 
 #: Deviations and extremes that a spike must exceed, the share of the loss, and steps to learn before.
 DEVIATIONS, EXTREMES, SHARE, LEARN = 8.0, 1.6, 0.01, 30
+
+#: A learning rate that jumps by this factor moves the loss by right; the share of the loss that a spike must exceed in so many steps after it.
+RATE, RATE_SHARE, AFTER_RATE = 1.5, 0.1, 30
 
 
 class LossSpike(Silent):
@@ -30,6 +34,7 @@ class LossSpike(Silent):
         self._loss, self._episodes = expected.typical("loss/total", lasts=True), Episodes(quiet=30)
         self._recent: deque[float] = deque(maxlen=10)
         self._micro = Columns("loss/micro.*")
+        self._rate, self._jumped = math.inf, -AFTER_RATE
 
     def update(self, table: StepTable) -> list[Finding]:
         """At most one finding, of kind `loss_spike`."""
@@ -39,10 +44,19 @@ class LossSpike(Silent):
         highest = max(self._recent, default=np.inf)
         self._recent.append(loss)
         against = self._loss.against
-        jumps = against.residual_m[0] > SHARE * abs(loss) and against.beyond(DEVIATIONS, EXTREMES)[0] > 1.0 and loss > highest
+        share = RATE_SHARE if self._after_a_jump(table) else SHARE
+        jumps = against.residual_m[0] > share * abs(loss) and against.beyond(DEVIATIONS, EXTREMES)[0] > 1.0 and loss > highest
         if not jumps or against.seen_m[0] < LEARN or not self._episodes.begins("", table.step):
             return []
         return [self._finding(table, loss, against)]
+
+    def _after_a_jump(self, table: StepTable) -> bool:
+        """Whether the learning rate jumped up lately: a schedule that restarts, or a change by hand."""
+        rate = typical(table, "optim/lr")
+        if rate > RATE * self._rate:
+            self._jumped = table.step
+        self._rate = rate if math.isfinite(rate) else self._rate
+        return 0 <= table.step - self._jumped < AFTER_RATE
 
     def _finding(self, table: StepTable, loss: float, against: Against) -> Finding:
         expected, deviations = float(against.expected_m[0]), float(against.deviations_m[0])

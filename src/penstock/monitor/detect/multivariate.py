@@ -21,6 +21,9 @@ from penstock.monitor.series.table import StepTable
 #: What the share must exceed in its own deviations and extremes, and at least; by how much a metric must deviate; steps to learn before.
 DEVIATIONS, EXTREMES, SHARE, FAR, LEARN = 10.0, 2.0, 0.1, 6.0, 60
 
+#: Metrics that must be far off at least: the norms of a few layers move together.
+LEAST = 8
+
 #: Steps after which a metric that came back is forgotten as evidence.
 REMEMBER = 10
 
@@ -47,7 +50,7 @@ class Multivariate(Silent):
         whole = self._whole.update(np.array([share]))
         unusual = whole.beyond(DEVIATIONS, EXTREMES)[0] > 1 and whole.seen_m[0] >= LEARN
         # The second step stands below the extreme that the first one set.
-        unusual = share > SHARE and (unusual or self._streak.add(table.step, False) > 0)
+        unusual = share > SHARE and far_m.sum() >= LEAST and (unusual or self._streak.add(table.step, False) > 0)
         if self._streak.add(table.step, bool(unusual)) < 2 or not self._episodes.begins("", table.step):
             return []
         moved = self.moved(table)
