@@ -30,7 +30,7 @@ lint: env
 bench: env
 	$(BIN)/python -m benchmarks
 
-# 200 faults of every kind in runs of four ranks, some twenty minutes on two cores; `make chaos SEED=7` plants others.
+# 200 faults of every kind in runs of four ranks, ten to twenty minutes on two cores; `make chaos SEED=7` plants others.
 SEED ?= 0
 SMALL := data.max_bytes=500000 data.tokenizer=bytes model.layers=2 model.dim=64 model.heads=2 model.ffn_dim=128 model.context=64 batch.global=12 \
 	batch.micro=3 train.steps=400 eval.every=25 eval.sequences=8 eval.sample_tokens=8 snapshot.every=20 compile.enabled=off run.threads=1 \
