@@ -36,7 +36,7 @@ class FindsAt:
     def __init__(self, step):
         self.step, self.seen = step, []
 
-    def update(self, table):
+    def update(self, table, generation):
         self.seen.append(table.step)
         moved = (Moved("time/step", table.step, 2.0, 1.0, 9.0, 1),)
         return [Finding("straggler", table.step, table.step, 0.9, 1, None, moved, "slow")] if table.step == self.step else []

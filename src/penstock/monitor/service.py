@@ -27,7 +27,7 @@ from penstock.config import Config, UserError, parse_config
 from penstock.config.load import read_toml
 from penstock.monitor.alerts import Alert, Book, Desk, RunEvents, parse_policy
 from penstock.monitor.detect import Finding, Watch
-from penstock.monitor.series import Keeper, Kinds, StepTable, read_kinds
+from penstock.monitor.series import Keeper, Kinds, Merged, StepTable, read_kinds
 from penstock.monitor.series.kinds import FILE
 from penstock.monitor.sinks import Message, Sinks, build_sinks
 
@@ -46,8 +46,8 @@ REFUSED = 3
 class Detectors(Protocol):
     """What finds faults: `detect.Watch`, or another."""
 
-    def update(self, table: StepTable) -> list[Finding]:
-        """What is wrong as of this step."""
+    def update(self, table: StepTable, generation: int) -> list[Finding]:
+        """What is wrong as of this step of a generation."""
 
     def silence(self, now: float) -> list[Finding]:
         """What shows in time without rows."""
@@ -73,7 +73,7 @@ class Service:
         """Take in what has come; whether any step had."""
         merged = self.keeper.poll(time.monotonic())
         for one in merged:
-            self._watch(one.table)
+            self._watch(one)
         for told in self._events.read():
             self.desk.told(told)
         now = time.time()
@@ -94,7 +94,7 @@ class Service:
         while self.turn():
             pass
         for merged in self.keeper.gather.rest():
-            self._watch(merged.table)
+            self._watch(merged)
         self.desk.close()
         with suppress(OSError):  # else they stay in the ranks' logs
             self.keeper.store()
@@ -102,8 +102,8 @@ class Service:
         self.keeper.close()
         self._sinks.close(LAST_S)
 
-    def _watch(self, table: StepTable) -> None:
-        found = self._detectors.update(table)
+    def _watch(self, merged: Merged) -> None:
+        table, found = merged.table, self._detectors.update(merged.table, merged.generation)
         self._step = table.step
         if table.time <= self._seen_before:
             return  # it was told by the monitor before

@@ -63,6 +63,7 @@ def serve(port: int, scrape: Callable[[bool], str]) -> ThreadingHTTPServer:
         timeout = REQUEST_S
 
         def do_GET(self) -> None:
+            """Answer a scrape."""
             if self.path.partition("?")[0] != "/metrics":
                 self.send_error(404, "only /metrics is here")
                 return
