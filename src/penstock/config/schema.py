@@ -296,6 +296,7 @@ class SurviveSection(Section):
         "at most so many steps are taken again. Memory of the host: up to four times the rank's state; time: a copy of it, and sending what "
         "has no replica. 0: none; such a loss goes back to the newest snapshot.",
     )
+    compare: Count = Field(0, description="Steps between comparisons of replicas bit for bit, which find silent corruption; 0: never.")
     most: Count = Field(100, description="Recoveries of one start of a run; the next failure ends it.")
 
 

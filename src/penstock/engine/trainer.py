@@ -2,6 +2,7 @@
 
     while step < until:
         next_result      data → forward, backward → exchange → clip → update      (step.py, late.py)
+        compare          replicas bit for bit, if asked for                            (drift.py)
         peers            a copy of the state with another rank, if asked for           (peers.py)
         balancer         each replica's share of the next batch, where that is measured (balance.py)
         journal          metrics store, TensorBoard, live line                     (journal.py)
@@ -20,6 +21,7 @@ from __future__ import annotations
 import time
 
 from penstock.engine.build import Parts
+from penstock.engine.drift import compare_replicas
 from penstock.engine.evaluate import averaged_weights, sample_text, validation_loss
 from penstock.engine.late import next_result
 from penstock.engine.micro import tune_micro
@@ -47,6 +49,7 @@ def _train(parts: Parts) -> bool:
         progress.step += 1
         parts.torn = parts.late is not None and parts.late.ahead
         progress.tokens += result.tokens
+        compare_replicas(parts)
         parts.peers.after_step(parts)
         seconds = time.perf_counter() - began
         parts.heart.after_step(parts, seconds)
@@ -79,7 +82,7 @@ def complete(parts: Parts, started: float, stop: bool = False) -> None:
 def settled_after(parts: Parts) -> bool:
     """Whether the loop does something with the state after the coming step, so that no later one may have begun."""
     config, step = parts.config, parts.progress.step + 1
-    every = config.eval.every, config.snapshot.every, parts.peers.every, parts.watch.every(parts)
+    every = config.eval.every, config.snapshot.every, config.survive.compare, parts.peers.every, parts.watch.every(parts)
     asked = parts.inbox.agreed or any(one.step == step for one in parts.agenda)
     return step == parts.until or asked or any(due(step, n) for n in every)
 
