@@ -70,6 +70,7 @@ def told(world, config, flipped):
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "experts", "layout", "accused"),
     [
@@ -77,6 +78,9 @@ def told(world, config, flipped):
         (3, False, {}, "one"),
         (4, False, {"layout.shard": 2}, "one"),  # norms are whole on every rank
         (4, True, {"layout.expert": 2, "layout.tensor": 2}, "one"),
+        (4, False, {"exchange.kind": "powersgd", "exchange.topology": "2x2"}, "one"),
+        (4, False, {"exchange.kind": "topk", "exchange.density": 0.1, "exchange.topology": "2x2"}, "one"),
+        (4, False, {"exchange.kind": "periodic", "exchange.every": 2, "exchange.topology": "2x2"}, "all"),  # nodes differ, their ranks do not
         (2, False, {"layout.pipeline": 2, "batch.micro": 6}, "nobody"),
     ],
 )
@@ -88,7 +92,7 @@ def test_whole_replicas_are_never_accused_and_one_with_a_flipped_bit_is(ranks, e
         assert [bool(one) for one in found] == [rank == 1 for rank in range(ranks)]
         assert "Corrupt: after step 4 this rank holds other bits than its replicas (first in" in found[1] and "norm" in found[1]
     elif accused == "all":
-        assert all("SharedError: after step 4 replicas of the state on ranks 0, 1" in one and "penstock resume runs/one" in one for one in found)
+        assert all("SharedError: after step 4 replicas of the state on ranks 0, 1 hold" in one and "penstock resume runs/one" in one for one in found)
     else:
         assert found == [""] * ranks
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from penstock.comm import Axis
 from penstock.config import SharedError
+from penstock.engine.state import is_withheld
 from penstock.engine.transition import StateMap
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def judge(parts: Parts) -> tuple[str, float]:
     """The first tensor in which this rank differs from its replicas, and whether it is in the minority; all ranks must call it."""
     placements, tensors = StateMap.of(parts).placements, parts.tensors()
     together: dict[str, tuple[Axis, list[str]]] = {}
-    for name in tensors:
+    for name in [name for name in tensors if not is_withheld(name)]:  # each node withholds something else
         axis = parts.mesh.replicas(placements[name])
         together.setdefault(axis.name, (axis, []))[1].append(name)
     worst, first = FINE, ""
