@@ -199,6 +199,7 @@ def test_bad_input_is_refused_in_one_line_with_exit_code_two(tmp_path, refuses):
         (["train", *sets, "--set", "layout.replicate=2"], "layout.replicate"),
         (["train", *sets, "--set", "model.context=100000"], "model.context"),
         (["train", *sets, "--set", "model.vocab=100"], "model.vocab"),
+        (["train", *sets, "--set", "alerts.act=loss_spike", "--run-dir", tmp_path / "half"], "alerts.act"),
         (["resume", tmp_path / "none"], "no run"),
         (["generate", tmp_path / "none"], "no run"),
         (["frobnicate"], "frobnicate"),
@@ -207,6 +208,7 @@ def test_bad_input_is_refused_in_one_line_with_exit_code_two(tmp_path, refuses):
         message = refuses(*arguments)
         assert words in message, (arguments, message)
     assert "none.toml" in refused("train", tmp_path / "none.toml"), "a process of its own says the same, without a traceback"
+    assert not (tmp_path / "half").exists(), "nothing is half-written"
 
 
 def test_a_port_in_use_is_refused(tmp_path, refuses):

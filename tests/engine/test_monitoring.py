@@ -18,7 +18,7 @@ from small_runs import penstock, small_config, small_sets, summary
 from penstock.config import UserError, load_config
 from penstock.engine.build import Core
 from penstock.engine.monitoring import MOST, MonitorKeeper, act, monitored
-from penstock.engine.start import make_run
+from penstock.engine.start import make_run, start_run
 from penstock.engine.step import NonFinite
 from penstock.engine.worker import run_rank
 from penstock.monitor.alerts import read_alerts
@@ -231,7 +231,7 @@ def test_training_is_bit_for_bit_the_same_with_a_monitor(tmp_path):
     assert status(tmp_path / "true") and not status(tmp_path / "false")
 
 
-def test_a_policy_that_cannot_be_is_refused_before_the_run_begins(tmp_path):
-    run = create_run(load_config(None, ["alerts.act=hang=stop"]), tmp_path / "run", {})
-    with pytest.raises(UserError, match="no step comes"), monitored(run):
-        pass
+def test_a_policy_that_cannot_be_is_refused_before_there_is_a_run(tmp_path):
+    with pytest.raises(UserError, match="no step comes"):
+        start_run(small_config(tmp_path, alerts__act="hang=stop"), "test", "test", 1, tmp_path / "run", None)
+    assert not (tmp_path / "run").exists()

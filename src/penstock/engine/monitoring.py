@@ -24,7 +24,7 @@ from typing import Any
 
 from penstock.config import UserError, flat
 from penstock.engine.commands import Answer, send
-from penstock.monitor.alerts import parse_policy, read_alerts
+from penstock.monitor.alerts import read_alerts
 from penstock.monitor.service import NICE
 from penstock.store import Run, append_event
 
@@ -38,9 +38,8 @@ MOST, ACT_S = 3, 300.0
 
 @contextmanager
 def monitored(run: Run) -> Iterator[None]:
-    """Have a run watched while the block runs its training; raises `UserError` for a policy that cannot be."""
+    """Have a run watched while the block runs its training."""
     config = run.config()
-    parse_policy(config.alerts.act)
     if not (config.metrics.monitor and config.metrics.rows):
         yield
         return

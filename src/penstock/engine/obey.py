@@ -23,7 +23,7 @@ from penstock.engine.acting import snapshot_now, stop_soon
 from penstock.engine.agenda import agreed_due, due_from
 from penstock.engine.change import agreed_plan, apply, change_run
 from penstock.engine.commands import Answer, Command, answer
-from penstock.store import read_history
+from penstock.store import Event, read_history
 
 if TYPE_CHECKING:
     from penstock.engine.build import Parts
@@ -80,16 +80,26 @@ def begin(parts: Parts) -> None:
 def _answer_interrupted(parts: Parts) -> None:
     """Tell who asked for what was cut off when ranks were lost what became of it. (Who scales answers by itself, when ranks go on.)"""
     for command in [command for command in parts.inbox.interrupted() if command.kind != "scale"]:
-        asked, who = int(command.name[:20]) // 10**9, command.who
-        events = [event for event in read_history(parts.run.path).events if event.kind == "change" and event.data.get("who") == who]
-        done = next((event for event in events if datetime.fromisoformat(event.time).timestamp() >= asked), None)
+        done = _change_by(parts, command) if command.kind == "change" else None
         if done is not None:
             text = f"{done.text}; ranks were lost meanwhile, and the run takes it up after step {done.step}"
             told = {name: value for name, value in done.data.items() if name not in ("command", "who")}
             came = Answer("done", text, done.step or 0, data=told, told=True)
-        else:
+        elif command.kind == "change":
             came = Answer("refused", f"ranks were lost while it was done, so it was not; ask again once {parts.run.path} goes on")
+        else:
+            came = Answer("refused", f"ranks were lost while it was done; ask again, if `penstock runs log {parts.run.path}` does not tell of it")
         answer(parts.run.path, command.name, came)
+
+
+def _change_by(parts: Parts, command: Command) -> Event | None:
+    """The event by which a command changed the run's settings, if it did."""
+    asked, names = int(command.name[:20]) // 10**9, set(command.arguments.get("values", ()))
+    for event in read_history(parts.run.path).events:
+        by_it = event.kind == "change" and event.data.get("who") == command.who and names & set(event.data.get("settings", ()))
+        if by_it and datetime.fromisoformat(event.time).timestamp() >= asked:
+            return event
+    return None
 
 
 def _take_up_due(parts: Parts) -> None:

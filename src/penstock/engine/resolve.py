@@ -16,6 +16,7 @@ from penstock.comm import choose_device
 from penstock.config import Config, UserError, with_values
 from penstock.data import TokenCorpus, corpus_path, load_tokenizer
 from penstock.models import flops_per_token, resolve_model
+from penstock.monitor.alerts import parse_policy
 from penstock.parallel import Layout, build_layout, check_layout
 
 #: A CPU run compiles when it is expected to last longer than this eagerly; compiling takes 20 to 60 s there.
@@ -61,7 +62,8 @@ def settle_machine(config: Config, cores: int) -> Config:
 
 
 def check_world(config: Config, ranks: int) -> Layout:
-    """The layout on so many ranks; refuses one that the model or the batch does not divide into."""
+    """The layout on so many ranks; refuses one that the model or the batch does not divide into, and a policy of alerts that is none."""
+    parse_policy(config.alerts.act)
     layout = build_layout(config, ranks)
     check_layout(config, layout)
     return layout
