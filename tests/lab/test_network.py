@@ -78,12 +78,17 @@ def test_a_link_carries_its_bandwidth_and_not_more(megabits):
     n_bytes = megabits * 1_000_000 // 8 // 4  # a quarter of a second
     with emulated_nodes(2, f"{megabits}mbit") as nodes:
         before = nodes.counters()
-        rates = {way: [transfer(nodes, *way, n_bytes) * 8 / 1e6 for _ in range(2)] for way in ((0, 1), (1, 0))}
-        assert max(map(max, rates.values())) <= 1.02 * megabits
-        assert min(map(max, rates.values())) >= 0.85 * megabits  # the better of two, as a busy machine may fall behind
-        for old, new in zip(before, nodes.counters()):
-            assert 2 * n_bytes <= new.tx_bytes - old.tx_bytes <= 1.06 * 2 * n_bytes
-            assert 2 * n_bytes <= new.rx_bytes - old.rx_bytes <= 1.06 * 2 * n_bytes
+        sent = [0, 0]
+        for way in ((0, 1), (1, 0)):
+            fastest = 0.0
+            while fastest < 0.85 * megabits:  # a busy machine falls behind, so it may try again
+                assert sent[way[0]] < 20, f"{fastest:.0f} Mbit/s is the most that came over a link of {megabits}"
+                rate = transfer(nodes, *way, n_bytes) * 8 / 1e6
+                assert rate <= 1.02 * megabits
+                sent[way[0]], fastest = sent[way[0]] + 1, max(fastest, rate)
+        for old, new, out, back in zip(before, nodes.counters(), sent, reversed(sent)):
+            assert out * n_bytes <= new.tx_bytes - old.tx_bytes <= 1.06 * out * n_bytes
+            assert back * n_bytes <= new.rx_bytes - old.rx_bytes <= 1.06 * back * n_bytes
 
 
 @lab

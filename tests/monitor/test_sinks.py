@@ -94,10 +94,10 @@ def test_a_webhook_that_hangs_blocks_nobody_and_is_given_up():
         began = time.monotonic()
         for number in range(200):
             worker.put(message(number))
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 5, "a message a tenth of a second would take 20"
         assert worker.left_out >= 200 - 64 - 1  # the queue is bounded
         worker.close(0.5)
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < 10
     assert worker.sent == 0 and "not told" in said[0]
 
 
