@@ -53,36 +53,63 @@ def small_sets(tmp_path: Path, **changes: Any) -> list[str]:
     return [argument for name, value in values.items() for argument in ("--set", f"{name}={value}")]
 
 
+class Command:
+    """`penstock words` in a process of its own, a fork of one that has imported it; has what tests use of `subprocess.Popen`. It leads a session."""
+
+    def __init__(self, *words: object, **environment: str) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="penstock-command-")
+        self._files = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
+        told = ([str(word) for word in words], *self._files, dict(os.environ) | environment, os.getcwd())
+        self._process = warm.Process(target=_command, args=told)
+        self._process.start()
+        self.pid: int = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended; None while it goes on."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """How it ended; None while it goes on."""
+        return self.returncode
+
+    def kill(self) -> None:
+        """Kill it, and not what it started."""
+        self._process.kill()
+
+    def wait(self, timeout: float = 240.0) -> int:
+        """Its exit code; raises `TimeoutExpired` if it goes on for longer."""
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired("penstock", timeout, *self.told())
+        return self.returncode
+
+    def communicate(self, timeout: float = 240.0) -> tuple[str, str]:
+        """What it wrote, when it has ended."""
+        self.wait(timeout)
+        return self.told()
+
+    def told(self) -> tuple[str, str]:
+        """What it wrote so far."""
+        out, err = (file.read_text(encoding="utf-8") if file.exists() else "" for file in self._files)
+        return out, err
+
+
 def penstock(*arguments: object, timeout_s: float = 240.0, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own: a fork of one that has imported it, or, to change the `environment` it starts in, a new Python."""
-    words = [str(argument) for argument in arguments]
-    done = _in_new_python(words, timeout_s, environment) if environment else _in_fork(words, timeout_s)
+    """Run a command, by changes to its `environment`, and wait for it; it must succeed if that is to be checked."""
+    command = Command(*arguments, **environment)
+    try:
+        out, err = command.communicate(timeout_s)
+    finally:
+        command.kill()
+    done = subprocess.CompletedProcess(arguments, command.wait(), out, err)
     assert not check or done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
 
-def _in_new_python(words: list[str], timeout_s: float, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "penstock", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=os.environ | environment, stdin=subprocess.DEVNULL)
-
-
-def _in_fork(words: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
-    with tempfile.TemporaryDirectory(prefix="penstock-command-") as name:
-        files = [Path(name) / "stdout", Path(name) / "stderr"]
-        process = warm.Process(target=_command, args=(words, *files, dict(os.environ), os.getcwd()))
-        process.start()
-        process.join(timeout_s)
-        in_time = process.exitcode is not None
-        process.kill()
-        process.join()
-        told = [file.read_text(encoding="utf-8") for file in files]
-        if not in_time:
-            raise subprocess.TimeoutExpired(words, timeout_s, *told)
-        return subprocess.CompletedProcess(words, process.exitcode, *told)
-
-
 def _command(words: list[str], out: Path, err: Path, environment: dict[str, str], folder: str) -> None:
     """Be `python -m penstock words`."""
+    os.setsid()
     for number, file in ((1, out), (2, err)):
         with open(file, "wb") as opened:
             os.dup2(opened.fileno(), number)
@@ -90,6 +117,10 @@ def _command(words: list[str], out: Path, err: Path, environment: dict[str, str]
     os.environ.clear()
     os.environ |= environment
     os.chdir(folder)
+    for entry in reversed(environment.get("PYTHONPATH", "").split(os.pathsep)):
+        sys.path.insert(0, entry)
+        if (Path(entry) / "sitecustomize.py").exists():
+            runpy.run_path(str(Path(entry) / "sitecustomize.py"))
     sys.argv = ["penstock", *words]
     runpy.run_module("penstock", run_name="__main__", alter_sys=True)
 

@@ -11,14 +11,9 @@ import time
 import psutil
 import pytest
 from ranks import free_port
-from small_runs import penstock, refused, small_sets, summary
+from small_runs import Command, penstock, refused, small_sets, summary
 
 from penstock.store import find_run, list_snapshots, read_history
-
-
-def start(*arguments):
-    """Start a command without waiting for it."""
-    return subprocess.Popen([sys.executable, "-m", "penstock", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def wait_for_snapshot(run, process, deadline_s=120):
@@ -116,7 +111,7 @@ def test_a_killed_run_resumes_to_the_very_same_weights(tmp_path, answer, nproc):
     sets = small_sets(tmp_path, train__steps=60, snapshot__every=3, eval__every=0, eval__sample_tokens=0)
     whole = answer("train", *sets, "--nproc", nproc, "--run-dir", tmp_path / "whole")
     run = tmp_path / "killed"
-    process = start("train", *sets, "--nproc", nproc, "--run-dir", run)
+    process = Command("train", *sets, "--nproc", nproc, "--run-dir", run)
     wait_for_snapshot(run, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
@@ -130,7 +125,7 @@ def test_a_killed_run_resumes_to_the_very_same_weights(tmp_path, answer, nproc):
 def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, answer, nproc):
     sets = small_sets(tmp_path, train__steps=100000, snapshot__every=5, eval__every=0)
     run = tmp_path / "r"
-    process = start("train", *sets, "--nproc", nproc, "--run-dir", run, "--json")
+    process = Command("train", *sets, "--nproc", nproc, "--run-dir", run, "--json")
     wait_for_snapshot(run, process)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -178,7 +173,7 @@ def test_below_torchrun_a_mistake_ends_all_ranks_with_its_cause(tmp_path):
 def test_a_killed_rank_is_named_and_the_command_ends(tmp_path):
     sets = small_sets(tmp_path, train__steps=100000, snapshot__every=5, eval__every=0, survive__enabled="off")
     run = tmp_path / "r"
-    process = start("train", *sets, "--nproc", 2, "--run-dir", run)
+    process = Command("train", *sets, "--nproc", 2, "--run-dir", run)
     wait_for_snapshot(run, process)
     template = psutil.Process(process.pid).children()[0]
     template.children()[0].kill()

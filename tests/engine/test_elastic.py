@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
 import psutil
 import pytest
-from small_runs import penstock, small_config, small_sets, summary
+from small_runs import Command, penstock, small_config, small_sets, summary
 from test_survive import FAULTS
 
 from penstock.cli.app import main
@@ -59,9 +58,9 @@ class Trains:
 
     def begin(self, name, nproc, **changes):
         """A run that has begun, with slow steps until `go` is there."""
-        command = [sys.executable, "-m", "penstock", "train", *self.sets(**changes), "--nproc", nproc, "--run-dir", self.folder / name, "--json"]
-        environment = os.environ | self.environment(name) | {"GO": str(self.go)}
-        process = subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        process = Command(
+            "train", *self.sets(**changes), "--nproc", nproc, "--run-dir", self.folder / name, "--json", **self.environment(name), GO=str(self.go)
+        )
         until(lambda: current_writer(self.folder / name) and MetricStore(self.folder / name / "metrics").last("train"))
         return process, self.folder / name
 
