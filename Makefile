@@ -1,8 +1,8 @@
 # Every target makes the environment first if it is missing or stale.
 PYTHON ?= python3
 BIN := .venv/bin
-# Many tests wait for ranks of their own, so two processes keep two cores busy.
-SIDE_BY_SIDE := -n 2 --dist worksteal
+# Many tests wait for ranks of their own, for clocks or for the disk, so three processes keep two cores busy.
+SIDE_BY_SIDE := -n 3 --dist worksteal
 
 .PHONY: env demo test test-fast lint bench chaos clean
 

@@ -106,7 +106,7 @@ def test_small_vocabularies_take_two_bytes_a_token(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tokenizer", ["bytes", "bpe", "chars"])
+@pytest.mark.parametrize("tokenizer", ["bpe", "chars"])
 def test_shards_do_not_depend_on_the_number_of_processes(mixed, tmp_path, tokenizer):
     results = []
     for workers in (1, 3):

@@ -73,10 +73,7 @@ CASES = {
         {"layout.expert": 2, "layout.expert_spare": 1, "layout.expert_every": 2, "layout.tensor": 2, "batch.micro": 3},
         PIPED | {"layout.expert": 2, "pipeline.schedule": "1f1b"},
     ],
-    (8, False): [
-        {"layout.tensor": 4, "layout.tensor_topology": "2.5d", "layout.tensor_grid": "2x2x1", "batch.micro": 2},
-        PIPED | {"layout.tensor": 2, "pipeline.schedule": "zb-v"},
-    ],
+    (8, False): [{"layout.tensor": 4, "layout.tensor_topology": "2.5d", "layout.tensor_grid": "2x2x1", "batch.micro": 2}],
 }  # fmt: skip
 
 
@@ -173,7 +170,6 @@ RUN = {
     ("layout", "name", "shares"),
     [
         ({}, "replicate 4", [8, 8, 4, 8]),
-        pytest.param({"layout__shard": 2}, "replicate 2 · shard 2 (zero 3)", [8, 8, 4, 8], marks=pytest.mark.slow),
         pytest.param({"layout__pipeline": 2, "model__layers": 3}, "pipeline 2 · replicate 2", [9, 19], marks=pytest.mark.slow),
     ],
 )  # fmt: skip

@@ -297,7 +297,7 @@ def chosen(world, folder, bandwidth, compute_s=0.0):
 def test_auto_lets_nodes_train_apart_where_the_network_is_slow_and_stays_dense_where_it_is_fast(tmp_path):
     base = {"layout__replicate": 2, "exchange__topology": "2x1", "exchange__kind": "auto", "train__steps": 16, "snapshot__every": 12, "snapshot__keep": 0, "eval__every": 0}
     runs = {name: make_run(small_config(tmp_path, **base), "test", "test", tmp_path / name, None) for name in ("slow", "fast")}
-    slow, fast = run_ranks(chosen, 2, runs["slow"].path, 3e5, timeout_s=200), run_ranks(chosen, 2, runs["fast"].path, 1e12, 1.0, timeout_s=200)
+    slow, fast = run_ranks(chosen, 2, runs["slow"].path, 3e5, timeout_s=200), run_ranks(chosen, 2, runs["fast"].path, 1e12, 0.3, timeout_s=200)
     assert slow[0] == slow[1] and fast[0] == fast[1]
     events = {name: [row["text"] for row in MetricStore(run.path / "metrics").read("event") if row["what"] == "exchange"] for name, run in runs.items()}
     assert "from now on nodes train apart and meet every step" in events["slow"][0] and not events["fast"]
