@@ -27,7 +27,8 @@ from benchmarks.timing import take_turns
 from penstock.monitor import TensorBoardWriter
 from penstock.monitor.series import Bound, Keeper, Kinds, RowLog, Series
 from penstock.monitor.series.chunk import About, pack_chunk, unpack_block
-from penstock.monitor.series.columns import ColumnReader, ColumnWriter
+from penstock.monitor.series.coarse import Coarser
+from penstock.monitor.series.columns import ALL, ColumnReader, ColumnWriter
 from penstock.monitor.series.keeper import STORE
 from penstock.monitor.series.merge import Generation
 from penstock.monitor.series.together import put_together
@@ -138,6 +139,8 @@ def queries(root: Path) -> dict[str, float | str]:
     for begin in range(0, LONG, 1 << 14):
         part = course[begin : begin + (1 << 14), None]
         writer.append(_packed(About((NAMES[0],), ABOUT.generations), begin, part))
+    for store in (usual / STORE, long / STORE):
+        Coarser(store).catch_up(store, ALL)
 
     def ask(folder: Path, names: list[str], since: Bound = Bound()) -> Callable[[], None]:
         def query() -> None:

@@ -24,7 +24,8 @@ from penstock.monitor.series.tail import Damage
 
 FILE_BYTES = 256 << 20
 NOTHING: Key = (-1, -1)
-_FILE = re.compile(r"columns-(\d+)\.pcc")
+#: Files of the rows themselves; `coarse.py` has others.
+ALL = "columns"
 #: Bytes read at once where a damaged chunk's successor is looked for.
 _SEEK_BYTES = 1 << 20
 
@@ -47,10 +48,10 @@ class Stored:
 
 
 class ColumnReader:
-    """All whole chunks below a folder, oldest first, and their columns."""
+    """All whole chunks of files of a name below a folder, oldest first, and their columns."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, name: str = ALL) -> None:
+        self.folder, self.name = folder, name
         self.chunks: list[Stored] = []
         self.damage: list[Damage] = []
         #: Bytes behind the last whole chunk of the newest file.
@@ -62,7 +63,7 @@ class ColumnReader:
 
     def refresh(self) -> None:
         """Take in chunks that were appended since."""
-        paths = files_of(self.folder)
+        paths = files_of(self.folder, self.name)
         for path in paths:
             for start, data_end in self._scan(path, newest=path == paths[-1]):
                 self._ends[path] = start
@@ -176,12 +177,12 @@ class ColumnReader:
 class ColumnWriter:
     """Appends chunks; only the process that owns the store may make one."""
 
-    def __init__(self, folder: Path, file_bytes: int = FILE_BYTES) -> None:
-        self._folder, self._file_bytes = folder, file_bytes
-        reader = ColumnReader(folder)
+    def __init__(self, folder: Path, name: str = ALL, file_bytes: int = FILE_BYTES) -> None:
+        self._folder, self.name, self._file_bytes = folder, name, file_bytes
+        reader = ColumnReader(folder, name)
         self.through, self.generations = reader.through, reader.generations
         reader.close()
-        paths = files_of(folder)
+        paths = files_of(folder, name)
         self._number, self._file, self._end = len(paths) - 1, -1, 0
         if paths:
             self._number = int(paths[-1].stem.rpartition("-")[2])
@@ -215,13 +216,14 @@ class ColumnWriter:
 
     def _open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self._folder / f"columns-{self._number:05d}.pcc", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(self._folder / f"{self.name}-{self._number:05d}.pcc", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._end = os.fstat(self._file).st_size
 
 
-def files_of(folder: Path) -> list[Path]:
-    """A store's files, oldest first."""
+def files_of(folder: Path, name: str = ALL) -> list[Path]:
+    """A store's files of a name, oldest first."""
+    pattern = re.compile(rf"{name}-\d+\.pcc")
     try:
-        return [folder / name for name in sorted(os.listdir(folder)) if _FILE.fullmatch(name)]
+        return [folder / file for file in sorted(os.listdir(folder)) if pattern.fullmatch(file)]
     except OSError:
         return []

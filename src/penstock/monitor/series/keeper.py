@@ -6,7 +6,7 @@
 One process at a time may, which holds `RUN/metrics/.store.lock`; the system lets go of it when the process dies. Nothing about where it is needs to
 be kept: a new keeper reads on behind the last stored row, and tells the steps that were not stored yet again. A part of a rank's log is removed when
 all its rows are stored and flushed. Where the disk takes no chunk, rows stay in the ranks' logs and in memory up to `HELD_BYTES`; then the oldest of
-memory are left out and counted. Cost: some 0.3 µs a value. When not to use it: to read a run (`query.py`), which never writes."""
+memory are left out and counted. Cost: some 0.5 µs a value. When not to use it: to read a run (`query.py`), which never writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from filelock import FileLock, Timeout
 
 from penstock.config import UserError, disk_errors
 from penstock.monitor.series.chunk import About, pack_chunk
-from penstock.monitor.series.columns import ColumnWriter
+from penstock.monitor.series.coarse import Coarser, Rows
+from penstock.monitor.series.columns import ALL, ColumnWriter
 from penstock.monitor.series.gather import Gather
 from penstock.monitor.series.kinds import Kinds
 from penstock.monitor.series.merge import LATE_S, NO_END, Key, Merged, last_steps
@@ -49,6 +50,8 @@ class Keeper:
             except Timeout:
                 raise UserError(f"another process keeps the metrics of {folder}; end it, or leave them to it") from None
             self._writer = ColumnWriter(folder / STORE)
+            self._coarser = Coarser(folder / STORE)
+            self._coarser.catch_up(folder / STORE, ALL)
         self.gather = Gather(folder, self._writer.through, self._writer.generations.values(), late_s=late_s)
         self._held: deque[Merged] = deque()
         self._bytes, self._again = 0, 0.0
@@ -90,8 +93,11 @@ class Keeper:
             names = tuple(self.gather.merger.names.all)
             numbers = np.array([merged.generation for merged in held])
             steps, times = np.array([merged.table.step for merged in held]), np.array([merged.table.time for merged in held])
-            self._writer.append(pack_chunk(About(names, generations), numbers, steps, times, self._whole(held, names)))
+            rows = Rows(About(names, generations), numbers, steps, times, self._whole(held, names))
+            self._writer.append(pack_chunk(rows.about, numbers, steps, times, rows.whole))
             self._last = held[-1].generation, held[-1].table.step
+            with suppress(OSError):  # courses are then read from the rows themselves
+                self._coarser.add(rows)
         self._held.clear()
         self._bytes = 0
         self._remove_parts()
@@ -99,6 +105,7 @@ class Keeper:
     def close(self) -> None:
         """Let go of the store; rows that are in no chunk yet stay in the ranks' logs."""
         self._writer.close()
+        self._coarser.close()
         self._lock.release()
 
     def _whole(self, held: list[Merged], names: tuple[str, ...]) -> Whole:

@@ -21,7 +21,8 @@ import numpy as np
 
 from penstock.config import UserError, nearest
 from penstock.monitor.series.chunk import FIELDS
-from penstock.monitor.series.columns import ColumnReader
+from penstock.monitor.series.coarse import COARSER, LEVELS, chosen
+from penstock.monitor.series.columns import ColumnReader, Stored
 from penstock.monitor.series.course import ROW_BYTES, SLACK, Course, Gatherer
 from penstock.monitor.series.frames import HEADER
 from penstock.monitor.series.gather import Gather, generations_of
@@ -34,6 +35,8 @@ from penstock.monitor.series.together import put_together
 
 #: Bytes of courses in memory at once, and steps of the logs that are put together at once.
 GROUP_BYTES, BATCH = 256 << 20, 256
+#: Rows of a coarser level for each point asked for: fewer would move peaks by more than a point.
+ROWS_A_POINT = 4
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Series:
     def __init__(self, folder: Path, kinds: Kinds) -> None:
         self.folder, self.kinds = folder, kinds
         self._store = ColumnReader(folder / STORE)
+        self._coarse = [ColumnReader(folder / STORE, name) for name in LEVELS]
         self._damage: dict[str, None] = {}
         #: Rows of the logs that are missing: dropped by a disk, or damaged.
         self.lost = 0
@@ -69,7 +73,7 @@ class Series:
     @property
     def damage(self) -> list[str]:
         """What could not be read so far, each in words."""
-        return [*dict.fromkeys(map(str, self._store.damage)), *self._damage]
+        return [*dict.fromkeys(str(damage) for store in (self._store, *self._coarse) for damage in store.damage), *self._damage]
 
     def names(self) -> list[str]:
         """All metrics that were measured, sorted."""
@@ -112,7 +116,8 @@ class Series:
 
     def close(self) -> None:
         """Close the files."""
-        self._store.close()
+        for store in (self._store, *self._coarse):
+            store.close()
 
     def _group(self, names: Sequence[str], window: _Window, points: int) -> list[Course]:
         """Courses of the store's steps and then of the logs'. Where steps went from one to the other meanwhile, the logs are read first and the store
@@ -129,8 +134,9 @@ class Series:
         return [gatherer.course() for gatherer in gatherers.values()]
 
     def _refreshed(self) -> Key:
-        """The last step of the store as it is now."""
-        self._store.refresh()
+        """The last step of the store as it is now; the coarser levels first, which may then lack steps that it has, and have none that it lacks."""
+        for store in (*self._coarse, self._store):
+            store.refresh()
         return self._store.through
 
     def _generations(self) -> list[Generation]:
@@ -138,26 +144,29 @@ class Series:
 
     def _stored(self, names: Sequence[str], window: _Window, points: int) -> dict[str, Gatherer]:
         gatherers = {name: Gatherer(name, self.kinds.of(name), points) for name in names}
-        self._add_stored(gatherers, window, last_steps(self._generations()))
+        until = last_steps(self._generations())
+        levels = [self._store]
+        rows = sum(chunk.head.steps for _, chunk in _within(chosen(levels, until), window))
+        while points and len(levels) <= len(self._coarse) and rows >= ROWS_A_POINT * points * COARSER ** len(levels):
+            levels.append(self._coarse[len(levels) - 1])
+        for store, chunk in _within(chosen(levels, until), window):
+            self._add_stored(gatherers, window, until, store, chunk)
         return gatherers
 
-    def _add_stored(self, gatherers: dict[str, Gatherer], window: _Window, until: dict[int, int]) -> None:
-        for chunk in self._store.chunks:
-            if chunk.head.time < window.begin or chunk.head.last[1] < window.first or chunk.places.keys().isdisjoint(gatherers):
-                continue
-            keys = self._store.keys(chunk)
-            if keys is None:
-                continue
-            generations, steps, times = keys
-            stands = window.rows(steps, times)
-            for number, last in until.items():
-                if last < NO_END:
-                    stands &= (generations != number) | (steps <= last)
-            kept = slice(None) if stands.all() else stands
-            if stands.any():
-                for name in gatherers.keys() & chunk.places.keys():
-                    if five := self._store.five(chunk, name):
-                        gatherers[name].add(steps[kept], times[kept], [column[kept] for column in five])
+    def _add_stored(self, gatherers: dict[str, Gatherer], window: _Window, until: dict[int, int], store: ColumnReader, chunk: Stored) -> None:
+        keys = None if chunk.places.keys().isdisjoint(gatherers) else store.keys(chunk)
+        if keys is None:
+            return
+        generations, steps, times = keys
+        stands = window.rows(steps, times)
+        for number, last in until.items():
+            if last < NO_END:
+                stands &= (generations != number) | (steps <= last)
+        kept = slice(None) if stands.all() else stands
+        if stands.any():
+            for name in gatherers.keys() & chunk.places.keys():
+                if five := store.five(chunk, name):
+                    gatherers[name].add(steps[kept], times[kept], [column[kept] for column in five])
 
     def _logged(self, through: Key, wanted: Container[str]) -> Iterator[Merged]:
         """What the logs hold behind `through` of the metrics that are wanted."""
@@ -206,6 +215,18 @@ class Series:
     def _note(self, gather: Gather) -> None:
         self._damage |= dict.fromkeys(map(str, gather.damage))
         self.lost = gather.lost
+
+
+def _within(plan: Iterable[tuple[ColumnReader, Stored]], window: _Window) -> list[tuple[ColumnReader, Stored]]:
+    """The chunks of a plan that may hold rows of the window: they begin behind the one before, or where a generation that began in them goes on."""
+    kept, before, time = [], (0, -1), -np.inf
+    for store, chunk in plan:
+        begun = [generation.after for generation in chunk.about.generations if before[0] < generation.number <= chunk.head.last[0]]
+        lowest = min([before[1], *begun]) + 1
+        if chunk.head.last[1] >= window.first and chunk.head.time >= window.begin and lowest <= window.last and time <= window.end:
+            kept.append((store, chunk))
+        before, time = chunk.head.last, chunk.head.time
+    return kept
 
 
 def _last_row(folder: Path, generation: int, n: int) -> tuple[Key, float] | None:
