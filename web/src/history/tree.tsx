@@ -1,0 +1,61 @@
+// The tree on a time line: steps from left to right, a lane for each branch, a glyph for whatever happened; a click chooses an entry. Everything in it
+// stands in the list below too, which is what a screen reader reads.
+import { useEffect, useRef, useState } from "preact/hooks";
+import type { History } from "../api/types";
+import { si, whole } from "../ui/format";
+import type { Entry, Story } from "./story";
+
+const LANE = 34, TOP = 26, SIDE = 26;
+
+interface Props { story: Story; told: History; through: number; chosen: string | null; choose: (entry: Entry) => void }
+
+export function Tree({ story, told, through, chosen, choose }: Props) {
+  const box = useRef<HTMLDivElement>(null);
+  const [wide, setWide] = useState(800);
+  useEffect(() => {
+    const size = new ResizeObserver(([entry]) => setWide(Math.max(240, entry!.contentRect.width)));
+    size.observe(box.current!);
+    return () => size.disconnect();
+  }, []);
+  const last = Math.max(1, through, ...story.entries.map((entry) => entry.step ?? 0));
+  const x = (step: number): number => SIDE + (step / last) * (wide - 2 * SIDE);
+  const y = (lane: number): number => TOP + lane * LANE;
+  const children = told.forks?.children ?? told.children ?? [];
+  const tall = TOP + story.lanes * LANE + (children.length ? 18 : 0);
+  const shown = story.entries.filter((entry) => entry.step !== null && entry.kind !== "gc" && entry.kind !== "note");
+  return (
+    <div ref={box} class="tree">
+      <svg width={wide} height={tall + 20} role="img" aria-label={`The run's tree: ${story.lanes} branches, ${told.snapshots.length} snapshots, through step ${last}`}>
+        {story.branches.map((branch) => branch.steps.length > 0 && (
+          <g key={branch.lane} class={`branch b${branch.lane % 6}`}>
+            {branch.from && <path d={`M${x(branch.from.step)} ${y(branch.from.lane)}V${y(branch.lane) - 8}q0 8 8 8`} />}
+            <path d={`M${x(branch.from?.step ?? Math.min(...branch.steps)) + (branch.from ? 8 : 0)} ${y(branch.lane)}H${x(branch.lane === story.lanes - 1 ? last : Math.max(...branch.steps))}`} />
+          </g>
+        ))}
+        {children.map((child, index) => child.step !== null && (
+          <g key={index} class="forked"><path d={`M${x(child.step)} ${y(0)}V${tall - 10}h14`} /><text x={x(child.step) + 18} y={tall - 6}>{child.name ?? child.run}</text></g>
+        ))}
+        {shown.map((entry) => (
+          <g key={entry.key} class={`node ${entry.kind} ${entry.snapshot?.state ?? ""} ${chosen === entry.key ? "chosen" : ""}`} onClick={() => choose(entry)} transform={`translate(${x(entry.step!)} ${y(entry.lane) - rise(entry)})`}>
+            <circle class="hit" r={11} /><path d={glyph(entry)} /><title>{`${entry.kind}, step ${whole(entry.step!)}: ${entry.text}`}</title>
+          </g>
+        ))}
+        {[0, 0.25, 0.5, 0.75, 1].map((share) => <text key={share} class="tick" x={x(last * share)} y={tall + 14} text-anchor={share === 0 ? "start" : share === 1 ? "end" : "middle"}>{si(Math.round(last * share))}</text>)}
+      </svg>
+    </div>
+  );
+}
+
+/** Snapshots lie on their lane; other things stand a little above it. */
+const rise = (entry: Entry): number => (entry.snapshot ? 0 : 13);
+
+function glyph(entry: Entry): string {
+  switch (entry.kind) {
+    case "snapshot": return "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z";
+    case "failure": return "M-4-4 4 4M4-4-4 4";
+    case "alert": return "M0-5 5 4H-5z";
+    case "change": return "M0-5 5 0 0 5-5 0z";
+    case "fork": return "M-4 4V0q0-4 4-4h4M1-7l3 3-3 3";
+    default: return "M-3-4 4 0-3 4z";
+  }
+}
