@@ -1,5 +1,6 @@
 // Every call the page makes, in one place. In a frozen report (`penstock report RUN`) the answers lie in the page itself, in the element `#frozen`, and
 // nothing goes over the network. Errors of the server are one sentence, which `ApiError` carries; a call that gets no answer in time is an error too.
+import { signal } from "@preact/signals";
 import type { Alert, Comparison, History, Me, Metric, Outcome, Overview, RunFacts, RunList } from "./types";
 import { type Answer, decodeSeries, merged } from "./series";
 
@@ -10,6 +11,9 @@ const ACTION_DEADLINE_MS = 180_000;
 export class ApiError extends Error {
   constructor(message: string, readonly status: number) { super(message); }
 }
+
+/** Whether the server wants its token even for looking, which it does unless it listens on this machine alone. */
+export const locked = signal(false);
 
 type Frozen = Record<string, unknown>;
 const frozenText = document.getElementById("frozen")?.textContent;
@@ -34,6 +38,7 @@ async function call(path: string, signal?: AbortSignal, init: RequestInit = {}, 
     throw new ApiError("The dashboard's server does not answer. Is `penstock dashboard` still running?", 0);
   }
   if (response.ok) return response;
+  if (response.status === 401 && init.method !== "POST") locked.value = true;
   const told = await response.json().catch(() => null) as { error?: unknown } | null;
   throw new ApiError(typeof told?.error === "string" ? told.error : `The server answered ${response.status}.`, response.status);
 }
@@ -100,7 +105,7 @@ export const api = {
   /** Any read below a run, for views that bring their own types (`inside/…`). */
   inside: <T>(id: string, path: string, signal?: AbortSignal) => get<T>(`${of(id)}/inside/${path}`, signal),
   /** Where the live stream of a run is. */
-  live: (id: string, names: string[], after: number | null) => {
+  live: (id: string, names: string[], after: number | string | null) => {
     const asked = new URLSearchParams(names.map((name) => ["name", name]));
     if (after !== null) asked.set("after", String(after));
     return `${PREFIX}${of(id)}/live?${asked}`;

@@ -31,7 +31,8 @@ export class Live {
 
   private source: EventSource | null = null;
   private names: string[] = [];
-  private after: number | null = null;
+  /** The last position that was told of: a step, or what the stream calls it. */
+  private after: number | string | null = null;
   private wait = FIRST_WAIT_MS;
   private timers: Record<"retry" | "silent" | "hidden" | "rename", number> = { retry: 0, silent: 0, hidden: 0, rename: 0 };
   private missed = false;
@@ -71,9 +72,9 @@ export class Live {
     source.onopen = () => this.alive();
     source.onerror = () => this.broken();
     this.on<Overview>(source, "overview", (told) => this.listener.overview(told));
-    this.on<LiveRows>(source, "rows", (told) => { this.after = told.through; this.listener.rows(told); });
+    this.on<LiveRows>(source, "rows", (told) => this.listener.rows(told));
     this.on<Alert[]>(source, "alerts", (told) => this.listener.alerts(told));
-    this.on<{ through: number }>(source, "reset", (told) => { this.after = told.through; this.listener.refetch(); });
+    this.on(source, "reset", () => this.listener.refetch());
     this.on(source, "ping", () => undefined);
     this.listen();
   }
@@ -82,7 +83,8 @@ export class Live {
     source.addEventListener(kind, (event) => {
       if (source !== this.source) return;
       this.alive();
-      const text = (event as MessageEvent<string>).data;
+      const { data: text, lastEventId } = event as MessageEvent<string>;
+      if (lastEventId) this.after = lastEventId;
       take((text ? JSON.parse(text) : null) as T);
     });
   }

@@ -5,7 +5,7 @@ export type RunState = "running" | "finished" | "interrupted" | "failed" | "unfi
 export type Level = "critical" | "warning" | "notice";
 
 export interface RunRow {
-  id: string; name: string; state: RunState; created: number | null; updated: number | null; step: number; steps: number;
+  id: string; name: string; state: RunState; created: number | null; updated: number | null; step: number; steps: number | null;
   loss: Num; val_loss: Num; tokens: Num; tokens_per_s: Num; parameters: number | null; ranks: number | null;
   alerts: Record<Level, number> | null; label: string | null; error?: string | null;
 }
@@ -16,9 +16,9 @@ export interface RunFacts {
   identity: Record<string, unknown>;
   settings: Record<string, Record<string, unknown>>;
   summary: Record<string, unknown> | null;
-  layout: { axes?: Record<string, number>; ranks?: number; text?: string } | null;
+  layout: { axes?: Record<string, number>; ranks?: number | null; text?: string } | null;
   samples: { step: number; text: string }[];
-  links?: Record<string, string>;
+  links?: Record<string, unknown>;
 }
 
 export interface Moved { name: string; since: number; value: Num; expected: Num; deviations: Num; rank: number | null }
@@ -40,22 +40,24 @@ export interface Overview {
 export interface Metric { name: string; unit: string; meaning: string; bad: string; together: string; group: string }
 
 export interface Snapshot {
-  step: number; time: string; id: string; parent: string | null; full: boolean; loss: Num; val_loss: Num; state_bytes: number; added_bytes: number;
+  step: number; time: number | string; id: string; parent: string | null; full: boolean; loss: Num; val_loss: Num; state_bytes: number; added_bytes: number;
   stored_bytes: number; state: "here" | "dropped" | "lost" | "damaged"; pinned: boolean; newest: boolean;
 }
-export interface Fork { run: string; step: number | null; name?: string }
+/** `run` is the id of a run in this folder; null where it is elsewhere. */
+export interface Fork { run: string | null; step: number | null; name: string }
 export interface History {
   snapshots: Snapshot[]; events: RunEvent[]; head: string; damage: string[]; notes: string[];
-  forks?: { parent: Fork | null; children: Fork[] }; parent?: Fork | null; children?: Fork[];
+  left_out: number; parent: Fork | null; children: Fork[];
 }
 
 export interface Comparison {
+  runs: { id: string; name: string; state: RunState }[];
   settings: { key: string; values: unknown[] }[];
   results: { name: string; unit: string; better: "low" | "high" | null; values: Num[] }[];
   code: unknown;
 }
 export interface Me { may_act: boolean; host: string; version: string; runs_dir: string }
-export interface Outcome { command: string; exit?: number; text?: string }
+export interface Outcome { command: string; exit: number | null; text: string }
 
 /** New rows of some metrics, as the live stream brings them. */
 export interface LiveRows {

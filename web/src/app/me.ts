@@ -1,7 +1,7 @@
 // Who looks: what the server lets this browser do. A token in the address (`#token=…`) is used once and taken out of the address before anything else,
 // so that it does not end up in links that are shared.
 import { signal } from "@preact/signals";
-import { api, frozen } from "../api/client";
+import { api, frozen, locked } from "../api/client";
 import type { Me } from "../api/types";
 
 export const me = signal<Me | null>(null);
@@ -13,6 +13,7 @@ export async function refreshMe(): Promise<void> {
 
 export async function login(token: string): Promise<void> {
   await api.login(token.trim());
+  locked.value = false;
   await refreshMe();
 }
 
@@ -22,7 +23,7 @@ export async function arrive(): Promise<void> {
   const token = new URLSearchParams(location.hash.slice(1)).get("token");
   if (token) {
     history.replaceState(null, "", location.pathname + location.search);
-    try { await api.login(token); } catch { /* an old token: reading may be allowed without it */ }
+    try { await login(token); } catch { /* an old token: reading may be allowed without it */ }
   }
   await refreshMe();
 }

@@ -1,6 +1,6 @@
 // The frame around every view: where one is, the run's tabs, whether what is shown is live, theme and help.
 import { useEffect } from "preact/hooks";
-import { frozen } from "../api/client";
+import { frozen, locked } from "../api/client";
 import { type Tab, TABS, go, route, runPath } from "./route";
 import { helping, Shortcuts, useKeys } from "./keys";
 import { current, RunModel } from "./run";
@@ -9,6 +9,7 @@ import { nextTheme, theme } from "./theme";
 import { A } from "../ui/link";
 import { Icon } from "../ui/icon";
 import { Message, StateBadge } from "../ui/bits";
+import { Token } from "../ui/token";
 import { LiveMark } from "./live-mark";
 import { RunsView } from "../runs/view";
 import { OverviewView } from "../overview/view";
@@ -84,6 +85,7 @@ function useRun(id: string | null): void {
 function View() {
   const at = route.value;
   const run = current.value;
+  if (locked.value) return <Message title="This dashboard wants its token"><Token told="It listens on more than this machine, so looking needs the token, too." done={() => current.value?.read()} /></Message>;
   if (at.page === "runs") return <RunsView />;
   if (at.page === "compare") return <CompareView ids={at.ids} />;
   if (at.page === "nowhere") return <Message title="There is no such page"><p><A to="/">All runs</A></p></Message>;

@@ -6,9 +6,9 @@ import { colour, painted, rem } from "../app/theme";
 import { axisValue, si } from "../ui/format";
 
 export interface Line { name: string; x: ArrayLike<number>; y: ArrayLike<number | null>; colour: string; faint?: boolean; dashed?: boolean }
-interface Props { lines: Line[]; band?: { x: number[]; low: (number | null)[]; high: (number | null)[] } | undefined; unit: string; time: boolean; log: boolean; label: string; zero?: boolean }
+interface Props { lines: Line[]; band?: { x: number[]; low: (number | null)[]; high: (number | null)[] } | undefined; unit: string; time: boolean; log: boolean; label: string; zero?: boolean; point?: (x: number | null) => void }
 
-export function Lines({ lines, band, unit, time, log, label, zero }: Props) {
+export function Lines({ lines, band, unit, time, log, label, zero, point }: Props) {
   const host = useRef<HTMLDivElement>(null);
   const paint = painted.value;
   useEffect(() => {
@@ -16,7 +16,8 @@ export function Lines({ lines, band, unit, time, log, label, zero }: Props) {
     const tables = [...lines.map((line) => [toArray(line.x), toArray(line.y)]), ...(band ? [[band.x, band.low], [band.x, band.high]] : [])] as uPlot.AlignedData[];
     if (!tables.some((table) => table[0].length)) return undefined;
     const data = tables.length > 1 ? uPlot.join(tables, tables.map((table) => table.slice(1).map(() => 2))) : tables[0]!;
-    const u = new uPlot(options(box, lines, band !== undefined, unit, time, log, zero ?? false), data, box);
+    const wishes = options(box, lines, band !== undefined, unit, time, log, zero ?? false);
+    const u = new uPlot({ ...wishes, hooks: { setCursor: [(plot) => point?.(plot.cursor.left! < 0 ? null : plot.posToVal(plot.cursor.left!, "x"))] } }, data, box);
     const size = new ResizeObserver(() => { if (box.clientWidth !== u.width || box.clientHeight !== u.height) u.setSize({ width: box.clientWidth, height: box.clientHeight }); });
     size.observe(box);
     return () => { size.disconnect(); u.destroy(); };

@@ -12,8 +12,9 @@ import { smoothed } from "../explore/smooth";
 import { Failed, Message, Waiting } from "../ui/bits";
 import { A } from "../ui/link";
 import { useLoad } from "../ui/load";
-import { digits, inUnit, plain } from "../ui/format";
+import { digits, inUnit, NONE, plain, seconds, si } from "../ui/format";
 import { Against } from "./against";
+import { valueAt } from "./stats";
 
 const COLOURS = 8;
 const POINTS = 2000;
@@ -60,6 +61,7 @@ const paintOf = (index: number): string => colour(`--c${index % COLOURS}`);
 
 function Overlay({ ids, courses, metric, axis, smooth, log }: { ids: string[]; courses: (Course | null)[]; metric: string; axis: Axis; smooth: number; log: boolean }) {
   const paint = painted.value;
+  const [at, setAt] = useState<number | null>(null);
   const begin = courses.map((course) => (axis === "time" && course?.rows ? course.time[0]! : 0));
   const lines = useMemo(() => courses.flatMap((course, index): Line[] => {
     if (!course) return [];
@@ -72,11 +74,13 @@ function Overlay({ ids, courses, metric, axis, smooth, log }: { ids: string[]; c
   return (
     <section class="card" aria-label={metric}>
       <h2>{metric}<span class="soft"> by {axis === "time" ? "seconds since the first row" : axis}</span></h2>
-      {lines.length ? <Lines lines={lines} unit={unit} time={false} log={log} label={`${metric} of ${ids.length} runs; the last values stand below`} /> : <Message title="Not measured"><p>None of these runs measured {metric}.</p></Message>}
+      {lines.length ? <Lines lines={lines} unit={unit} time={false} log={log} label={`${metric} of ${ids.length} runs; the last values stand below`} point={setAt} /> : <Message title="Not measured"><p>None of these runs measured {metric}.</p></Message>}
+      <p class="soft at">{at === null ? "last values" : `at ${axis === "time" ? seconds(at) : `${si(at)} ${axis === "step" ? "steps" : "tokens"}`}`}</p>
       <ul class="legend">
         {ids.map((id, index) => {
           const course = courses[index], last = course?.rows ? course.value[course.rows - 1]! : NaN;
-          return <li key={id}><i class={`swatch p${index % COLOURS} ${index >= 4 ? "dashed" : ""}`} aria-hidden="true" /><A to={runPath(id, "overview")}>{id}</A> <b>{course ? inUnit(last, unit) : "not measured"}</b></li>;
+          const value = at !== null && course ? valueAt(course, axis, at + begin[index]!) : last;
+          return <li key={id}><i class={`swatch p${index % COLOURS} ${index >= 4 ? "dashed" : ""}`} aria-hidden="true" /><A to={runPath(id, "overview")}>{id}</A> <b>{!course ? "not measured" : value === null ? NONE : Number.isNaN(value) ? "NaN" : inUnit(value, unit)}</b></li>;
         })}
       </ul>
     </section>

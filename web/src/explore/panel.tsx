@@ -91,7 +91,7 @@ function draw(metric: Metric, shared: Shared, host: HTMLElement, figures: HTMLEl
   let shown: Course | null = null, row: number | null = null, smooth = -1;
   const write = (): void => { figures.textContent = shown ? (row === null ? summary(shown, metric.unit) : rowText(shown, row, metric.unit)) : store.missing(metric.name) ? "nothing measured" : " "; };
   const made = new Plot(host, {
-    unit: metric.unit, axis: wishes.axis, log: wishes.log, band: wishes.band,
+    unit: metric.unit, axis: wishes.axis, log: wishes.log, band: wishes.band && metric.together === "spread",
     span: (from, to) => look(asSteps(clock.peek(), store.base.peek(), from, to)), all: () => look(null),
     hover: (at, left, own) => {
       row = at;

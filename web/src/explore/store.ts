@@ -29,6 +29,8 @@ export class Store {
   private held = new Map<string, Held>();
   private wanted = new Set<string>();
   private pending = new Map<string, null>();
+  /** Rows that came before the course they belong to. */
+  private early = new Map<string, LiveRows["courses"][string][]>();
   private flying = new Set<string>();
   private timer = 0;
   private closer = new Map<string, Range>();
@@ -114,6 +116,8 @@ export class Store {
 
   private put(name: string, course: Course | null, range: Range | null): void {
     const held = this.held.get(name) ?? { whole: null, wholeStale: false, close: null, closeOf: null, missing: false };
+    if (!range && course) for (const more of this.early.get(name) ?? []) course = appended(course, more);
+    if (!range) this.early.delete(name);
     this.held.set(name, range ? { ...held, close: course, closeOf: range } : { ...held, whole: course, wholeStale: false, missing: !course?.rows });
     if (!range && course && course.rows > (this.base.peek()?.rows ?? 0)) this.base.value = course;
   }
@@ -121,7 +125,10 @@ export class Store {
   private take(rows: LiveRows): void {
     for (const [name, more] of Object.entries(rows.courses)) {
       const held = this.held.get(name);
-      if (!held?.whole) continue;
+      if (!held?.whole) {
+        if (this.wanted.has(name)) this.early.set(name, [...(this.early.get(name) ?? []), more]);
+        continue;
+      }
       const whole = appended(held.whole, more);
       const followed = held.close && held.closeOf && held.closeOf.to >= held.whole.step[held.whole.rows - 1]! ? appended(held.close, more) : held.close;
       this.held.set(name, { ...held, whole, close: followed });

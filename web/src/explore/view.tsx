@@ -7,7 +7,7 @@ import type { RunModel } from "../app/run";
 import { Message, Waiting } from "../ui/bits";
 import { Icon } from "../ui/icon";
 import { useLoad } from "../ui/load";
-import { whole } from "../ui/format";
+import { capital, whole, words } from "../ui/format";
 import { Clock } from "./clock";
 import type { Shared } from "./context";
 import { marksOf } from "./marks";
@@ -66,10 +66,13 @@ function useShared(run: RunModel): Shared {
   return shared;
 }
 
+/** Groups that people look at first; the others follow in their order. */
+const FIRST = ["loss", "eval", "cost", "grad_norm", "time", "wait", "memory", "optim"];
+
 function Groups({ metrics, shared, searched }: { metrics: Metric[]; shared: Shared; searched: boolean }) {
   const { pins, closed } = view.value;
   const pinned = pins.flatMap((name) => metrics.find((metric) => metric.name === name) ?? []);
-  const groups = new Map<string, Metric[]>();
+  const groups = new Map<string, Metric[]>(searched ? [] : FIRST.map((name) => [name, []]));
   for (const metric of metrics) {
     const group = groups.get(metric.group) ?? [];
     group.push(metric);
@@ -79,7 +82,7 @@ function Groups({ metrics, shared, searched }: { metrics: Metric[]; shared: Shar
   return (
     <>
       {pinned.length > 0 && <Group name="pinned" metrics={pinned} shared={shared} open toggle={() => undefined} pins={pins} fixed />}
-      {[...groups].map(([name, members]) => (
+      {[...groups].filter(([, members]) => members.length).map(([name, members]) => (
         <Group key={name} name={name} metrics={members} shared={shared} open={searched || !closed.includes(name)} toggle={() => toggle(name)} pins={pins} />
       ))}
     </>
@@ -89,7 +92,7 @@ function Groups({ metrics, shared, searched }: { metrics: Metric[]; shared: Shar
 interface GroupProps { name: string; metrics: Metric[]; shared: Shared; open: boolean; toggle: () => void; pins: string[]; fixed?: boolean }
 
 function Group({ name, metrics, shared, open, toggle, pins, fixed }: GroupProps) {
-  const title = <>{name.replaceAll("_", " ")}<span class="soft count">{whole(metrics.length)}</span></>;
+  const title = <>{capital(words(name))}<span class="soft count">{whole(metrics.length)}</span></>;
   return (
     <section class="group" aria-label={name}>
       <h2>{fixed ? <span class="group-name"><Icon name="pin" />{title}</span>

@@ -6,7 +6,7 @@ import type { RunModel } from "../app/run";
 import { Fact, Failed, Waiting } from "../ui/bits";
 import { Icon } from "../ui/icon";
 import { useLoad } from "../ui/load";
-import { clock, moment, plain, si, whole, words } from "../ui/format";
+import { clock, plain, si, whole, words } from "../ui/format";
 
 export function FactsView({ run }: { run: RunModel }) {
   const { value, error, again } = useLoad((signal) => api.facts(run.id, signal), [run.id]);
@@ -23,7 +23,7 @@ export function FactsView({ run }: { run: RunModel }) {
 
 function Identity({ facts }: { facts: RunFacts }) {
   const { row, identity, layout, summary } = facts;
-  const { command, ...others } = identity;
+  const { command, run: _, created: __, ...others } = identity;
   const axes = Object.entries(layout?.axes ?? {}).filter(([, size]) => size > 1);
   return (
     <section class="card" aria-label="Identity">
@@ -34,7 +34,7 @@ function Identity({ facts }: { facts: RunFacts }) {
         <Fact name="Begun">{clock(row.created ?? NaN)}</Fact>
         <Fact name="Parameters">{si(row.parameters ?? NaN)}</Fact>
         <Fact name="Layout">{layout?.text ?? `${whole(layout?.ranks ?? row.ranks ?? NaN)} ranks`}{axes.length > 0 && <small class="soft"> {axes.map(([axis, size]) => `${axis} ${size}`).join(" × ")}</small>}</Fact>
-        {Object.entries(others).flatMap(([name, value]) => flat(name, value)).map(([name, value]) => <Fact key={name} name={words(name)}>{tell(name, value)}</Fact>)}
+        {Object.entries(others).flatMap(([name, value]) => flat(name, value)).map(([name, value]) => <Fact key={name} name={words(name)}>{plain(value)}</Fact>)}
       </dl>
       {summary && <details><summary>Summary</summary><dl class="pairs">{Object.entries(summary).map(([name, value]) => <Fact key={name} name={words(name)}>{plain(value)}</Fact>)}</dl></details>}
     </section>
@@ -42,11 +42,9 @@ function Identity({ facts }: { facts: RunFacts }) {
 }
 
 function flat(name: string, value: unknown): [string, unknown][] {
-  if (value && typeof value === "object" && !Array.isArray(value)) return Object.entries(value).map(([inner, one]) => [`${name} · ${inner}`, one]);
+  if (value && typeof value === "object" && !Array.isArray(value)) return Object.entries(value).flatMap(([inner, one]) => flat(`${name} · ${inner}`, one));
   return [[name, value]];
 }
-
-const tell = (name: string, value: unknown): string => (name === "created" ? clock(moment(value as string)) : plain(value));
 
 function Settings({ settings }: { settings: RunFacts["settings"] }) {
   const [search, setSearch] = useState("");

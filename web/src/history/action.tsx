@@ -3,17 +3,17 @@
 import { useEffect, useState } from "preact/hooks";
 import { api, ApiError } from "../api/client";
 import type { Alert, Outcome } from "../api/types";
-import { login } from "../app/me";
 import type { RunModel } from "../app/run";
 import { Dialog } from "../ui/dialog";
 import { Command } from "../ui/bits";
+import { Token } from "../ui/token";
 import { capital } from "../ui/format";
 import { asked, Fields, filled, nothingToFill, type Values } from "./fields";
 
 export type Kind = "snapshot" | "scale" | "change" | "fork" | "stop" | "acknowledge" | "silence";
 export interface Wanted { kind: Kind; alert?: Alert; at?: string }
 
-type Stage = { at: "fill" } | { at: "token"; told?: string } | { at: "confirm"; command: string } | { at: "work"; command: string } | { at: "done"; outcome: Outcome };
+type Stage = { at: "fill" } | { at: "token" } | { at: "confirm"; command: string } | { at: "work"; command: string } | { at: "done"; outcome: Outcome };
 
 const WHAT: Record<Kind, string> = {
   snapshot: "Write a snapshot now. Training goes on after it.",
@@ -44,7 +44,7 @@ export function ActionDialog({ run, wanted, close, done }: Props) {
       if (!dry) done();
     } catch (problem) {
       const { message, status } = problem as ApiError;
-      if (status === 401 || status === 403) setStage({ at: "token", told: message });
+      if (status === 401 || status === 403) setStage({ at: "token" });
       else { setError(message); setStage({ at: "fill" }); }
     } finally { setBusy(false); }
   };
@@ -61,7 +61,7 @@ export function ActionDialog({ run, wanted, close, done }: Props) {
           <footer><button type="button" onClick={close}>Cancel</button><button type="submit" class="main" disabled={busy}>{busy ? "Asking …" : "Show the command"}</button></footer>
         </form>
       )}
-      {stage.at === "token" && <Token told={stage.told} close={close} done={() => void ask(true)} />}
+      {stage.at === "token" && <Token told="Acting on a run needs the token." close={close} done={() => void ask(true)} />}
       {(stage.at === "confirm" || stage.at === "work") && (
         <>
           <p>This runs on the dashboard's host:</p>
@@ -78,30 +78,13 @@ export function ActionDialog({ run, wanted, close, done }: Props) {
 }
 
 function Result({ outcome, close }: { outcome: Outcome; close: () => void }) {
-  const well = !outcome.exit;
+  const well = outcome.exit === 0;
   return (
     <>
-      <p role="status" class={well ? "good-text" : "bad-text"}>{well ? "Done." : `It ended with exit code ${outcome.exit}.`}</p>
+      <p role="status" class={well ? "good-text" : "bad-text"}>{well ? "Done." : outcome.exit === null ? "It was not run." : `It ended with exit code ${outcome.exit}.`}</p>
       <Command text={outcome.command} />
       {outcome.text && <pre class="output" tabIndex={0}>{outcome.text}</pre>}
       <footer><button type="button" class="main" onClick={close}>Close</button></footer>
     </>
-  );
-}
-
-function Token({ told, close, done }: { told: string | undefined; close: () => void; done: () => void }) {
-  const [token, setToken] = useState("");
-  const [error, setError] = useState("");
-  const send = async (event: Event): Promise<void> => {
-    event.preventDefault();
-    try { await login(token); done(); } catch (problem) { setError((problem as Error).message); }
-  };
-  return (
-    <form onSubmit={send}>
-      <p>{told ?? "Acting on a run needs the token."} The command that started the dashboard printed it.</p>
-      <label class="field">Token<input type="password" autoComplete="off" autoFocus required value={token} onInput={(event) => setToken(event.currentTarget.value)} /></label>
-      {error && <p class="bad-text" role="alert">{error}</p>}
-      <footer><button type="button" onClick={close}>Cancel</button><button type="submit" class="main" disabled={!token}>Log in</button></footer>
-    </form>
   );
 }

@@ -5,18 +5,35 @@ export type Values = Record<string, string>;
 
 /** What the fields hold when the dialog opens. */
 export function filled(wanted: Wanted): Values {
-  return { at: wanted.at ?? "", ranks: "", set: "", run_dir: "", hours: "1" };
+  return { at: wanted.at ?? "", ranks: "", set: "", name: "", hours: "1", loss: "" };
 }
 
 export const nothingToFill = (kind: Kind): boolean => kind === "snapshot" || kind === "stop" || kind === "acknowledge";
 
+/** `section.key=value`, one a line, as the server takes it; raises an error that says which line is none. */
+function settingsOf(text: string): Record<string, string> {
+  const lines = text.split("\n").map((line) => line.trim()).filter(Boolean);
+  return Object.fromEntries(lines.map((line) => {
+    const at = line.indexOf("=");
+    if (at < 1) throw new Error(`“${line}” is no setting; write section.key=value`);
+    return [line.slice(0, at).trim(), line.slice(at + 1).trim()];
+  }));
+}
+
+/** Which snapshot is meant: a short number is a step, anything else an id; nothing is the newest. */
+function snapshotOf(text: string): Record<string, unknown> {
+  const asked = text.trim();
+  if (!asked) return {};
+  return /^\d{1,9}$/.test(asked) ? { step: Number(asked) } : { snapshot: asked };
+}
+
 /** The arguments that the server takes. */
 export function asked(wanted: Wanted, values: Values): Record<string, unknown> {
-  const sets = (values.set ?? "").split("\n").map((line) => line.trim()).filter(Boolean);
+  const set = values.set ?? "";
   switch (wanted.kind) {
     case "scale": return { ranks: Number(values.ranks) };
-    case "change": return { set: sets };
-    case "fork": return { ...(values.at ? { at: values.at } : {}), ...(values.run_dir ? { run_dir: values.run_dir } : {}), set: sets };
+    case "change": return { settings: settingsOf(set), ...(values.loss ? { accept_loss: true } : {}) };
+    case "fork": return { ...snapshotOf(values.at ?? ""), ...(values.name ? { name: values.name } : {}), settings: settingsOf(set) };
     case "acknowledge": return { alert: wanted.alert?.id };
     case "silence": return { alert_kind: wanted.alert?.kind, hours: Number(values.hours) };
     default: return {};
@@ -36,12 +53,18 @@ export function Fields({ wanted, values, change }: Props) {
   switch (wanted.kind) {
     case "scale":
       return <label class="field">Ranks<input type="number" min={1} step={1} required autoFocus value={values.ranks} onInput={write("ranks")} /></label>;
-    case "change": return settings(true);
+    case "change":
+      return (
+        <>
+          {settings(true)}
+          <label class="check"><input type="checkbox" checked={values.loss === "1"} onChange={(event) => change({ ...values, loss: event.currentTarget.checked ? "1" : "" })} />Do it even if something of the state is lost</label>
+        </>
+      );
     case "fork":
       return (
         <>
           <label class="field">Snapshot<input value={values.at} placeholder="the newest; or a step, or an id" onInput={write("at")} /></label>
-          <label class="field">New run's folder<input value={values.run_dir} placeholder="a name is made up" onInput={write("run_dir")} /></label>
+          <label class="field">New run's name<input value={values.name} placeholder="a name is made up" onInput={write("name")} /></label>
           {settings(false)}
         </>
       );

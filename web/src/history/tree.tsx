@@ -20,7 +20,7 @@ export function Tree({ story, told, through, chosen, choose }: Props) {
   const last = Math.max(1, through, ...story.entries.map((entry) => entry.step ?? 0));
   const x = (step: number): number => SIDE + (step / last) * (wide - 2 * SIDE);
   const y = (lane: number): number => TOP + lane * LANE;
-  const children = told.forks?.children ?? told.children ?? [];
+  const { children } = told;
   const tall = TOP + story.lanes * LANE + (children.length ? 18 : 0);
   const shown = story.entries.filter((entry) => entry.step !== null && entry.kind !== "gc" && entry.kind !== "note");
   return (
@@ -33,7 +33,7 @@ export function Tree({ story, told, through, chosen, choose }: Props) {
           </g>
         ))}
         {children.map((child, index) => child.step !== null && (
-          <g key={index} class="forked"><path d={`M${x(child.step)} ${y(0)}V${tall - 10}h14`} /><text x={x(child.step) + 18} y={tall - 6}>{child.name ?? child.run}</text></g>
+          <g key={index} class="forked"><path d={`M${x(child.step)} ${y(0)}V${tall - 10}h14`} /><text x={x(child.step) + 18} y={tall - 6}>{child.name}</text></g>
         ))}
         {shown.map((entry) => (
           <g key={entry.key} class={`node ${entry.kind} ${entry.snapshot?.state ?? ""} ${chosen === entry.key ? "chosen" : ""}`} onClick={() => choose(entry)} transform={`translate(${x(entry.step!)} ${y(entry.lane) - rise(entry)})`}>

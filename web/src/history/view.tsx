@@ -42,6 +42,7 @@ export function HistoryView({ run }: { run: RunModel }) {
         ))}
       </div>
       {told.damage.map((damage) => <p key={damage} class="bad-text banner" role="alert">Damaged: {damage}</p>)}
+      {told.left_out > 0 && <p class="soft banner">{many(told.left_out, "older event")} are left out here; <code>penstock runs log</code> tells all.</p>}
       {told.notes.map((note) => <p key={note} class="soft banner">{note}</p>)}
       <section class="card" aria-label="Tree">
         <Family told={told} id={run.id} />
@@ -56,16 +57,16 @@ export function HistoryView({ run }: { run: RunModel }) {
 }
 
 function Family({ told, id }: { told: History; id: string }) {
-  const parent = told.forks?.parent ?? told.parent ?? null, children = told.forks?.children ?? told.children ?? [];
+  const { parent, children } = told;
   if (!parent && !children.length) return null;
   const link = (fork: Fork) => (
-    <><A to={runPath(fork.run, "history")}>{fork.name ?? fork.run}</A>{fork.step !== null && <span class="soft"> at step {whole(fork.step)}</span>}{" "}
-      <A to={`/compare?${new URLSearchParams([["run", id], ["run", fork.run]])}`} class="button quiet">Compare</A></>
+    <>{fork.run !== null && !frozen ? <A to={runPath(fork.run, "history")}>{fork.name}</A> : <b>{fork.name}</b>}{fork.step !== null && <span class="soft"> at step {whole(fork.step)}</span>}{" "}
+      {fork.run !== null && !frozen && <A to={`/compare?${new URLSearchParams([["run", id], ["run", fork.run]])}`} class="button quiet">Compare</A>}</>
   );
   return (
     <p class="family">
-      {parent && <span>forked from {frozen ? parent.run : link(parent)}</span>}
-      {children.map((child) => <span key={child.run}>forked into {frozen ? child.run : link(child)}</span>)}
+      {parent && <span>forked from {link(parent)}</span>}
+      {children.map((child, index) => <span key={index}>forked into {link(child)}</span>)}
     </p>
   );
 }

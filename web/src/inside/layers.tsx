@@ -7,7 +7,7 @@ import type { RunModel } from "../app/run";
 import { query, setQuery } from "../app/route";
 import { Failed, Message, Waiting } from "../ui/bits";
 import { useLoad } from "../ui/load";
-import { inUnit, whole, words } from "../ui/format";
+import { capital, inUnit, whole, words } from "../ui/format";
 import { HeatMap } from "./heat";
 import { type Cells, cellsOf } from "./paint";
 
@@ -50,7 +50,7 @@ export function Layers({ run }: { run: RunModel }) {
   if (courses.error) return <Failed error={courses.error} again={courses.again} />;
   return (
     <section class="card" aria-label="Layers over time">
-      <header><h2>{words(one.id)} by layer</h2>
+      <header><h2>{capital(words(one.id))} by layer</h2>
         <label>Quantity <select value={one.id} onChange={(event) => setQuery((now) => now.set("quantity", event.currentTarget.value))}>{all.map((quantity) => <option key={quantity.id} value={quantity.id}>{words(quantity.id)}</option>)}</select></label>
         <button type="button" aria-pressed={log} onClick={() => setQuery((now) => (log ? now.delete("log") : now.set("log", "1")))}>log</button>
       </header>

@@ -7,7 +7,7 @@ import { Spark } from "../charts/spark";
 import { Icon } from "../ui/icon";
 import { useNow } from "../ui/load";
 import { Waiting } from "../ui/bits";
-import { clock, digits, inUnit, NONE, percent, seconds, si, whole } from "../ui/format";
+import { ago, digits, inUnit, moment, NONE, percent, seconds, si, told as figure, whole } from "../ui/format";
 import { Alerts } from "./alerts";
 import { Events } from "./events";
 import { Ranks } from "./ranks";
@@ -32,13 +32,13 @@ export function OverviewView({ run }: { run: RunModel }) {
           <div class="progress-words">
             <span><b>step {whole(told.step)}</b> of {told.steps ? whole(told.steps) : NONE}</span>
             <span>{percent(share)}</span>
-            <span class="eta">{eta(told)}</span>
+            <span class="eta">{eta(told, now)}</span>
           </div>
           <progress max={1} value={share} aria-label={`step ${told.step} of ${told.steps}`} />
         </div>
       </section>
       <section class="tiles" aria-label="Main figures">
-        <Tile title="Loss" value={digits(number(told.loss))} note={lossNote(told)} line={told.metrics["loss/total"]} />
+        <Tile title="Loss" value={figure(told.metrics["loss/total"]?.last ?? told.loss)} note={lossNote(told)} line={told.metrics["loss/total"]} />
         <Tile title="Speed" value={si(number(told.tokens_per_s))} unit="tokens/s" note={`${percent(number(told.mfu))} of the hardware's peak`} line={told.metrics["cost/tokens_per_s"]} />
         <Tile title="Tokens" value={si(number(told.tokens))} note={`a step takes ${seconds(stepSeconds)}`} />
         <Cost told={told} />
@@ -60,9 +60,9 @@ function lastStepTime(run: RunModel, told: Overview): number {
   return seen.at;
 }
 
-function eta(told: Overview): string {
-  const left = number(told.eta_s);
-  if (told.state !== "running") return `as of ${clock(told.time)}`;
+function eta(told: Overview, now: number): string {
+  const left = number(told.eta_s), newest = told.events[0];
+  if (told.state !== "running") return newest ? `last event ${ago(moment(newest.time), now)}` : "";
   return Number.isFinite(left) ? `${seconds(left)} left` : "time left not known yet";
 }
 
@@ -110,7 +110,7 @@ function Sparks({ told }: { told: Overview }) {
           const between = Number.isFinite(high) && high !== low ? `${inUnit(low, line.unit)} – ${inUnit(high, line.unit)}, highest on rank ${line.high_rank}` : "the same on all ranks";
           return (
             <li key={name} title={name}>
-              <div><span class="soft">{line.title.replace(/, s$/, "")}</span><b>{inUnit(number(line.last), line.unit)}</b></div>
+              <div><span class="soft">{line.title.replace(/, s$/, "")}</span><b>{figure(line.last, line.unit)}</b></div>
               <Spark values={line.values} label={`${line.title}: last ${inUnit(number(line.last), line.unit)}; ${between}`} />
               <small class="soft">{between}</small>
             </li>

@@ -1,4 +1,6 @@
 // Numbers for people, with their units: SI prefixes, seconds as people say them, four significant digits, words where there is no number.
+import { type Num, number } from "../api/types";
+
 const PREFIXES: readonly [number, string][] = [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
 export const NONE = "–";
 
@@ -17,8 +19,8 @@ export function digits(value: number, count = 4): string {
 export function si(value: number, unit = "", count = 3): string {
   if (!Number.isFinite(value)) return digits(value);
   const found = PREFIXES.find(([size]) => Math.abs(value) >= size);
-  const text = found ? `${digits(value / found[0], count)} ${found[1]}` : `${digits(value, count)}${unit ? " " : ""}`;
-  return `${text}${unit}`.trim();
+  const text = found ? `${digits(value / found[0], count)} ${found[1]}` : digits(value, count);
+  return unit ? `${text}${found && unit.length < 3 ? "" : " "}${unit}` : text;
 }
 
 export const whole = (value: number): string => (Number.isFinite(value) ? Math.round(value).toLocaleString("en-US") : digits(value));
@@ -61,6 +63,9 @@ export function axisValue(value: number, unit: string): string {
   return Math.abs(value) >= 1e4 ? si(value).replace(" ", "") : digits(value, 5);
 }
 
+/** A number as the server sends it, in its unit: what is no number is called so, what is absent is a dash. */
+export const told = (value: Num | undefined, unit = ""): string => (value === "nan" ? "NaN" : inUnit(number(value), unit));
+
 /** A moment as unix seconds; the history has it as text. */
 export const moment = (time: string | number | null | undefined): number =>
   (typeof time === "number" ? time : time ? Date.parse(time) / 1000 : NaN);
@@ -81,4 +86,4 @@ export const capital = (text: string): string => text.charAt(0).toUpperCase() + 
 export const many = (count: number, what: string): string => `${whole(count)} ${what}${count === 1 ? "" : "s"}`;
 /** Any value of a setting as one line. */
 export const plain = (value: unknown): string =>
-  (value === null || value === undefined ? NONE : typeof value === "string" ? value || "“”" : typeof value === "number" ? digits(value, 8) : JSON.stringify(value));
+  (value === null || value === undefined ? NONE : typeof value === "string" ? value || "“”" : typeof value === "number" ? value.toLocaleString("en-US", { maximumSignificantDigits: 12, notation: value && Math.abs(value) < 1e-5 ? "scientific" : "standard" }).replace("E", "e") : JSON.stringify(value));
