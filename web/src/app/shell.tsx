@@ -37,7 +37,7 @@ export function Shell() {
       <header class="bar">
         <Brand />
         {at.page === "run" && <RunHead id={at.id} tab={at.tab} />}
-        {at.page === "compare" && <span class="crumb">Compare</span>}
+        {at.page === "compare" && <h1 class="crumb">Compare</h1>}
         <div class="bar-end">
           {at.page === "run" && current.value && <LiveMark run={current.value} />}
           {!frozen && me.value?.may_act && <span class="chip soft-chip" title="This browser may act on runs">may act</span>}
@@ -65,7 +65,7 @@ function RunHead({ id, tab }: { id: string; tab: Tab }) {
   useKeys(TABS.map((one) => ({ keys: KEYS[one], what: TITLES[one].toLowerCase(), act: () => go(runPath(id, one)) })), [id]);
   return (
     <>
-      <span class="crumb" title={name}>{name}</span>
+      {tab === "overview" ? <span class="crumb" title={name}>{name}</span> : <h1 class="crumb" title={name}>{name}<span class="sr">: {TITLES[tab]}</span></h1>}
       <span class="bar-state">{overview && <StateBadge state={overview.state} />}</span>
       <nav class="tabs" aria-label="Views of the run">
         {TABS.map((one) => <A key={one} to={runPath(id, one)} current={one === tab} title={`${TITLES[one]} (${KEYS[one]})`}>{TITLES[one]}</A>)}

@@ -94,7 +94,7 @@ function Tables({ told, ids }: { told: Comparison; ids: string[] }) {
       <section class="card scroll" aria-label="Results" tabIndex={0}>
         <h2>Results</h2>
         <table class="differences">
-          {head("")}
+          {head("Figure")}
           <tbody>{told.results.map((row) => {
             const values = row.values.map(number), finite = values.filter(Number.isFinite);
             const best = row.better && finite.length > 1 ? (row.better === "low" ? Math.min(...finite) : Math.max(...finite)) : NaN;
@@ -104,7 +104,7 @@ function Tables({ told, ids }: { told: Comparison; ids: string[] }) {
       </section>
       <section class="card scroll" aria-label="Settings that differ" tabIndex={0}>
         <h2>Settings that differ</h2>
-        {told.settings.length ? <table class="differences">{head("")}<tbody>{told.settings.map((row) => <tr key={row.key}><th scope="row"><code>{row.key}</code></th>{row.values.map((value, index) => <td key={index} class="right">{plain(value)}</td>)}</tr>)}</tbody></table> : <p class="soft">All settings are the same.</p>}
+        {told.settings.length ? <table class="differences">{head("Setting")}<tbody>{told.settings.map((row) => <tr key={row.key}><th scope="row"><code>{row.key}</code></th>{row.values.map((value, index) => <td key={index} class="right">{plain(value)}</td>)}</tr>)}</tbody></table> : <p class="soft">All settings are the same.</p>}
       </section>
     </>
   );

@@ -41,7 +41,7 @@ function useShared(run: RunModel): Shared {
   const tip = useSignal<{ text: string; left: number; top: number } | null>(null);
   const { value: told, again } = useLoad((signal) => api.history(run.id, signal), [run.id]);
   const newest = run.overview.value?.events[0]?.seq ?? 0;
-  useEffect(() => { if (newest) again(); }, [newest]);
+  useEffect(() => { if (told && newest > (told.events.at(-1)?.seq ?? 0)) again(); }, [newest]);
   const events = useSignal(told?.events ?? []);
   if (told && events.peek() !== told.events) events.value = told.events;
   const shared = useMemo((): Shared => {

@@ -3,6 +3,7 @@
 import { useEffect, useState } from "preact/hooks";
 import { api, ApiError } from "../api/client";
 import type { Alert, Outcome } from "../api/types";
+import { me } from "../app/me";
 import type { RunModel } from "../app/run";
 import { Dialog } from "../ui/dialog";
 import { Command } from "../ui/bits";
@@ -34,6 +35,7 @@ export function ActionDialog({ run, wanted, close, done }: Props) {
   const [busy, setBusy] = useState(false);
 
   const ask = async (dry: boolean): Promise<void> => {
+    if (!me.value?.may_act) { setStage({ at: "token" }); return; }
     setBusy(true);
     setError("");
     try {

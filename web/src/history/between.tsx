@@ -28,7 +28,7 @@ export function Between({ pair, story, name, close }: { pair: [Entry, Entry]; st
       <header><h2>From {a.kind} {a.step !== null && `at step ${whole(a.step)} `}to {b.kind} {b.step !== null && `at step ${whole(b.step)}`}</h2>
         <button type="button" class="quiet square" aria-label="Close" onClick={close}><Icon name="close" /></button></header>
       <table>
-        <thead><tr><th /><th class="right">before</th><th class="right">after</th><th class="right">difference</th></tr></thead>
+        <thead><tr><td /><th class="right">before</th><th class="right">after</th><th class="right">difference</th></tr></thead>
         <tbody>{rows.map(([title, ...cells]) => <tr key={title}><th>{title}</th>{cells.map((cell, index) => <td key={index} class="right">{cell}</td>)}</tr>)}</tbody>
       </table>
       <h3>{inner.length ? `${countOf(inner)} between` : "Nothing else happened between"}</h3>

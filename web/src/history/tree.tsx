@@ -2,10 +2,11 @@
 // stands in the list below too, which is what a screen reader reads.
 import { useEffect, useRef, useState } from "preact/hooks";
 import type { History } from "../api/types";
+import { rem } from "../app/theme";
 import { si, whole } from "../ui/format";
 import type { Entry, Story } from "./story";
 
-const LANE = 34, TOP = 26, SIDE = 26;
+
 
 interface Props { story: Story; told: History; through: number; chosen: string | null; choose: (entry: Entry) => void }
 
@@ -17,15 +18,16 @@ export function Tree({ story, told, through, chosen, choose }: Props) {
     size.observe(box.current!);
     return () => size.disconnect();
   }, []);
+  const size = rem() / 15, LANE = 34 * size, TOP = 26 * size, SIDE = 26 * size;
   const last = Math.max(1, through, ...story.entries.map((entry) => entry.step ?? 0));
   const x = (step: number): number => SIDE + (step / last) * (wide - 2 * SIDE);
   const y = (lane: number): number => TOP + lane * LANE;
   const { children } = told;
-  const tall = TOP + story.lanes * LANE + (children.length ? 18 : 0);
+  const tall = TOP + story.lanes * LANE + (children.length ? 18 * size : 0);
   const shown = story.entries.filter((entry) => entry.step !== null && entry.kind !== "gc" && entry.kind !== "note");
   return (
     <div ref={box} class="tree">
-      <svg width={wide} height={tall + 20} role="img" aria-label={`The run's tree: ${story.lanes} branches, ${told.snapshots.length} snapshots, through step ${last}`}>
+      <svg width={wide} height={tall + 20 * size} role="img" aria-label={`The run's tree: ${story.lanes} branches, ${told.snapshots.length} snapshots, through step ${last}`}>
         {story.branches.map((branch) => branch.steps.length > 0 && (
           <g key={branch.lane} class={`branch b${branch.lane % 6}`}>
             {branch.from && <path d={`M${x(branch.from.step)} ${y(branch.from.lane)}V${y(branch.lane) - 8}q0 8 8 8`} />}
@@ -36,11 +38,11 @@ export function Tree({ story, told, through, chosen, choose }: Props) {
           <g key={index} class="forked"><path d={`M${x(child.step)} ${y(0)}V${tall - 10}h14`} /><text x={x(child.step) + 18} y={tall - 6}>{child.name}</text></g>
         ))}
         {shown.map((entry) => (
-          <g key={entry.key} class={`node ${entry.kind} ${entry.snapshot?.state ?? ""} ${chosen === entry.key ? "chosen" : ""}`} onClick={() => choose(entry)} transform={`translate(${x(entry.step!)} ${y(entry.lane) - rise(entry)})`}>
+          <g key={entry.key} class={`node ${entry.kind} ${entry.snapshot?.state ?? ""} ${chosen === entry.key ? "chosen" : ""}`} onClick={() => choose(entry)} transform={`translate(${x(entry.step!)} ${y(entry.lane) - rise(entry) * size}) scale(${size})`}>
             <circle class="hit" r={11} /><path d={glyph(entry)} /><title>{`${entry.kind}, step ${whole(entry.step!)}: ${entry.text}`}</title>
           </g>
         ))}
-        {[0, 0.25, 0.5, 0.75, 1].map((share) => <text key={share} class="tick" x={x(last * share)} y={tall + 14} text-anchor={share === 0 ? "start" : share === 1 ? "end" : "middle"}>{si(Math.round(last * share))}</text>)}
+        {[0, 0.25, 0.5, 0.75, 1].map((share) => <text key={share} class="tick" x={x(last * share)} y={tall + 14 * size} text-anchor={share === 0 ? "start" : share === 1 ? "end" : "middle"}>{si(Math.round(last * share))}</text>)}
       </svg>
     </div>
   );

@@ -24,7 +24,7 @@ export function HistoryView({ run }: { run: RunModel }) {
   const [chosen, setChosen] = useState<string | null>(null);
   const story = useMemo(() => (told ? storyOf(told) : null), [told]);
   const newest = run.overview.value?.events[0]?.seq ?? 0;
-  useEffect(() => again(), [newest]);
+  useEffect(() => { if (told && newest > (told.events.at(-1)?.seq ?? 0)) again(); }, [newest]);
   useKeys([{ keys: "Escape", what: "choose no entry", act: () => { setPicked([]); setChosen(null); } }], []);
   if (error && !told) return <Failed error={error} again={again} />;
   if (!told || !story) return <Waiting what="the run's history" />;
