@@ -20,10 +20,9 @@ function settingsOf(text: string): Record<string, string> {
   }));
 }
 
-/** Which snapshot is meant: a short number is a step, anything else an id; nothing is the newest. */
+/** Which snapshot is meant: a short number is a step, anything else an id. */
 function snapshotOf(text: string): Record<string, unknown> {
   const asked = text.trim();
-  if (!asked) return {};
   return /^\d{1,9}$/.test(asked) ? { step: Number(asked) } : { snapshot: asked };
 }
 
@@ -63,7 +62,7 @@ export function Fields({ wanted, values, change }: Props) {
     case "fork":
       return (
         <>
-          <label class="field">Snapshot<input value={values.at} placeholder="the newest; or a step, or an id" onInput={write("at")} /></label>
+          <label class="field">Snapshot<input value={values.at} required placeholder="a step, or an id" onInput={write("at")} /></label>
           <label class="field">New run's name<input value={values.name} placeholder="a name is made up" onInput={write("name")} /></label>
           {settings(false)}
         </>

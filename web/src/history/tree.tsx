@@ -7,6 +7,8 @@ import { si, whole } from "../ui/format";
 import type { Entry, Story } from "./story";
 
 
+/** Floors above a lane; beyond that, things lie over each other. */
+const HIGHEST = 4;
 
 interface Props { story: Story; told: History; through: number; chosen: string | null; choose: (entry: Entry) => void }
 
@@ -18,13 +20,15 @@ export function Tree({ story, told, through, chosen, choose }: Props) {
     size.observe(box.current!);
     return () => size.disconnect();
   }, []);
-  const size = rem() / 15, LANE = 34 * size, TOP = 26 * size, SIDE = 26 * size;
+  const size = rem() / 15, SIDE = 26 * size;
   const last = Math.max(1, through, ...story.entries.map((entry) => entry.step ?? 0));
   const x = (step: number): number => SIDE + (step / last) * (wide - 2 * SIDE);
-  const y = (lane: number): number => TOP + lane * LANE;
   const { children } = told;
-  const tall = TOP + story.lanes * LANE + (children.length ? 18 * size : 0);
   const shown = story.entries.filter((entry) => entry.step !== null && entry.kind !== "gc" && entry.kind !== "note");
+  const floors = stacked(shown, x, 12 * size);
+  const lane = (22 + 14 * (1 + Math.max(0, ...floors.values()))) * size;
+  const y = (at: number): number => (at + 1) * lane - 10 * size;
+  const tall = story.lanes * lane + (children.length ? 18 * size : 0);
   return (
     <div ref={box} class="tree">
       <svg width={wide} height={tall + 20 * size} role="img" aria-label={`The run's tree: ${story.lanes} branches, ${told.snapshots.length} snapshots, through step ${last}`}>
@@ -38,8 +42,8 @@ export function Tree({ story, told, through, chosen, choose }: Props) {
           <g key={index} class="forked"><path d={`M${x(child.step)} ${y(0)}V${tall - 10}h14`} /><text x={x(child.step) + 18} y={tall - 6}>{child.name}</text></g>
         ))}
         {shown.map((entry) => (
-          <g key={entry.key} class={`node ${entry.kind} ${entry.snapshot?.state ?? ""} ${chosen === entry.key ? "chosen" : ""}`} onClick={() => choose(entry)} transform={`translate(${x(entry.step!)} ${y(entry.lane) - rise(entry) * size}) scale(${size})`}>
-            <circle class="hit" r={11} /><path d={glyph(entry)} /><title>{`${entry.kind}, step ${whole(entry.step!)}: ${entry.text}`}</title>
+          <g key={entry.key} class={`node ${entry.kind} ${entry.snapshot?.state ?? ""} ${chosen === entry.key ? "chosen" : ""}`} onClick={() => choose(entry)} transform={`translate(${x(entry.step!)} ${y(entry.lane) - (floors.get(entry.key) ?? -1) * 14 * size - (entry.snapshot ? 14 : 13) * size}) scale(${size})`}>
+            <circle class="hit" r={8} /><path d={glyph(entry)} /><title>{`${entry.kind}, step ${whole(entry.step!)}: ${entry.text}`}</title>
           </g>
         ))}
         {[0, 0.25, 0.5, 0.75, 1].map((share) => <text key={share} class="tick" x={x(last * share)} y={tall + 14 * size} text-anchor={share === 0 ? "start" : share === 1 ? "end" : "middle"}>{si(Math.round(last * share))}</text>)}
@@ -48,8 +52,19 @@ export function Tree({ story, told, through, chosen, choose }: Props) {
   );
 }
 
-/** Snapshots lie on their lane; other things stand a little above it. */
-const rise = (entry: Entry): number => (entry.snapshot ? 0 : 13);
+/** Snapshots lie on their lane; other things stand above it, on the first floor that has room where they are. */
+function stacked(entries: Entry[], x: (step: number) => number, room: number): Map<string, number> {
+  const floors = new Map<string, number>(), taken: { lane: number; x: number; floor: number }[] = [];
+  for (const entry of entries) {
+    if (entry.snapshot) continue;
+    const at = x(entry.step!), near = taken.filter((one) => one.lane === entry.lane && Math.abs(one.x - at) < room).map((one) => one.floor);
+    let floor = 0;
+    while (near.includes(floor) && floor < HIGHEST) floor++;
+    floors.set(entry.key, floor);
+    taken.push({ lane: entry.lane, x: at, floor });
+  }
+  return floors;
+}
 
 function glyph(entry: Entry): string {
   switch (entry.kind) {

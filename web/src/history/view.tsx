@@ -36,7 +36,7 @@ export function HistoryView({ run }: { run: RunModel }) {
         <span class="soft">{many(told.snapshots.length, "snapshot")} · {many(told.events.length, "event")}{told.head && <> · sealed as <code title={told.head}>{told.head.slice(0, 12)}</code></>}</span>
         <span class="grow" />
         {!frozen && ACTIONS.map((kind) => (
-          <button key={kind} type="button" class={kind === "stop" ? "danger" : ""} disabled={!run.running.value && kind !== "fork"} title={!run.running.value && kind !== "fork" ? "The run is not running" : undefined} onClick={() => setWanted({ kind })}>
+          <button key={kind} type="button" class={kind === "stop" ? "danger" : ""} disabled={!run.running.value && kind !== "fork"} title={!run.running.value && kind !== "fork" ? "The run is not running" : undefined} onClick={() => setWanted(kind === "fork" ? { kind, at: newestHere(told) } : { kind })}>
             {kind[0]!.toUpperCase() + kind.slice(1)}
           </button>
         ))}
@@ -55,6 +55,9 @@ export function HistoryView({ run }: { run: RunModel }) {
     </div>
   );
 }
+
+/** The id of the newest snapshot that is there; empty if none is. */
+const newestHere = (told: History): string => told.snapshots.filter((snapshot) => snapshot.state === "here").at(-1)?.id.slice(0, 12) ?? "";
 
 function Family({ told, id }: { told: History; id: string }) {
   const { parent, children } = told;
