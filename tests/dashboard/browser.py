@@ -103,10 +103,10 @@ def inlined(answers):
     return text
 
 
-def until(look, what, seconds=10.0):
-    """Wait until something holds."""
+def until(page, look, what, seconds=10.0):
+    """Wait until something holds; the page's events (its address, too) are heard meanwhile."""
     end = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        time.sleep(0.05)
+        page.wait_for_timeout(50)
     return found

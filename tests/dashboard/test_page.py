@@ -126,7 +126,7 @@ def test_overview_says_in_a_word_what_is_wrong_and_follows_the_run(look):
     expect(page.locator(".link b")).to_have_text("live")
     step = page.locator(".progress-words b")
     before = int(step.inner_text().removeprefix("step ").replace(",", ""))
-    until(lambda: int(step.inner_text().removeprefix("step ").replace(",", "")) >= before + 5, "five new steps", 8)
+    until(page, lambda: int(step.inner_text().removeprefix("step ").replace(",", "")) >= before + 5, "five new steps", 8)
     alert.get_by_role("link", name="Look at it").click()
     expect(page).to_have_url(re.compile(r"/explore\?q=time%2Fown"))
 
@@ -150,7 +150,7 @@ def test_explore_finds_smooths_and_keeps_its_view_in_the_address(look):
     page.get_by_role("button", name="ranks", exact=True).click()
     page.get_by_role("button", name="tokens", exact=True).click()
     page.get_by_role("button", name="Pin loss/total").first.click()
-    until(lambda: all(part in page.url for part in ("q=loss%2Ftotal", "x=tokens", "smooth=0.9", "log=1", "band=0", "pin=loss%2Ftotal")), "the address")
+    until(page, lambda: all(part in page.url for part in ("q=loss%2Ftotal", "x=tokens", "smooth=0.9", "log=1", "band=0", "pin=loss%2Ftotal")), "the address")
     page.get_by_role("button", name="Copy link").click()
     expect(page.get_by_role("button", name="copied")).to_be_visible()
     link = page.evaluate("navigator.clipboard.readText()")
@@ -179,25 +179,25 @@ def test_explore_zooms_pans_and_resets_all_panels_together(look):
         page.mouse.up()
 
     drag(0.25, 0.5)
-    until(lambda: len(shown()) == 2, "a range")
+    until(page, lambda: len(shown()) == 2, "a range")
     first = shown()
     assert abs(first[0] - 750) < 40 and abs(first[1] - 1500) < 40
-    until(lambda: "from=" in page.url and "to=" in page.url, "the range in the address")
+    until(page, lambda: "from=" in page.url and "to=" in page.url, "the range in the address")
     page.keyboard.down("Shift")
     drag(0.75, 0.25)
     page.keyboard.up("Shift")
-    until(lambda: shown()[0] > first[0] + 200, "a pan to the right")
+    until(page, lambda: shown()[0] > first[0] + 200, "a pan to the right")
     assert abs((shown()[1] - shown()[0]) - (first[1] - first[0])) <= 2
     panned = shown()
     page.keyboard.down("Control")
     page.mouse.move(*across(0.5))
     page.mouse.wheel(0, -120)
     page.keyboard.up("Control")
-    until(lambda: shown()[1] - shown()[0] < panned[1] - panned[0], "a zoom by the wheel")
+    until(page, lambda: shown()[1] - shown()[0] < panned[1] - panned[0], "a zoom by the wheel")
     for name in ("Zoom out", "Earlier", "Later", "Zoom in"):
         before = shown()
         page.get_by_role("button", name=name, exact=True).click()
-        until(lambda before=before: shown() != before, name)
+        until(page, lambda before=before: shown() != before, name)
     page.mouse.dblclick(*across(0.5))
     expect(told).to_have_text("all steps")
 
@@ -221,7 +221,7 @@ def test_explore_has_one_cross_hair_and_tells_of_marks(look):
                 return True
         return False
 
-    until(sweep, "the mark of the poisoned batch at step 599 of 1,400")
+    until(page, sweep, "the mark of the poisoned batch at step 599 of 1,400")
 
 
 def test_explore_explains_enlarges_and_exports(look, tmp_path):
@@ -233,7 +233,7 @@ def test_explore_explains_enlarges_and_exports(look, tmp_path):
     found.get_by_role("button", name="Close").click()
     height = found.bounding_box()["height"]
     found.get_by_role("button", name="Enlarge").click()
-    until(lambda: found.bounding_box()["height"] > 1.5 * height, "a larger panel")
+    until(page, lambda: found.bounding_box()["height"] > 1.5 * height, "a larger panel")
     for button, end in (("Save CSV", "csv"), ("Save PNG", "png")):
         found.get_by_label("Export loss/total").click()
         with page.expect_download() as waited:
@@ -251,10 +251,10 @@ def test_explore_draws_only_what_is_in_sight_and_follows_the_run(look):
     shells, canvases = page.locator(".panel").count(), page.locator(".panel canvas").count()
     assert shells > 150 and canvases < 60
     first = panel(page, "loss/total").locator(".figures").inner_text()
-    until(lambda: panel(page, "loss/total").locator(".figures").inner_text() != first, "new values", 8)
+    until(page, lambda: panel(page, "loss/total").locator(".figures").inner_text() != first, "new values", 8)
     page.locator("section[aria-label=loss] .group-name").click()
     expect(panel(page, "loss/total")).to_have_count(0)
-    until(lambda: "closed=loss" in page.url, "the closed group in the address")
+    until(page, lambda: "closed=loss" in page.url, "the closed group in the address")
 
 
 def test_history_draws_the_tree_and_tells_what_lies_between(look):
@@ -308,7 +308,7 @@ def test_compare_overlays_and_says_what_differs(look):
     page.get_by_label("Metric", exact=True).fill("grad_norm/total")
     expect(page.get_by_role("heading", name="grad_norm/total")).to_be_visible()
     page.get_by_role("button", name="step", exact=True).click()
-    until(lambda: "metric=grad_norm%2Ftotal" in page.url and "x=step" in page.url, "the address")
+    until(page, lambda: "metric=grad_norm%2Ftotal" in page.url and "x=step" in page.url, "the address")
 
 
 def test_inside_tells_a_cell_of_the_heat_map_by_keyboard(look):
@@ -358,7 +358,7 @@ def test_page_outlives_a_restart_of_the_server(look, server):
     server.start()
     expect(page.locator(".link b")).to_have_text("live", timeout=20_000)
     step = page.locator(".progress-words b").inner_text()
-    until(lambda: page.locator(".progress-words b").inner_text() != step, "new steps after the restart")
+    until(page, lambda: page.locator(".progress-words b").inner_text() != step, "new steps after the restart")
     look.errors[:] = [told for told in look.errors if "net::" not in told]  # the browser itself tells of connections that fail
 
 

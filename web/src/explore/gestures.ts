@@ -3,15 +3,20 @@
 // span of x, at most once a frame.
 import type uPlot from "uplot";
 
-export interface Gestures { span: (from: number, to: number) => void; all: () => void }
+export interface Gestures {
+  /** What of x is in sight now; the plot itself may be some frames behind. */
+  sight: () => [number, number];
+  span: (from: number, to: number) => void;
+  all: () => void;
+}
 
-export function gestures(u: uPlot, { span, all }: Gestures): void {
+export function gestures(u: uPlot, { sight: now, span, all }: Gestures): void {
   let frame = 0, next: [number, number] | null = null, brushing = false;
   const soon = (from: number, to: number): void => {
     next = [from, to];
     frame ||= requestAnimationFrame(() => { frame = 0; if (next) span(...next); next = null; });
   };
-  const sight = (): [number, number] => next ?? [u.scales.x!.min!, u.scales.x!.max!];
+  const sight = (): [number, number] => next ?? now();
 
   u.over.addEventListener("mousedown", (event) => {
     if (event.shiftKey || event.button === 1) {

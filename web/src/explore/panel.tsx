@@ -92,7 +92,7 @@ function draw(metric: Metric, shared: Shared, host: HTMLElement, figures: HTMLEl
   const write = (): void => { figures.textContent = shown ? (row === null ? summary(shown, metric.unit) : rowText(shown, row, metric.unit)) : store.missing(metric.name) ? "nothing measured" : " "; };
   const made = new Plot(host, {
     unit: metric.unit, axis: wishes.axis, log: wishes.log, band: wishes.band && metric.together === "spread",
-    span: (from, to) => look(asSteps(clock.peek(), store.base.peek(), from, to)), all: () => look(null),
+    sight: () => span.peek() ?? [0, 1], span: (from, to) => look(asSteps(clock.peek(), store.base.peek(), from, to)), all: () => look(null),
     hover: (at, left, own) => {
       row = at;
       write();
@@ -101,7 +101,7 @@ function draw(metric: Metric, shared: Shared, host: HTMLElement, figures: HTMLEl
       const box = host.getBoundingClientRect();
       tip.value = near ? { text: near.text, left: box.left + left, top: box.top } : null;
     },
-  });
+  }, shared.stage);
   plot.current = made;
   const size = new ResizeObserver(() => made.resize());
   size.observe(host);

@@ -7,7 +7,9 @@ import { axisValue, si } from "../ui/format";
 import { type Axis, columnOf } from "./clock";
 import { gestures, type Gestures } from "./gestures";
 import { drawMarks, type Placed } from "./draw-marks";
+import { Slide } from "./slide";
 import { smoothed } from "./smooth";
+import type { Actor, Stage } from "./stage";
 
 export interface PlotWishes extends Gestures {
   unit: string; axis: Axis; log: boolean; band: boolean;
@@ -18,16 +20,18 @@ export interface PlotWishes extends Gestures {
 const RAW = 3, MAIN = 4;
 const FEW = 40;
 
-export class Plot {
+export class Plot implements Actor {
   private readonly u: uPlot;
+  private readonly sliding: Slide;
   private course: Course | null = null;
   private marks: Placed[] = [];
   private inside = false;
 
-  constructor(private readonly host: HTMLElement, private readonly wishes: PlotWishes) {
+  constructor(private readonly host: HTMLElement, private readonly wishes: PlotWishes, private readonly stage: Stage) {
     this.u = new uPlot(this.options(), [[], [], [], [], []], host);
     this.u.over.addEventListener("mouseenter", () => { this.inside = true; });
     this.u.over.addEventListener("mouseleave", () => { this.inside = false; });
+    this.sliding = new Slide(this.u);
     gestures(this.u, wishes);
   }
 
@@ -35,6 +39,7 @@ export class Plot {
     this.course = course;
     const clean = (column: Float32Array): (number | null)[] => Array.from(column, (value) => (Number.isFinite(value) && (!this.wishes.log || value > 0) ? value : null));
     const value = clean(course.value);
+    this.stage.done(this);
     this.u.batch(() => {
       this.u.setData([columnOf(course, this.wishes.axis), clean(course.low), clean(course.high), value, beta ? smoothed(value, beta) : value], false);
       this.u.setSeries(RAW, { show: beta > 0 });
@@ -42,8 +47,19 @@ export class Plot {
     });
   }
 
+  /** Show another span of x: at once by moving the picture, drawn anew when the stage has room. */
   see(sight: [number, number]): void {
-    if (this.course) this.u.setScale("x", { min: sight[0], max: sight[1] });
+    const { min, max } = this.u.scales.x!;
+    if (this.course && (min !== sight[0] || max !== sight[1])) this.stage.move(this, sight);
+  }
+
+  slide(sight: [number, number]): void { this.sliding.to(sight); }
+
+  draw(sight: [number, number]): void { this.u.setScale("x", { min: sight[0], max: sight[1] }); }
+
+  onScreen(): boolean {
+    const { top, bottom } = this.host.getBoundingClientRect();
+    return bottom > 0 && top < innerHeight;
   }
 
   mark(marks: Placed[]): void {
@@ -69,7 +85,10 @@ export class Plot {
   /** The drawn canvas. */
   get canvas(): HTMLCanvasElement { return this.u.ctx.canvas; }
 
-  destroy(): void { this.u.destroy(); }
+  destroy(): void {
+    this.stage.done(this);
+    this.u.destroy();
+  }
 
   private options(): uPlot.Options {
     const { unit, axis, log, band } = this.wishes;
@@ -97,7 +116,7 @@ export class Plot {
       },
       hooks: {
         setCursor: [(u) => this.wishes.hover(u.cursor.left! < 0 ? null : u.cursor.idx ?? null, u.cursor.left ?? -1, this.inside)],
-        draw: [(u) => { if (this.course) drawMarks(u, this.marks, columnOf(this.course, axis), this.course.value); }],
+        draw: [(u) => { this.sliding?.drawn(); if (this.course) drawMarks(u, this.marks, columnOf(this.course, axis), this.course.value); }],
       },
     };
   }

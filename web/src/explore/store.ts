@@ -10,7 +10,7 @@ import type { RunModel } from "../app/run";
 export interface Range { from: number; to: number }
 interface Held { whole: Course | null; wholeStale: boolean; close: Course | null; closeOf: Range | null; missing: boolean }
 
-const POINTS = 1000;
+const POINTS = 800;
 /** Rows in sight below which a finer course is asked for, if there are more measured. */
 const COARSE = 500;
 const LONGEST = 2600;

@@ -15,6 +15,7 @@ import { Panel } from "./panel";
 import { search } from "./search";
 import { Sight } from "./sight";
 import { arriveExplore, change, leaveExplore, range, view } from "./state";
+import { Stage } from "./stage";
 import { Store } from "./store";
 import { Toolbar } from "./toolbar";
 
@@ -56,7 +57,7 @@ function useShared(run: RunModel): Shared {
       return [clock.value.toX(Math.max(at?.from ?? first, 0)), clock.value.toX(Math.min(at?.to ?? last, last))];
     });
     const alerts = computed(() => (run.alerts.value.length ? run.alerts.value : run.overview.value?.alerts ?? []));
-    return { run: run.overview.peek()?.run ?? run.id, id: run.id, store, sight, clock, span, marks: computed(() => marksOf(alerts.value, events.value)), tip };
+    return { run: run.overview.peek()?.run ?? run.id, id: run.id, store, sight, stage: new Stage(), clock, span, marks: computed(() => marksOf(alerts.value, events.value)), tip };
   }, [run]);
   useEffect(() => {
     const back = (): void => arriveExplore();
