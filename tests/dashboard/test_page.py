@@ -18,7 +18,7 @@ pytestmark = [
 ]
 LIVE, DONE, FAILED, POISONED = "/r/llama-live", "/r/gpt2-small-finished", "/r/high-rate-failed", f"/r/{quote(HOSTILE, safe='')}"
 COMPARE = "/compare?run=gpt2-small-finished&run=high-rate-failed"
-VIEWS = ["/", *(f"{LIVE}/{tab}" for tab in ("overview", "explore", "inside", "history", "facts")), f"{POISONED}/overview", COMPARE]
+VIEWS = ["/", *(f"{LIVE}/{tab}" for tab in ("overview", "explore?q=loss", "inside", "history", "facts")), f"{POISONED}/overview", COMPARE]
 
 
 @pytest.fixture(scope="module")
