@@ -37,6 +37,8 @@ else:
 #: Seconds of a made step.
 STEP_S = 0.45
 SETS = ["model.layers=12", "model.dim=768", "model.heads=12", f"model.context={CONTEXT}", f"batch.global={GLOBAL}", "batch.micro=4", "eval.every=100"]
+#: What stands in the rows in plain JSON.
+PLAIN = {"tokens": "data/tokens_total", "loss": "loss/total", "tokens_per_s": "cost/tokens_per_s", "mfu": "cost/mfu", "step_s": "time/step"}
 BEGAN = 1_790_000_000.0
 
 
@@ -80,6 +82,15 @@ class MadeRun:
             log.names(names)
             for i, step in enumerate(steps.tolist()):
                 log.append(step, time.time() if now else self.time(step) + 0.001 * rank, table[i, rank])
+        self._plain_rows(steps[-50:].tolist(), {name: values[name][-50:, 0].tolist() for name in PLAIN.values()}, now)
+
+    def _plain_rows(self, steps: list[int], values: dict[str, list[float]], now: bool) -> None:
+        """The rows in plain JSON, of which only the last count."""
+        store = MetricStore(self.metrics)
+        for i, step in enumerate(steps):
+            told = {name: values[metric][i] for name, metric in PLAIN.items()}
+            store.append("train", {"time": time.time() if now else self.time(step), "step": step} | told | {"tokens": int(told["tokens"])})
+        store.close()
 
     def keep(self) -> None:
         """Move all rows that are there into the store, as a monitor does."""
