@@ -1,9 +1,9 @@
 """Who may look and who may act: by where the server listens, by which name it is asked, and by a token.
 
-On the loopback address whoever reaches the server may look; anywhere else looking, too, needs the token. Acting always needs it. It comes in the header
-`X-Penstock-Token`, or as a cookie that a login sets: not the token itself but a keyed digest of it, so the cookie of one token is void for another
-and logins outlive a restart with the same token. Both are compared in constant time. The cookie goes only with requests of the page's own site
-(SameSite=Strict) and no script reads it (HttpOnly); besides, a request whose `Origin` is another's is refused before (`guard.py`).
+On the loopback address whoever reaches the server may look; anywhere else looking, too, needs the token. Acting always needs it. It comes in the
+header `X-Penstock-Token`, or as a cookie that a login sets: not the token itself but a keyed digest of it, so the cookie of one token is void for
+another and logins outlive a restart with the same token. Both are compared in constant time. The cookie goes only with requests of the page's own
+site (SameSite=Strict) and no script reads it (HttpOnly); besides, a request whose `Origin` is another's is refused before (`guard.py`).
 
 Names: a page of somebody else's that points its own name at this machine (DNS rebinding) asks with that name as `Host`. So only the loopback names,
 this machine's name, addresses in digits, which no name server can hand out, and names given by `--allow-host` are answered. Cost: microseconds. When

@@ -48,7 +48,8 @@ def build_app(runs_dir: Path, access: Access, page: Path = FOLDER) -> FastAPI:
         yield
         await app.state.house.hub.close()
 
-    app = FastAPI(title="Penstock's dashboard", version=__version__, openapi_url=f"{PREFIX}/openapi.json", docs_url=None, redoc_url=None, lifespan=living)
+    description = f"{PREFIX}/openapi.json"
+    app = FastAPI(title="Penstock's dashboard", version=__version__, openapi_url=description, docs_url=None, redoc_url=None, lifespan=living)
     app.state.house = House(runs_dir, access)
     app.add_middleware(Guard, access=access)
     for routes in (runs_routes, metrics_routes, access_routes):

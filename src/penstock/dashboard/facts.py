@@ -24,8 +24,9 @@ MOST_SAMPLES, MOST_EVENTS = 50, 5000
 #: What runs are compared by: the row's or summary's key, its name, unit, and which end is better.
 RESULTS: tuple[tuple[str, str, str, str | None], ...] = (
     ("val_loss", "validation loss", "nats", "low"), ("loss", "loss", "nats", "low"), ("tokens_per_s", "throughput", "tokens/s", "high"),
-    ("mfu", "share of the peak", "1", "high"), ("step", "step", "", None), ("tokens", "tokens", "tokens", None), ("parameters", "parameters", "", None),
-    ("ranks", "ranks", "", None), ("wall_s", "training time", "s", "low"), ("recoveries", "recoveries", "", "low"),
+    ("mfu", "share of the peak", "1", "high"), ("step", "step", "", None), ("tokens", "tokens", "tokens", None),
+    ("parameters", "parameters", "", None), ("ranks", "ranks", "", None),
+    ("wall_s", "training time", "s", "low"), ("recoveries", "recoveries", "", "low"),
 )  # fmt: skip
 
 
@@ -66,7 +67,8 @@ def story(catalog: Catalog, run: Run) -> dict[str, Any]:
     snapshots = [snapshot | {"time": seconds_of(snapshot["time"])} for snapshot in told["snapshots"][-MOST_EVENTS:]]
     left_out = max(0, len(told["events"]) - MOST_EVENTS)
     children = [child for event in told["events"] if (child := _child(catalog, event))]
-    return told | {"events": events, "snapshots": snapshots, "left_out": left_out, "parent": _parent(catalog, run.read("run.json")), "children": children}
+    forks = {"parent": _parent(catalog, run.read("run.json")), "children": children}
+    return told | {"events": events, "snapshots": snapshots, "left_out": left_out} | forks
 
 
 def compared(runs: list[tuple[Run, Row]]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The page's files, read once: `index.html` and what it loads, which `web/` builds into `page/` and the wheel carries.
 
-Files that have a digest in their names or not are alike: each has an ETag, so a browser asks whether it changed and is told in a few bytes. Whatever is
-no file and no part of the API is the page, which finds its own way (`/r/<id>/explore`). Cost: the page's size in memory, twice (packed, too). When not
-to use it: for files of runs; none is ever given out as a file.
+Each file has an ETag, so a browser asks whether it changed and is told in a few bytes. Whatever is no file and no part of the API is the page, which
+finds its own way (`/r/<id>/explore`). Cost: the page's size in memory, twice (packed, too). When not to use it: for files of runs; none is ever given
+out as a file.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def page_router(files: dict[str, File]) -> APIRouter:
     def page(request: Request, path: str) -> Response:
         file = files.get(path)
         if file is None:
-            if path.startswith("api/") or "." in path.rpartition("/")[2] or path.startswith("assets/"):
+            if path.startswith(("api/", "assets/")) or "." in path.rpartition("/")[2]:
                 raise Refusal(404, "there is nothing at this address")
             file = files.get(INDEX)
         if file is None:

@@ -1,8 +1,8 @@
 """How many tokens had been trained after a step: from the metric that counts them, else from the settings.
 
 The count grows by the same number each step but where the batch was changed, so a thinned course of it, with straight lines between its points and
-beyond its end, gives it at every step. Cost: one course of 4,000 points, kept for some seconds. When not to use it: to bill somebody; a thinned course
-may be a few steps off where the batch changed.
+beyond its end, gives it at every step. Cost: one course of 4,000 points, kept for some seconds. When not to use it: to bill somebody; a thinned
+course may be a few steps off where the batch changed.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ step, for steps that have passed a look at each log. When not to use it: for a r
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -125,11 +125,10 @@ class Reader:
 
     def _step(self, one: Merged, whole: Whole, row: int) -> Step:
         at = Position(one.generation, one.table.step)
-        step = Step(at, one.table.time, at.step * self._a_step, one.table.ranks, whole.value[row], whole.low[row], whole.high[row], whole.high_rank[row])
+        five = whole.value[row], whole.low[row], whole.high[row], whole.high_rank[row]
+        step = Step(at, one.table.time, at.step * self._a_step, one.table.ranks, *five)
         counted = one.table.names.find(TOKENS)
-        if counted is None or not step.measured(counted):
-            return step
-        return Step(at, step.time, float(step.value[counted]), step.ranks, step.value, step.low, step.high, step.high_rank)
+        return replace(step, tokens=float(step.value[counted])) if counted is not None and step.measured(counted) else step
 
     def _new_row(self, step: Step) -> NewRow:
         columns = {name: self._gather.merger.names.find(name) for name in _FOLLOWED}

@@ -101,7 +101,8 @@ def rows_of(steps: list[Step], columns: dict[str, int | None]) -> dict[str, dict
 
 def _lists(steps: list[Step], column: int | None) -> dict[str, list[Any]]:
     there = [step for step in steps if step.measured(column)]
-    told: dict[str, list[Any]] = {"step": [one.at.step for one in there], "time": [one.time for one in there], "tokens": [one.tokens for one in there]}
+    told: dict[str, list[Any]] = {"step": [one.at.step for one in there]}
+    told |= {"time": [one.time for one in there], "tokens": [one.tokens for one in there]}
     for name in ("value", "low", "high", "high_rank"):
         told[name] = list(_column(there, name, column))
     return told
