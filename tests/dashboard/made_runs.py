@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
+from tests.dashboard.made_values import CONTEXT, GLOBAL, PARAMETERS, Faults, MadeValues
 
 from penstock.config import load_config, to_toml
 from penstock.monitor.alerts import Alert, Book, kind_of
@@ -28,11 +29,6 @@ from penstock.store.history import append_event, history_head
 from penstock.store.locks import writer_lock
 from penstock.store.manifest import Manifest, TensorEntry, write_manifest
 from penstock.store.timeline import tell_snapshot
-
-if __package__:
-    from tests.dashboard.made_values import CONTEXT, GLOBAL, PARAMETERS, Faults, MadeValues
-else:
-    from made_values import CONTEXT, GLOBAL, PARAMETERS, Faults, MadeValues
 
 #: Seconds of a made step.
 STEP_S = 0.45
@@ -82,14 +78,14 @@ class MadeRun:
             log.names(names)
             for i, step in enumerate(steps.tolist()):
                 log.append(step, time.time() if now else self.time(step) + 0.001 * rank, table[i, rank])
-        self._plain_rows(steps[-50:].tolist(), {name: values[name][-50:, 0].tolist() for name in PLAIN.values()}, now)
+        self._plain_rows(steps[-50:].tolist(), {name: value[-50:, 0].tolist() for name, value in values.items()}, now)
 
     def _plain_rows(self, steps: list[int], values: dict[str, list[float]], now: bool) -> None:
         """The rows in plain JSON, of which only the last count."""
         store = MetricStore(self.metrics)
         for i, step in enumerate(steps):
-            told = {name: values[metric][i] for name, metric in PLAIN.items()}
-            store.append("train", {"time": time.time() if now else self.time(step), "step": step} | told | {"tokens": int(told["tokens"])})
+            told = {name: values[metric][i] for name, metric in PLAIN.items() if metric in values}
+            store.append("train", {"time": time.time() if now else self.time(step), "step": step} | told)
         store.close()
 
     def keep(self) -> None:

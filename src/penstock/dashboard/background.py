@@ -22,7 +22,8 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
-from penstock.dashboard.catalog import id_at
+from penstock.dashboard.catalog import id_of_path
+from penstock.dashboard.children import environment_of_children
 from penstock.dashboard.serve import FILE, Place
 
 #: Seconds for one question to a server, for a new one to answer, and between two looks.
@@ -37,7 +38,7 @@ def page_of(run: Path, private: bool) -> str | None:
     place = _answering(runs_dir) or _started(runs_dir)
     if place is None:
         return None
-    path = f"r/{quote(id_at(Path(run.resolve().name)), safe='')}"
+    path = f"r/{quote(id_of_path(run.resolve().name), safe='')}"
     return f"{place.url}{path}" + (f"#token={place.token}" if private else "")
 
 
@@ -73,11 +74,8 @@ def _started(runs_dir: Path) -> Place | None:
 def _start(runs_dir: Path) -> subprocess.Popen[bytes]:
     """A server that outlives who starts it, and prints nowhere."""
     command = [sys.executable, "-m", "penstock", "dashboard", str(runs_dir), "--background"]
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
-    nowhere = subprocess.DEVNULL
-    process = subprocess.Popen(
-        command, stdin=nowhere, stdout=nowhere, stderr=nowhere, env=environment | {"OMP_NUM_THREADS": "1"}, start_new_session=True
-    )
+    nowhere, environment = subprocess.DEVNULL, environment_of_children(OMP_NUM_THREADS="1")
+    process = subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, env=environment, start_new_session=True)
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
     return process

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from penstock.dashboard.plain import Refusal
-from penstock.dashboard.rows import Row, row_of, signature_of
+from penstock.dashboard.rows import Row, Signature, row_of, signature_of
 from penstock.store.runs import Run
 
 #: Seconds for which a search for folders counts, and folders that are looked at, at most.
@@ -34,7 +34,7 @@ class Catalog:
         self._lock = threading.Lock()
         self._found: dict[str, Path] = {}
         self._looked = -FRESH_S
-        self._rows: dict[str, tuple[object, Row]] = {}
+        self._rows: dict[str, tuple[Signature, Row]] = {}
 
     def run(self, id: str) -> Run:
         """The run of an id; raises `Refusal` if there is none."""
@@ -61,41 +61,37 @@ class Catalog:
         signature = signature_of(folder)
         kept = self._rows.get(id)
         if kept is None or kept[0] != signature:
-            kept = self._rows[id] = (signature, row_of(id, folder))
+            kept = self._rows[id] = (signature, row_of(id, folder, signature))
         return kept[1]
 
     def _folders(self) -> dict[str, Path]:
         with self._lock:
             if time.monotonic() - self._looked >= FRESH_S:
-                self._found = {id_at(folder.relative_to(self.folder)): folder for folder in self._look()}
+                self._found = dict(self._look())
                 self._looked = time.monotonic()
             return self._found
 
-    def _look(self) -> Iterator[Path]:
-        left = MOST_FOLDERS
-        for folder in _folders_in(self.folder):
-            left -= 1
-            if _is_run(folder):
-                yield folder
-            else:
-                yield from (inner for inner in _folders_in(folder) if _is_run(inner))
-            if not left:
-                return
+    def _look(self) -> Iterator[tuple[str, Path]]:
+        """Ids and folders of the runs."""
+        root = str(self.folder)
+        for name in _folders_in(root)[:MOST_FOLDERS]:
+            inner = [name] if _is_run(f"{root}/{name}") else [f"{name}/{one}" for one in _folders_in(f"{root}/{name}") if _is_run(f"{root}/{name}/{one}")]
+            yield from ((id_of_path(path), Path(f"{root}/{path}")) for path in inner)
 
 
-def id_at(path: Path) -> str:
+def id_of_path(path: str) -> str:
     """The id of a run at a path below the runs' folder."""
-    return path.as_posix().replace("~", "~0").replace("/", "~1")
+    return path.replace("~", "~0").replace("/", "~1")
 
 
-def _folders_in(folder: Path) -> list[Path]:
-    """The folders directly in one that are not links and not hidden."""
+def _folders_in(folder: str) -> list[str]:
+    """Names of the folders directly in one that are not links and not hidden."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False))
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False))
     except OSError:
         return []
 
 
-def _is_run(folder: Path) -> bool:
-    return any((folder / sign).exists() for sign in _SIGNS)
+def _is_run(folder: str) -> bool:
+    return any(os.path.exists(f"{folder}/{sign}") for sign in _SIGNS)

@@ -12,6 +12,7 @@ from pathlib import Path
 from fastapi import Request
 
 from penstock.dashboard.access import Access
+from penstock.dashboard.actions import Actions
 from penstock.dashboard.catalog import Catalog
 from penstock.dashboard.live import Hub
 from penstock.dashboard.opened import Opened
@@ -28,7 +29,7 @@ class House:
 
     def __init__(self, runs_dir: Path, access: Access) -> None:
         self.catalog, self.access = Catalog(runs_dir), access
-        self.opened, self.hub = Opened(), Hub()
+        self.opened, self.hub, self.actions = Opened(), Hub(), Actions()
         self._looks: dict[Path, tuple[float, str]] = {}
         self._looking = threading.Lock()
 

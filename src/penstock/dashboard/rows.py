@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypedDict
@@ -50,17 +51,31 @@ class Row(TypedDict):
     error: str | None
 
 
-def signature_of(folder: Path) -> object:
-    """What changes with the files that a row is made of, and with the end of the process that writes the run."""
-    found: list[Any] = [_stamp(folder / name) for name in _FILES]
-    return tuple(found), found[-1] is not None and current_writer(folder) is not None
+@dataclass(frozen=True)
+class Signature:
+    """What changes with the files that a row is made of, and with the end of the process that writes the run: times (ns) and sizes, None: no file."""
+
+    stamps: tuple[tuple[int, int] | None, ...]
+    written: bool
+
+    @property
+    def changed(self) -> float:
+        """When a file changed last (unix seconds)."""
+        return max((stamp[0] for stamp in self.stamps if stamp), default=0) / 1e9
 
 
-def row_of(id: str, folder: Path) -> Row:
-    """The row of the run in a folder; damage is told in it."""
-    row = _empty(id, folder)
+def signature_of(folder: Path) -> Signature:
+    """The signature of the run in a folder as of now."""
+    root = str(folder)
+    stamps = tuple(_stamp(f"{root}/{name}") for name in _FILES)
+    return Signature(stamps, stamps[-1] is not None and current_writer(folder) is not None)
+
+
+def row_of(id: str, folder: Path, signature: Signature) -> Row:
+    """The row of the run in a folder that has this signature; damage is told in it."""
+    row = _empty(id, folder.name, signature)
     try:
-        _fill(row, Run(folder))
+        _fill(row, Run(folder), signature)
     except UserError as error:
         row["state"], row["error"] = "damaged", str(error)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -105,22 +120,21 @@ def last_line(file: Path) -> dict[str, Any]:
     return {}
 
 
-def _empty(id: str, folder: Path) -> Row:
-    created = _stamp(folder)
-    at = created[0] / 1e9 if created else 0.0
+def _empty(id: str, name: str, signature: Signature) -> Row:
+    first = min((stamp[0] for stamp in signature.stamps if stamp), default=0) / 1e9
     return Row(
-        id=id, name=folder.name, state="unfinished", created=at, updated=at, step=0, steps=None, loss=None, val_loss=None, tokens=None,
+        id=id, name=name, state="unfinished", created=first, updated=signature.changed, step=0, steps=None, loss=None, val_loss=None, tokens=None,
         tokens_per_s=None, parameters=None, ranks=None, alerts={"critical": 0, "warning": 0, "notice": 0}, label="", error=None,
     )  # fmt: skip
 
 
-def _fill(row: Row, run: Run) -> None:
-    if not (run.path / "run.json").is_file():
+def _fill(row: Row, run: Run, signature: Signature) -> None:
+    there = {name: stamp is not None for name, stamp in zip(_FILES, signature.stamps)}
+    if not there["run.json"]:
         raise UserError(f"{run.path / 'run.json'} is missing: the run was never made whole, or lost its identity; restore it or remove the folder")
     identity, summary, last = _object(run, "run.json"), _object(run, "summary.json"), last_line(run.path / "metrics" / "train.jsonl")
-    state = run_state(run)
+    state = "running" if signature.written else run_state(run)
     row["created"] = seconds_of(identity.get("created")) or row["created"]
-    row["updated"] = max([stamp[0] / 1e9 for name in _FILES if (stamp := _stamp(run.path / name))], default=row["created"])
     row["state"], row["label"] = "unfinished" if state == "new" else state, str(identity.get("source", ""))
     row["steps"] = setting(run.path, "train", "steps")
     ended = {} if state == "running" or (last.get("step") or 0) > (summary.get("step") or 0) else summary
@@ -129,7 +143,8 @@ def _fill(row: Row, run: Run) -> None:
     row["tokens"], row["tokens_per_s"] = _whole(told.get("tokens")), _number(told.get("tokens_per_s"))
     row["val_loss"] = _number(last_line(run.path / "metrics" / "eval.jsonl").get("val_loss", ended.get("val_loss")))
     row["parameters"], row["ranks"] = _whole(summary.get("parameters")), _ranks(run.path / "metrics")
-    row["alerts"] = alerts_of(run.path)
+    if there[BOOK]:
+        row["alerts"] = alerts_of(run.path)
 
 
 def _object(run: Run, file: str) -> dict[str, Any]:
@@ -148,7 +163,7 @@ def _ranks(metrics: Path) -> int | None:
     return None
 
 
-def _stamp(file: Path) -> tuple[int, int] | None:
+def _stamp(file: str) -> tuple[int, int] | None:
     try:
         found = os.stat(file)
     except OSError:

@@ -28,14 +28,13 @@ import uvicorn
 from penstock.config import UserError, disk_errors
 from penstock.dashboard.access import LEAST_TOKEN, Access, is_loopback, new_token
 from penstock.dashboard.app import build_app
+from penstock.dashboard.children import TOKEN
 from penstock.dashboard.house import House
 
 FILE = ".dashboard.json"
 PORT = 8080
 #: Ports that are tried from the wanted one on.
 PORTS = 100
-#: Environment variable with the token.
-TOKEN = "PENSTOCK_DASHBOARD_TOKEN"
 #: Seconds without viewers and training runs after which a server in the background ends, and between two looks.
 ALONE_S, LOOK_S = 900.0, 15.0
 #: Seconds that open streams have to end when the server does.

@@ -66,6 +66,8 @@ class Reader:
             self._begin()
         merged = self._gather.poll(time.monotonic())
         for step in self._together(merged):
+            if step.at.generation > self.ring.newest.generation:
+                self.ring.cut(self._gather.merger.generations[step.at.generation].after)
             self.ring.add(step)
         before = self._book_lines()
         self.standing.look(again=self._new_generation())

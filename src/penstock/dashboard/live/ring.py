@@ -7,6 +7,7 @@ were stored before anybody watched (`courses.py`).
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from penstock.monitor.series.table import ABSENT_BITS
 
 #: Bytes and steps that are held at most.
 MOST_BYTES, MOST_STEPS = 24 << 20, 4096
+_NUMBER = re.compile(r"[0-9]{1,15}")
 
 
 class Position(NamedTuple):
@@ -34,7 +36,7 @@ class Position(NamedTuple):
     def parse(text: str) -> Position | None:
         """A position from the id of an event, or from a step alone; None for what is neither."""
         step, _, generation = text.partition(".")
-        if step.isdecimal() and len(step) < 16 and (not generation or (generation.isdecimal() and len(generation) < 16)):
+        if _NUMBER.fullmatch(step) and (not generation or _NUMBER.fullmatch(generation)):
             return Position(int(generation) if generation else -1, int(step))
         return None
 
@@ -83,6 +85,12 @@ class Ring:
             gone = self.steps.popleft()
             self._bytes -= gone.bytes
             self.floor = gone.at
+
+    def cut(self, after: int) -> None:
+        """Forget the steps behind one, which ranks that go on after it will do again."""
+        while self.steps and self.steps[-1].at.step > after:
+            self._bytes -= self.steps.pop().bytes
+        self.floor = min(self.floor, self.floor._replace(step=after))
 
     def behind(self, position: Position) -> list[Step]:
         """The steps that follow a position."""
