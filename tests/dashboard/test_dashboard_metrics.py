@@ -239,9 +239,9 @@ def test_what_is_no_position_is_refused(browser, text):
 
 async def _until(stream, kind):
     """The step of the next event of a kind."""
-    async for piece in stream:
-        if (events := parsed(piece)) and events[0][0] == kind:
-            return events[0][1].step
+    while not (events := parsed(await anext(stream))) or events[0][0] != kind:
+        pass
+    return events[0][1].step
 
 
 def test_viewers_share_one_reader_and_it_ends_after_the_last(run, monkeypatch):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 import secrets
 import socket
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ HEADER, COOKIE = "x-penstock-token", "penstock_dashboard"
 TOKEN_BYTES, LEAST_TOKEN = 32, 16
 #: Wrong tokens, and actions, of an address in a minute.
 WRONG_A_MINUTE, ACTIONS_A_MINUTE = 10, 30
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]/@\s]+))(?::[0-9]{1,5})?")
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -85,10 +87,9 @@ class Access:
 
 
 def host_name(host: str) -> str:
-    """The name in a `Host` header, without its port, in small letters."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].rstrip(".").lower()
+    """The name in a `Host` header, without its port, in small letters; empty if it has another form."""
+    found = _HOST.fullmatch(host.lower())
+    return (found[1] or found[2]).rstrip(".") if found else ""
 
 
 def _is_address(name: str) -> bool:

@@ -74,7 +74,7 @@ def _started(runs_dir: Path) -> Place | None:
 def _start(runs_dir: Path) -> subprocess.Popen[bytes]:
     """A server that outlives who starts it, and prints nowhere."""
     command = [sys.executable, "-m", "penstock", "dashboard", str(runs_dir), "--background"]
-    nowhere, environment = subprocess.DEVNULL, environment_of_children(OMP_NUM_THREADS="1")
+    nowhere, environment = subprocess.DEVNULL, environment_of_children(with_token=True) | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, env=environment, start_new_session=True)
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, process.pid, NICE)

@@ -75,8 +75,9 @@ class Catalog:
         """Ids and folders of the runs."""
         root = str(self.folder)
         for name in _folders_in(root)[:MOST_FOLDERS]:
-            inner = [name] if _is_run(f"{root}/{name}") else [f"{name}/{one}" for one in _folders_in(f"{root}/{name}") if _is_run(f"{root}/{name}/{one}")]
-            yield from ((id_of_path(path), Path(f"{root}/{path}")) for path in inner)
+            here = _is_run(f"{root}/{name}")
+            paths = [name] if here else [path for one in _folders_in(f"{root}/{name}") if _is_run(f"{root}/{(path := f'{name}/{one}')}")]
+            yield from ((id_of_path(path), Path(f"{root}/{path}")) for path in paths)
 
 
 def id_of_path(path: str) -> str:

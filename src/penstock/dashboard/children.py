@@ -13,6 +13,7 @@ _OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK
 TOKEN = "PENSTOCK_DASHBOARD_TOKEN"
 
 
-def environment_of_children(**more: str) -> dict[str, str]:
-    """This process's environment for a `penstock` command."""
-    return {name: value for name, value in os.environ.items() if name not in (*_OF_RANKS, TOKEN)} | more
+def environment_of_children(with_token: bool = False) -> dict[str, str]:
+    """This process's environment for a `penstock` command; only another server is given the token."""
+    left_out = _OF_RANKS if with_token else (*_OF_RANKS, TOKEN)
+    return {name: value for name, value in os.environ.items() if name not in left_out}

@@ -4,8 +4,8 @@
 
 By that file the next one who wants the page of the folder finds it (`background.py`). The token stands in the link's fragment, which browsers send to
 nobody, and the link is printed once on a terminal; where stderr is no terminal but a log, the link comes without it. A server that was started by a
-run ends by itself when nobody has looked and no run has trained for a quarter of an hour. Cost: 70 MB of memory. When not to use it: inside a
-training process.
+run ends by itself when nobody has looked and no run has trained for a quarter of an hour, or for two minutes if nobody ever looked. Cost: 70 MB of
+memory. When not to use it: inside a training process.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ FILE = ".dashboard.json"
 PORT = 8080
 #: Ports that are tried from the wanted one on.
 PORTS = 100
-#: Seconds without viewers and training runs after which a server in the background ends, and between two looks.
-ALONE_S, LOOK_S = 900.0, 15.0
+#: Seconds without viewers and training runs after which a server in the background ends, if anybody ever looked and if not; and between two looks.
+ALONE_S, UNSEEN_S, LOOK_S = 900.0, 120.0, 15.0
 #: Seconds that open streams have to end when the server does.
 END_S = 2
 
@@ -138,9 +138,9 @@ async def _run(server: _Server, listener: socket.socket, house: House, place: Pl
 
 
 async def _end_alone(server: _Server, house: House) -> None:
-    """End the server when nobody has needed it for a while."""
+    """End the server when nobody has needed it for a while, or its folder is gone."""
     needed = time.monotonic()
-    while time.monotonic() - needed < ALONE_S:
+    while time.monotonic() - needed < (ALONE_S if house.hub.watched_at else UNSEEN_S) and house.catalog.folder.is_dir():
         await asyncio.sleep(LOOK_S)
         rows = await asyncio.to_thread(house.catalog.rows)
         if house.hub.viewers or any(row["state"] == "running" for row in rows):

@@ -30,8 +30,8 @@ class Hub:
         self._making: dict[Path, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._viewers = 0
-        #: When a viewer was there last (`time.monotonic`).
-        self.watched_at = time.monotonic()
+        #: When a viewer was there last (`time.monotonic`); 0 if none ever was.
+        self.watched_at = 0.0
 
     @property
     def viewers(self) -> int:
