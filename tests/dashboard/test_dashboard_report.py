@@ -98,7 +98,7 @@ def test_what_cannot_be_frozen_is_refused(tmp_path, page):
     run = Run(small_run(tmp_path / "runs", steps=3, ranks=1, layers=1).path)
     with pytest.raises(UserError, match="make page"):
         frozen.freeze(run, None, tmp_path / "no page")
-    with pytest.raises(UserError, match="cannot write to"):
+    with pytest.raises(UserError, match="there is no folder"):
         frozen.freeze(run, tmp_path / "no folder" / "out.html", page)
     (page / "assets" / "app.js").unlink()
     with pytest.raises(UserError, match=r"app\.js, which is not there"):

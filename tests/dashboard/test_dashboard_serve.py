@@ -95,7 +95,7 @@ def test_a_port_in_use_is_followed_by_the_next_and_said(runs_dir):
         (["no such folder"], "there is no folder no such folder"),
         ([".", "--host", "999.1.1.1"], "no address '999.1.1.1'"),
         ([".", "--token-file", "no such file"], "cannot read the token"),
-        ([".", "--port", "99999"], "99999"),
+        ([".", "--port", "99999"], "'--port'"),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_a_sentence(options, why, tmp_path, monkeypatch):

@@ -51,6 +51,8 @@ def freeze(run: Run, out: Path | None = None, page: Path = FOLDER) -> dict[str, 
     answers = asyncio.run(_answers(run))
     html = _inlined(page, to_json(answers).replace("<", "\\u003c"))
     about = answers["/frozen"]
+    if not file.parent.is_dir():
+        raise UserError(f"there is no folder {file.parent} to write {file.name} to; make it, or choose another --out")
     with disk_errors(file.parent, f"writing {file.name}"):
         file.write_text(html, encoding="utf-8", errors="replace")
     told = {"run": str(run.path), "file": str(file), "bytes": file.stat().st_size, "points": about["points"], "metrics": about["metrics"]}

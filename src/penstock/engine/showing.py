@@ -1,8 +1,8 @@
 """A run's page, shown as soon as it trains: the dashboard's server of its folder is found or started beside the run, and its link printed.
 
-The training neither waits for that nor ends by it: one thread does it, which ends when the link is known, and whatever goes wrong there leaves the run
-without a page and with a line that says so. The server is a process of its own and outlives the run. Cost: once a folder, starting a Python of low
-priority. When not to use it: `metrics.dashboard = false`; below torchrun nothing is started, as nobody reaches a port of that node.
+The training neither waits for that nor ends by it: one thread does it, which ends when the link is known, and whatever goes wrong there leaves the
+run without a page and with a line that says so. The server is a process of its own and outlives the run. Cost: once a folder, starting a Python of
+low priority. When not to use it: `metrics.dashboard = false`; below torchrun nothing is started, as nobody reaches a port of that node.
 """
 
 from __future__ import annotations
