@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "src/penstock/dashboard/page"
 AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
 #: The hostile name that `made_runs.demo` gives to a run.
 HOSTILE = "poisoned <img src=x onerror=alert(1)>"
-STEP_S = 0.2
+STEP_S = 0.4
 _SERVE = """
 import sys
 from pathlib import Path
@@ -57,7 +57,7 @@ class Server:
 
 @contextmanager
 def going_on(run, first):
-    """Let a made run train on in a thread, five steps a second."""
+    """Let a made run train on in a thread, some steps a second."""
     ending = threading.Event()
 
     def train():
@@ -103,7 +103,7 @@ def inlined(answers):
     return text
 
 
-def until(page, look, what, seconds=10.0):
+def until(page, look, what, seconds=20.0):
     """Wait until something holds; the page's events (its address, too) are heard meanwhile."""
     end = time.monotonic() + seconds
     while not (found := look()):
