@@ -1,11 +1,11 @@
 """The dashboard's page in a browser: how soon it is there, how smoothly it moves, and how far it lags behind the run.
 
 Headless Chromium at 1440 × 900 without a graphics card, at a server as users start it; nothing to compare with is measured. Aims stand in brackets.
-`weight_kb`: the page's files (500). `first_paint_s`: from the request of the list of 1,000 runs to the first pixels (1 s); `list_s`: to its rows (1 s).
-A run of 500 metrics × 1,000,000 steps: `open_s`, from the request of Explore to the last panel in sight drawn (2 s); `pan_fps` and `zoom_fps`, frames a
-second while the axis moves in every frame (50), and `pan_cpu_ms`, what the page's thread computes for one. A run of 8 ranks and 172 metrics that
-writes a step every 0.45 s: `pixel_s`, from the last rank's row in its log to the step on the overview, the median, and `pixel_most_s` (1 s). `load`:
-the machine's load average before and after; all of this shares the cores with whatever else runs.
+`weight_kb`: the page's files (500). `first_paint_s`: from the request of the list of 1,000 runs to the first pixels (1 s); `list_s`: to its rows
+(1 s). A run of 500 metrics × 1,000,000 steps: `open_s`, from the request of Explore to the last panel in sight drawn (2 s); `pan_fps` and `zoom_fps`,
+frames a second while the axis moves in every frame (50), and `pan_cpu_ms`, what the page's thread computes for one. A run of 8 ranks and 172 metrics
+that writes a step every 0.45 s: `pixel_s`, from the last rank's row in its log to the step on the overview, the median, and `pixel_most_s` (1 s).
+`load`: the machine's load average before and after; all of this shares the cores with whatever else runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _MOVE = """async ([zoom, seconds]) => {
   while (performance.now() - begin < 1000 * seconds) {
     const by = Math.floor((performance.now() - begin) / 400) % 2 ? 20 : -20;
     const how = zoom ? { deltaY: by, ctrlKey: true } : { deltaX: by };
-    over.dispatchEvent(new WheelEvent('wheel', { ...how, clientX: box.left + box.width / 2, clientY: box.top + 20, bubbles: true, cancelable: true }));
+    const at = { clientX: box.left + box.width / 2, clientY: box.top + 20, bubbles: true, cancelable: true };
+    over.dispatchEvent(new WheelEvent('wheel', { ...how, ...at }));
     await new Promise(requestAnimationFrame);
     frames++;
   }
