@@ -26,7 +26,7 @@ from typing import Any
 import uvicorn
 
 from penstock.config import UserError, disk_errors
-from penstock.dashboard.access import LEAST_TOKEN, Access, is_loopback, new_token
+from penstock.dashboard.access import LEAST_TOKEN, Access, new_token
 from penstock.dashboard.app import build_app
 from penstock.dashboard.children import TOKEN
 from penstock.dashboard.house import House
@@ -175,7 +175,8 @@ def _listener(host: str, port: int) -> tuple[socket.socket, int | None]:
 
 def _write(file: Path, place: Place) -> bool:
     """Leave word where the server is, for the owner alone; whether that could be done (a folder may be read-only)."""
-    told: dict[str, Any] = {"pid": os.getpid(), "host": place.host, "port": place.port, "token": place.token, "local": is_loopback(place.host)}
+    told: dict[str, Any] = {"pid": os.getpid(), "host": place.host, "port": place.port, "token": place.token}
+    told["machine"] = socket.gethostname()
     partial = file.with_name(f"{FILE}.{os.getpid()}.partial")
     with suppress(UserError, OSError), disk_errors(file.parent, "leaving word of the dashboard"):
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
