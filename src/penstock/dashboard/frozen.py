@@ -40,7 +40,7 @@ _POINT_BYTES = 44 * 4 / 3
 PATHS = ("", "/overview", "/metrics", "/alerts", "/history")
 _SCRIPT = re.compile(r'<script\b[^>]*\bsrc="/?([^"]+)"[^>]*></script>')
 _STYLE = re.compile(r'<link\b[^>]*\bhref="/?([^"]+\.css)"[^>]*>')
-_LINK = re.compile(r'[ \t]*<link\b[^>]*\bhref="/?[^"]+"[^>]*>\n?')
+_LINK = re.compile(r'[ \t]*<link\b[^>]*\bhref="(?!data:)[^"]+"[^>]*>\n?')
 
 
 def freeze(run: Run, out: Path | None = None, page: Path = FOLDER) -> dict[str, Any]:
