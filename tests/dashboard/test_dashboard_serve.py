@@ -198,6 +198,11 @@ def test_training_goes_on_where_no_server_can_be_started(tmp_path, monkeypatch, 
     assert "no page is served (division by zero)" in capsys.readouterr().err
 
 
+def test_training_loads_nothing_of_the_server():
+    code = "import sys, penstock.engine; sys.exit(any(name in sys.modules for name in ('fastapi', 'starlette', 'uvicorn')))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=DEADLINE_S).returncode == 0
+
+
 def test_a_run_without_the_switch_starts_nothing(tmp_path, monkeypatch):
     from penstock.engine import showing
     from penstock.store import Run

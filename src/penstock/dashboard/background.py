@@ -23,9 +23,8 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
-from penstock.dashboard.catalog import id_of_path
 from penstock.dashboard.children import environment_of_children
-from penstock.dashboard.serve import FILE, Place
+from penstock.dashboard.place import FILE, Place, id_of_path
 
 #: Seconds for one question to a server, for a new one to answer, and between two looks.
 ASK_S, START_S, LOOK_S = 2.0, 30.0, 0.1

@@ -27,8 +27,8 @@ from penstock import __version__
 from penstock.config import UserError, disk_errors
 from penstock.dashboard.access import Access, new_token
 from penstock.dashboard.app import PREFIX, build_app
-from penstock.dashboard.catalog import id_of_path
 from penstock.dashboard.page import FOLDER, INDEX
+from penstock.dashboard.place import id_of_path
 from penstock.dashboard.plain import to_json
 from penstock.store.runs import Run
 

@@ -30,8 +30,8 @@ from penstock.dashboard.access import LEAST_TOKEN, Access, new_token
 from penstock.dashboard.app import build_app
 from penstock.dashboard.children import TOKEN
 from penstock.dashboard.house import House
+from penstock.dashboard.place import FILE, Place
 
-FILE = ".dashboard.json"
 PORT = 8080
 #: Ports that are tried from the wanted one on.
 PORTS = 100
@@ -51,27 +51,6 @@ class Wanted:
     token_file: Path | None = None
     allowed: tuple[str, ...] = ()
     background: bool = False
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a server answers; `busy`: the port that was wanted and taken, if it was."""
-
-    host: str
-    port: int
-    token: str
-    busy: int | None = None
-
-    @property
-    def url(self) -> str:
-        """The page's address, without the token."""
-        name = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(self.host, self.host)
-        return f"http://[{name}]:{self.port}/" if ":" in name else f"http://{name}:{self.port}/"
-
-    @property
-    def link(self) -> str:
-        """The page's address with the token, for the owner's terminal alone."""
-        return f"{self.url}#token={self.token}"
 
 
 def serve(wanted: Wanted, tell: Callable[[Place], None]) -> None:
