@@ -11,6 +11,7 @@ courses at a time. When not to use it: in a training process.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -77,10 +78,9 @@ class Series:
 
     def names(self) -> list[str]:
         """All metrics that were measured, sorted."""
-        abouts = {id(chunk.about): chunk.about.names for chunk in self._store.chunks}
-        for rows in self._logs():
-            abouts[id(rows.about)] = rows.about.names
-        return sorted({name for names in abouts.values() for name in names})
+        self._store.refresh()
+        found = {chunk.about.names for chunk in self._store.chunks} | {rows.about.names for rows in self._logs()}
+        return sorted({name for names in found for name in names})
 
     def find(self, globs: Sequence[str]) -> list[str]:
         """The metrics that match any of the globs; raises `UserError` naming the nearest where one matches nothing."""
@@ -103,6 +103,7 @@ class Series:
 
     def last_row(self) -> tuple[int, float]:
         """Step and time (unix seconds) of the last row; (0, 0.0) if there is none."""
+        self._store.refresh()
         found = [(chunk.head.last, chunk.head.time) for chunk in self._store.chunks]
         for path in rank_folders(self.folder).values():
             for generation, n, _ in reversed(parts_of(path)):
@@ -143,13 +144,14 @@ class Series:
         return list((self._store.generations | {generation.number: generation for generation in generations_of(self.folder)}).values())
 
     def _stored(self, names: Sequence[str], window: _Window, points: int) -> dict[str, Gatherer]:
-        gatherers = {name: Gatherer(name, self.kinds.of(name), points) for name in names}
-        until = last_steps(self._generations())
-        levels = [self._store]
-        rows = sum(chunk.head.steps for _, chunk in _within(chosen(levels, until), window))
+        until, levels = last_steps(self._generations()), [self._store]
+        rows = sum(rows for _, _, rows in _within(chosen(levels, until), window))
         while points and len(levels) <= len(self._coarse) and rows >= ROWS_A_POINT * points * COARSER ** len(levels):
             levels.append(self._coarse[len(levels) - 1])
-        for store, chunk in _within(chosen(levels, until), window):
+        plan = _within(chosen(levels, until), window)
+        expected = sum(rows for _, _, rows in plan)
+        gatherers = {name: Gatherer(name, self.kinds.of(name), points, expected) for name in names}
+        for store, chunk, _ in plan:
             self._add_stored(gatherers, window, until, store, chunk)
         return gatherers
 
@@ -217,15 +219,19 @@ class Series:
         self.lost = gather.lost
 
 
-def _within(plan: Iterable[tuple[ColumnReader, Stored]], window: _Window) -> list[tuple[ColumnReader, Stored]]:
-    """The chunks of a plan that may hold rows of the window: they begin behind the one before, or where a generation that began in them goes on."""
+def _within(plan: Iterable[tuple[ColumnReader, Stored]], window: _Window) -> list[tuple[ColumnReader, Stored, int]]:
+    """The chunks of a plan that may hold rows of the window, and about how many of them; a chunk begins behind the one before, or where a generation
+    that began in it goes on."""
     kept, before, time = [], (0, -1), -np.inf
     for store, chunk in plan:
-        begun = [generation.after for generation in chunk.about.generations if before[0] < generation.number <= chunk.head.last[0]]
+        last, end = chunk.head.last, chunk.head.time
+        begun = [generation.after for generation in chunk.about.generations if before[0] < generation.number <= last[0]]
         lowest = min([before[1], *begun]) + 1
-        if chunk.head.last[1] >= window.first and chunk.head.time >= window.begin and lowest <= window.last and time <= window.end:
-            kept.append((store, chunk))
-        before, time = chunk.head.last, chunk.head.time
+        if last[1] >= window.first and end >= window.begin and lowest <= window.last and time <= window.end:
+            steps = (min(last[1], window.last) - max(lowest, window.first) + 1) / max(1, last[1] - lowest + 1)
+            times = (min(end, window.end) - max(time, window.begin)) / (end - time) if np.isfinite(time) and end > time else 1.0
+            kept.append((store, chunk, max(1, math.ceil(chunk.head.steps * min(1.0, steps, times)))))
+        before, time = last, end
     return kept
 
 
