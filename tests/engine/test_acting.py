@@ -182,7 +182,7 @@ def test_a_nan_rolls_back_where_the_policy_says_so(tmp_path):
 def test_samples_that_were_read_are_not_left_out_afterwards(tmp_path):
     run = prepared(tmp_path, "run")
     run_ranks(train, 1, run.path)
-    with pytest.raises(UserError, match="data.skip = '3'.*have been read"):
+    with pytest.raises(UserError, match=r"data.skip = '3'.*have been read"):
         resume_run(run, {"data.skip": "3", "train.steps": STEPS + 2}, 1, None)
     assert resume_run(run, {"data.skip": "60-63", "train.steps": STEPS + 4}, 1, None)["step"] == STEPS + 4
 

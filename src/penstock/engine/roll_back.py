@@ -51,6 +51,7 @@ class Way:
     first: int
     last: int
     why: str
+    kind: str
 
     @property
     def text(self) -> str:
@@ -73,7 +74,7 @@ def from_bad_step(parts: Parts, bad: BadStep) -> bool:
     if parts.judge.policy.get(bad.kind) != "roll_back":
         return False
     try:
-        came = go_back(parts, parts.progress.step + 1, str(bad))
+        came = go_back(parts, parts.progress.step + 1, str(bad), kind=bad.kind)
     except UserError as error:
         came = f"could not go back: {error}"
     parts.journal.warn(came)
@@ -81,13 +82,16 @@ def from_bad_step(parts: Parts, bad: BadStep) -> bool:
     return False
 
 
-def go_back(parts: Parts, since: int, why: str, command: Command | None = None) -> str:
-    """Go back to before step `since` began a fault; raises `RolledBack` or `UserError`. Returns why the run should rather stop."""
+def go_back(parts: Parts, since: int, why: str, command: Command | None = None, kind: str = "") -> str:
+    """Go back to before step `since` began a fault; raises `RolledBack` or `UserError`. Returns why the run should rather stop.
+
+    `kind` is that of an alert which nobody has told yet.
+    """
     parts.saving.settle(parts)
     told: dict[str, object] = {}
     if parts.world.is_lead:
         try:
-            told = {"way": asdict(_way(parts, since, why))}
+            told = {"way": asdict(_way(parts, since, why, kind))}
         except UserError as error:
             told = {"refused": str(error)}
     told = json.loads(parts.world.share(json.dumps(told)))
@@ -105,7 +109,7 @@ def go_back(parts: Parts, since: int, why: str, command: Command | None = None) 
     raise RolledBack(way.text)
 
 
-def _way(parts: Parts, since: int, why: str) -> Way:
+def _way(parts: Parts, since: int, why: str, kind: str) -> Way:
     """On the lead: where to go back to, and what to leave out; raises `UserError`."""
     here, since = parts.progress.step, max(1, since)
     end = max(here, since)
@@ -113,7 +117,7 @@ def _way(parts: Parts, since: int, why: str) -> Way:
     if parts.progress.since >= since:
         raise UserError(f"batch.global or model.context changed after step {parts.progress.since}, within what would be left out")
     first, last = int(parts.plan.sample_ids(since - 1)[0]), int(parts.plan.sample_ids(end - 1)[-1])
-    return Way(since, here, manifest.step, manifest.id, first, last, why)
+    return Way(since, here, manifest.step, manifest.id, first, last, why, kind)
 
 
 def _good(parts: Parts, since: int) -> Manifest:

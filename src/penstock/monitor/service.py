@@ -116,10 +116,9 @@ class Service:
         """Tell people, and order what the policy has for it."""
         self._sinks.put(Message(self._run.name, event, alert))
         action = self._policy.get(alert.kind)
-        if action and event != "resolved" and alert.id not in self._acted:
+        if action and action != "skip" and event != "resolved" and alert.id not in self._acted:
             self._acted.add(alert.id)
-            order = {"act": action, "id": alert.id, "kind": alert.kind, "since": alert.since, "what": alert.what}
-            say(order)
+            say({"act": action, "id": alert.id, "kind": alert.kind, "since": alert.since, "rank": alert.rank, "what": alert.what})
 
     def _note(self, now: float) -> None:
         self._noted = now

@@ -92,6 +92,8 @@ class Life:
             self._train(generation, groups)
         except Parted as parted:
             self._keep(parted.handed)
+            if parted.ends and self._leads:  # another rank leads on
+                self._lock.close()
             groups.leave(broken=False)
             self._heart.says("parted")
             return False
