@@ -140,7 +140,7 @@ def small_section(act):
 BACK = (10, "roll_back", {"since": 8, "alert": "loss_spike-s8"})
 
 
-@pytest.mark.parametrize("ranks, layout", [(1, {}), (2, {"layout__shard": 2}), (2, {"layout__pipeline": 2, "optim__ema": 0.9})])
+@pytest.mark.parametrize("ranks, layout", [(1, {}), (2, {"layout__shard": 2}), (2, {"layout__pipeline": 2, "pipeline__schedule": "1f1b", "pipeline__drift": 0.0, "optim__ema": 0.9})])
 def test_a_run_goes_back_and_leaves_out_what_it_read_since_the_fault_began(tmp_path, ranks, layout):
     back, clean = prepared(tmp_path, "back", **layout), prepared(tmp_path, "clean", data__skip="28-39", **layout)
     gone = run_ranks(train, ranks, back.path, [], [BACK])

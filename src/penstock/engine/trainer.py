@@ -44,6 +44,7 @@ def _train(parts: Parts) -> bool:
     begin(parts)
     while progress.step < parts.until:
         began = time.perf_counter()
+        parts.world.meter.begin_step()
         try:
             result = next_result(parts, progress.step, settled_after(parts))
         except BadStep as bad:

@@ -64,6 +64,9 @@ class Overview:
     lines: list[Line] = field(default_factory=list)
     open: list[Alert] = field(default_factory=list)
     resolved: int = 0
+    #: Rows that came when their step had gone to the detectors without them; and that a disk did not take, or were damaged.
+    rows_late: int = 0
+    rows_lost: int = 0
 
     @property
     def health(self) -> str:
@@ -94,13 +97,14 @@ def overview(run: Path, state: str, steps: int, points: int = 60) -> Overview:
         series.close()
     book, ranks, now = read_alerts(run), last_steps(folder), time.time()
     loss, speed = (_last(courses.get(name)) for name in ("loss/total", "cost/tokens_per_s"))
+    noted = _noted(folder)
     eta = recent * (steps - step) if recent and state == "running" else None
     reporting = sum(last >= max(ranks.values()) - BEHIND for last in ranks.values())
     return Overview(
-        run.name, state, now, step, steps, loss, speed, eta, ranks, reporting if state == "running" else 0, now - _noted(folder) < GONE_S,
+        run.name, state, now, step, steps, loss, speed, eta, ranks, reporting if state == "running" else 0, now - noted.get("time", 0.0) < GONE_S,
         [_line(course) for course in courses.values() if len(course.value)],
         [alert for alert in book.alerts.values() if alert.state != "resolved"],
-        sum(alert.state == "resolved" for alert in book.alerts.values()),
+        sum(alert.state == "resolved" for alert in book.alerts.values()), int(noted.get("rows_late", 0)), int(noted.get("rows_lost", 0)),
     )  # fmt: skip
 
 
@@ -140,8 +144,9 @@ def _last(course: Course | None) -> float | None:
     return float(course.value[-1]) if course is not None and len(course.value) and np.isfinite(course.value[-1]) else None
 
 
-def _noted(folder: Path) -> float:
-    """When the run's monitor noted how far it is (unix seconds); 0 if it never did."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return float(json.loads((folder / "monitor.json").read_text(encoding="utf-8"))["time"])
-    return 0.0
+def _noted(folder: Path) -> dict[str, float]:
+    """What the run's monitor noted last, of numbers; nothing if it never did."""
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        told = json.loads((folder / "monitor.json").read_text(encoding="utf-8"))
+        return {name: float(value) for name, value in told.items() if isinstance(value, (int, float))}
+    return {}

@@ -62,7 +62,7 @@ def told_by(event: dict[str, Any]) -> Told | None:
     kind, text, step, at = event.get("kind"), str(event.get("text", "")), int(event.get("step") or 0), _seconds(event.get("time"))
     if kind == "recovery" or (kind == "resume" and step):
         return Told(at, ends=ENDS, why=f"the run went on after step {step}: {text}")
-    data = event.get("data") if isinstance(event.get("data"), dict) else {}
+    data: dict[str, Any] = told if isinstance(told := event.get("data"), dict) else {}
     if kind == "change" and isinstance(data.get("left_out"), str):
         return Told(at, _finding(data["left_out"], step + 1, None, text), done="its batch was left out")
     if kind == "change" and isinstance(way := data.get("rolled_back"), dict):
