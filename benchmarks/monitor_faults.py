@@ -61,7 +61,7 @@ _LOSS = ("loss_spike", "gradient_explosion", "divergence")
 FAULTS = (
     Fault("non_finite", "nan:0:{s}", may=("run_failed", "rank_lost")),
     Fault("loss_spike", "spike:*:{s}:{x}", (1.5, 4.0), may=_LOSS),
-    Fault("divergence", "rate:*:{s}:{x}", (-0.6, -0.2), within=400, may=_LOSS),
+    Fault("divergence", "explode:*:{s}:{x}", (-1.0, -0.2), within=400, may=_LOSS),  # uphill
     Fault("plateau", "rate:*:{s}:0", within=900, more=["train.steps=4000"]),
     Fault("gradient_explosion", "explode:*:{s}:{x}", (20.0, 200.0)),
     Fault("gradient_vanishing", "vanish:*:{s}:{x}", (1e-7, 1e-5), may=("plateau",)),

@@ -7,7 +7,7 @@ import pytest
 from ranks import run_ranks
 from small_runs import small_config
 
-from penstock.config import UserError
+from penstock.config import AlertsSection, UserError
 from penstock.data import BatchPlan, parse_skip
 from penstock.engine import resume_run, trainer
 from penstock.engine.build import Core
@@ -121,20 +121,14 @@ def test_a_loss_far_above_the_usual_is_left_out_also_after_resuming(tmp_path):
 
 
 def test_a_judge_waits_until_it_knows_what_is_usual_and_ends_in_time():
-    section = small_section("gradient_explosion=skip, loss_spike=skip")
+    section = AlertsSection(act="gradient_explosion=skip, loss_spike=skip")
     judge = Judge(section, [])
     for step in range(LEARN):
         assert judge.objects(1e9, 1e9) is None
         judge.applied(4.0 - 0.01 * step, 1.0)
     assert judge.objects(3.9, 2.0) is None and judge.objects(3.9, 20.0)[0] == "gradient_explosion" and judge.objects(5.0, 1.0)[0] == "loss_spike"
     assert Judge(section, judge.numbers()).objects(3.9, 20.0) == judge.objects(3.9, 20.0)
-    assert Judge(small_section(""), judge.numbers()).objects(3.9, 20.0) is None
-
-
-def small_section(act):
-    from penstock.config import AlertsSection
-
-    return AlertsSection(act=act)
+    assert Judge(AlertsSection(act=""), judge.numbers()).objects(3.9, 20.0) is None
 
 
 BACK = (10, "roll_back", {"since": 8, "alert": "loss_spike-s8"})
@@ -195,3 +189,22 @@ def test_a_list_of_samples_to_leave_out():
     assert skip.nth(9, np.arange(5)).tolist() == [14, 15, 16, 17, 18]
     with pytest.raises(UserError, match=r"data.skip.*'9-4'"):
         parse_skip("9-4")
+
+
+def test_what_a_policy_needs_is_asked_for_by_name(tmp_path):
+    for changes, words in (
+        ({"alerts__act": "loss_spike=roll_back"}, r"alerts\.act.*metrics\.monitor"),
+        ({"alerts__act": "straggler=exclude", "metrics__monitor": "true", "survive__enabled": "off"}, r"alerts\.act.*survive\.enabled"),
+        ({"alerts__act": "straggler=exclude", "metrics__monitor": "true", "elastic__policy": "throughput"}, r"alerts\.act.*elastic\.policy"),
+    ):
+        with pytest.raises(UserError, match=words):
+            small_config(tmp_path, **changes)
+
+
+def test_a_context_of_another_length_asks_for_an_empty_list(tmp_path):
+    run = prepared(tmp_path, "run", data__skip="2-3")
+    longer = (5, "change", {"values": {"model.context": 48}})
+    both = (6, "change", {"values": {"model.context": 48, "data.skip": ""}})
+    [result] = run_ranks(train, 1, run.path, [], [longer, both])
+    assert result["step"] == STEPS and run.config().model.context == 48 and run.config().data.skip == ""
+    assert "refused: model.context cannot change while data.skip = '2-3'" in texts(run)

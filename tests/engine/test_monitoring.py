@@ -17,12 +17,13 @@ from small_runs import penstock, small_config, small_sets, summary
 
 from penstock.config import UserError, load_config
 from penstock.engine.build import Core
-from penstock.engine.monitoring import MOST, MonitorKeeper, act, monitored
+from penstock.engine.monitoring import MonitorKeeper, act, monitored
 from penstock.engine.start import make_run, start_run
 from penstock.engine.step import NonFinite
 from penstock.engine.worker import run_rank
 from penstock.monitor.alerts import read_alerts
-from penstock.monitor.detect import Finding, Moved
+from penstock.monitor.detect import Finding, Moved, Watch
+from penstock.monitor.detect.hang import AT_FIRST
 from penstock.monitor.series import Bound, Series
 from penstock.monitor.series.kinds import write_kinds
 from penstock.monitor.service import STATUS, Service, pause_after
@@ -100,6 +101,22 @@ def test_rows_become_steps_alerts_and_a_store_and_one_that_starts_again_tells_no
     series = Series(folder / "metrics", KINDS)
     [course] = series.courses(["loss/total"], Bound(step=9))
     assert course.steps.tolist() == [9, 10] and list((folder / "metrics" / "store").iterdir())
+
+
+def test_a_monitor_that_is_started_again_knows_the_run_from_rows_that_are_stored(folder):
+    Ranks(folder / "metrics").steps(range(1, 40))
+    first = service(folder, Watch())
+    while first.turn():
+        pass
+    assert first._detectors.hang.patience < AT_FIRST
+    first.keeper.store()
+    first._note(time.time())
+    first.keeper.close()
+    second = service(folder, Watch())
+    assert second._detectors.hang.patience == pytest.approx(first._detectors.hang.patience)
+    second.turn()
+    assert second._sinks.told == [] and second.keeper.through == (1, 39)
+    second.close()
 
 
 def test_a_second_monitor_is_refused(folder):
@@ -189,14 +206,14 @@ def test_a_killed_monitor_is_started_again_a_stopped_one_holds_up_nothing_and_po
 def test_an_order_that_helps_no_more_is_not_repeated_for_ever(tmp_path, monkeypatch):
     run = create_run(load_config(None, ["train.steps=100"]), tmp_path / "run", {})
     monkeypatch.setattr(MonitorKeeper, "_keep", lambda self: None)
-    asked = []
+    asked, most = [], run.config().alerts.most
     monkeypatch.setattr("penstock.engine.monitoring.act", lambda run, order: asked.append(order) or (_ for _ in ()).throw(UserError("no such run")))
     keeper = MonitorKeeper(run)
-    for number in range(MOST + 2):
+    for number in range(most + 2):
         keeper._act({"act": "snapshot", "id": f"a{number}", "kind": "loss_spike", "since": 1, "what": "spike"})
     keeper.close()
     texts = [event.text for event in read_history(run.folder).events if event.kind == "note"]
-    assert len(asked) == MOST and "no such run" in texts[0] and "times" in texts[-1]
+    assert len(asked) == most and "no such run" in texts[0] and "times" in texts[-1]
 
 
 def poisoned(world, folder):
