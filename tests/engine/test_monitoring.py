@@ -250,5 +250,5 @@ def test_training_is_bit_for_bit_the_same_with_a_monitor(tmp_path):
 
 def test_a_policy_that_cannot_be_is_refused_before_there_is_a_run(tmp_path):
     with pytest.raises(UserError, match="no step comes"):
-        start_run(small_config(tmp_path, alerts__act="hang=stop"), "test", "test", 1, tmp_path / "run", None)
+        start_run(small_config(tmp_path, alerts__act="hang=stop", metrics__monitor="true"), "test", "test", 1, tmp_path / "run", None)
     assert not (tmp_path / "run").exists()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from penstock.data import Batch, BatchPlan
 from penstock.engine import build, late, recording, step
+from penstock.models import Decoder
 from penstock.models.moe import Router
 
 if TYPE_CHECKING:
@@ -28,28 +29,23 @@ NEVER = -1e9
 
 def plant(patient: Patient) -> None:
     """Let this process fall ill with whatever the patient has."""
-    _batches(patient)
-    _losses(patient)
-    _rates(patient)
-    _experts(patient)
-    _network(patient)
-    _clock(patient)
+    for owner, name, ill in (
+        (BatchPlan, "fetch", _batches), (build.Core, "loss", _losses), (step, "lr_factor", _rates), (late, "lr_factor", _rates),
+        (build, "balance_experts", _experts), (dist, "all_reduce", _network), (recording, "time", _clock),
+    ):  # fmt: skip
+        setattr(owner, name, ill(patient, getattr(owner, name)))
 
 
-def _batches(patient: Patient) -> None:
-    fetch = BatchPlan.fetch
-
+def _batches(patient: Patient, fetch: Any) -> Any:
     def read(plan: BatchPlan, sample_ids: np.ndarray) -> Batch:
         return patient.read(fetch(plan, sample_ids))
 
-    BatchPlan.fetch = read  # type: ignore[assignment, method-assign]
+    return read
 
 
-def _losses(patient: Patient) -> None:
-    loss_of = build.Core.loss
-
-    def loss(core: build.Core, batch: Batch) -> Tensor:
-        loss = loss_of(core, batch)
+def _losses(patient: Patient, loss_of: Any) -> Any:
+    def ill(core: build.Core, batch: Batch) -> Tensor:
+        loss: Tensor = loss_of(core, batch)
         if patient.has("nan") is not None:
             loss = loss * math.nan
         if (times := patient.has("spike")) is not None:
@@ -59,47 +55,43 @@ def _losses(patient: Patient) -> None:
                 loss = loss.detach() + times * (loss - loss.detach())
         return loss
 
-    build.Core.loss = loss  # type: ignore[method-assign]
+    return ill
 
 
-def _rates(patient: Patient) -> None:
-    factor = step.lr_factor
-
+def _rates(patient: Patient, factor: Any) -> Any:
     def ill(*arguments: Any) -> float:
         times = patient.has("rate")
-        return factor(*arguments) * (1.0 if times is None else times)
+        return float(factor(*arguments)) * (1.0 if times is None else times)
 
-    step.lr_factor = late.lr_factor = ill
+    return ill
 
 
-def _experts(patient: Patient) -> None:
-    balance = build.balance_experts
-
-    def ill(model: Any, *arguments: Any) -> dict[str, float]:
+def _experts(patient: Patient, balance: Any) -> Any:
+    def ill(model: Decoder, *arguments: Any) -> Any:
         told = balance(model, *arguments)
         if patient.has("experts") is not None:
             for router in (module for module in model.modules() if isinstance(module, Router)):
                 router.bias_e[: len(router.bias_e) // 2] = NEVER
         return told
 
-    build.balance_experts = ill
+    return ill
 
 
-def _network(patient: Patient) -> None:
-    all_reduce, stood = dist.all_reduce, set[int]()
+def _network(patient: Patient, all_reduce: Any) -> Any:
+    stood = set[int]()
 
-    def slow(*arguments: Any, **more: Any) -> Any:
+    def ill(*arguments: Any, **more: Any) -> Any:
         seconds = patient.has("stall")
         if seconds is not None and patient.step not in stood:
             stood.add(patient.step)
             time.sleep(seconds)
         return all_reduce(*arguments, **more)
 
-    dist.all_reduce = slow
+    return ill
 
 
-def _clock(patient: Patient) -> None:
+def _clock(patient: Patient, module: Any) -> Any:
     def ahead() -> float:
         return time.time() + (patient.has("clock") or 0.0)
 
-    recording.time = SimpleNamespace(time=ahead, perf_counter=time.perf_counter)  # type: ignore[assignment]
+    return SimpleNamespace(time=ahead, perf_counter=module.perf_counter)
