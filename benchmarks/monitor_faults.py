@@ -93,12 +93,13 @@ class Came:
     steps: int
 
     def hit(self, kind: str, since: int) -> Alert | None:
-        """The first alert of a kind that is told at the fault or later, be it as what came with another's."""
-        return next((one for one in self.alerts if one.step >= since and (one.kind == kind or any(kind in also for also in one.also))), None)
+        """The first alert of a kind that is told at the fault or later, be it as what came with another's; a hang is told after the step before it."""
+        later = [one for one in self.alerts if max(one.step, one.since) >= since]
+        return next((one for one in later if one.kind == kind or any(kind in also for also in one.also)), None)
 
     def wrong(self, may: Sequence[str], since: int) -> list[str]:
         """Alerts that are of something else, or of nothing yet."""
-        told = [one for one in self.alerts if one.level != "notice" and (one.kind not in may or one.step < since)]
+        told = [one for one in self.alerts if one.level != "notice" and (one.kind not in may or max(one.step, one.since) < since)]
         return [f"{one.kind}@{one.step}" + (f" rank {one.rank}" if one.rank is not None else "") for one in told]
 
 

@@ -95,6 +95,7 @@ class RowBuilder:
         waited = self._of_traffic(taken) + self._of_pipeline(done)
         record.put_each({f"time/{name}": seconds for name, seconds in taken.phases.items()})
         record.put_each({
+            "time/at": done.time,
             "time/step": taken.seconds,
             "time/other": max(0.0, taken.seconds - sum(taken.phases.values())),
             "time/own": max(0.0, taken.seconds - waited),

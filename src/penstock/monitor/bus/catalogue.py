@@ -81,6 +81,7 @@ _DATA = [
     Kind("data/share_*", "1", "same", "least and largest share of the batch that a replica has, times their number", "far from 1: a rank is slow"),
 ]  # fmt: skip
 _TIME = [
+    Kind("time/at", "s", "spread", "when the step ended, by the rank's clock, since 1970", "ranks apart by more than a second: a clock is off"),
     Kind("time/step", "s", "spread", "a step, from its data to its end", "longer than usual on all: throughput; see time/own for who is slow"),
     Kind("time/own", "s", "spread", "of a step, what a rank did not wait for others", "one rank far above the others: a straggler"),
     Kind("time/between", "s", "spread",
