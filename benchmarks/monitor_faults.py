@@ -93,7 +93,7 @@ class Came:
     steps: int
 
     def hit(self, kind: str, since: int) -> Alert | None:
-        """The first alert of a kind that is told at the fault or later, be it as what came with another's; a hang is told after the step before it."""
+        """The first alert of a kind that is told at the fault or later, or as what came with another's; a hang is told after the step before."""
         later = [one for one in self.alerts if max(one.step, one.since) >= since]
         return next((one for one in later if one.kind == kind or any(kind in also for also in one.also)), None)
 

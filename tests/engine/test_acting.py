@@ -14,6 +14,7 @@ from penstock.engine.build import Core
 from penstock.engine.commands import Command
 from penstock.engine.judge import LEARN, Judge
 from penstock.engine.obey import HANDLERS, obey
+from penstock.engine.pipeline import Pipeline
 from penstock.engine.replay import replay
 from penstock.engine.start import make_run
 from penstock.engine.step import NonFinite
@@ -21,7 +22,7 @@ from penstock.engine.worker import run_rank
 from penstock.store import Run, list_snapshots, read_history
 
 STEPS, MARK = 14, 7
-REAL_FETCH, REAL_LOSS = BatchPlan.fetch, Core.loss
+REAL_FETCH, REAL_LOSS, REAL_TRAIN = BatchPlan.fetch, Core.loss, Pipeline.train
 
 
 def prepared(folder, name, **changes):
@@ -39,11 +40,15 @@ def spoil(bad, times=float("nan")):
     def loss(core, batch):
         return REAL_LOSS(core, batch) * (times if (batch.tokens_bt == MARK).all() else 1.0)
 
-    BatchPlan.fetch, Core.loss = fetch, loss
+    def piped(pipeline, batches, weight):
+        losses = REAL_TRAIN(pipeline, batches, weight)
+        return [loss * (times if (batch[0] == MARK).all() else 1.0) for loss, batch in zip(losses, batches)]
+
+    BatchPlan.fetch, Core.loss, Pipeline.train = fetch, loss, piped
 
 
 def mend():
-    BatchPlan.fetch, Core.loss = REAL_FETCH, REAL_LOSS
+    BatchPlan.fetch, Core.loss, Pipeline.train = REAL_FETCH, REAL_LOSS, REAL_TRAIN
 
 
 def train(world, folder, bad=(), orders=(), times=float("nan"), until=0):
@@ -54,6 +59,8 @@ def train(world, folder, bad=(), orders=(), times=float("nan"), until=0):
         obey(parts, asked)
         while left and left[0][0] == parts.progress.step:
             _, kind, arguments = left.pop(0)
+            if kind == "crash":
+                raise RuntimeError("crash")
             try:
                 HANDLERS[kind](parts, Command("", kind, arguments, "test", 0.0))
             except UserError as error:
@@ -63,7 +70,7 @@ def train(world, folder, bad=(), orders=(), times=float("nan"), until=0):
     trainer.obey = obey_and_ask
     try:
         return run_rank(Run(folder), world, until=until)
-    except NonFinite as error:
+    except (NonFinite, RuntimeError) as error:
         return str(error)
     finally:
         mend()
@@ -84,7 +91,15 @@ def drop_snapshots_after(run, step):
             snapshot.path.unlink()
 
 
-@pytest.mark.parametrize("ranks, layout", [(1, {}), (2, {"layout__shard": 2})])
+PIPED = {"layout__pipeline": 2, "pipeline__schedule": "1f1b", "pipeline__drift": 0.0}
+LAYOUTS = [
+    (1, {"model__moe__experts": 4, "model__moe__dim": 16}),
+    (2, {"layout__shard": 2}),
+    (2, PIPED | {"pipeline__check": "after", "optim__clip": 50.0}),
+]
+
+
+@pytest.mark.parametrize("ranks, layout", LAYOUTS)
 def test_a_batch_that_is_not_finite_is_left_out_and_the_run_is_that_which_never_had_it(tmp_path, ranks, layout):
     skips, clean = prepared(tmp_path, "skips", alerts__act="non_finite=skip", **layout), prepared(tmp_path, "clean", data__skip="24-27", **layout)
     skipped = run_ranks(train, ranks, skips.path, [25])
@@ -134,7 +149,7 @@ def test_a_judge_waits_until_it_knows_what_is_usual_and_ends_in_time():
 BACK = (10, "roll_back", {"since": 8, "alert": "loss_spike-s8"})
 
 
-@pytest.mark.parametrize("ranks, layout", [(1, {}), (2, {"layout__shard": 2}), (2, {"layout__pipeline": 2, "pipeline__schedule": "1f1b", "pipeline__drift": 0.0, "optim__ema": 0.9})])
+@pytest.mark.parametrize("ranks, layout", [(1, {}), (2, {"layout__shard": 2}), (2, PIPED | {"optim__ema": 0.9})])
 def test_a_run_goes_back_and_leaves_out_what_it_read_since_the_fault_began(tmp_path, ranks, layout):
     back, clean = prepared(tmp_path, "back", **layout), prepared(tmp_path, "clean", data__skip="28-39", **layout)
     gone = run_ranks(train, ranks, back.path, [], [BACK])
@@ -145,6 +160,13 @@ def test_a_run_goes_back_and_leaves_out_what_it_read_since_the_fault_began(tmp_p
         assert resume_run(back, {}, 1, None)["weights_digest"] == gone[0]["weights_digest"]
         first, last = list_snapshots(back.folder)[0], list_snapshots(back.folder)[-1]
         assert replay(first, last).equal
+
+
+def test_a_run_that_dies_after_going_back_goes_on_from_there_though_there_are_snapshots_of_later_steps(tmp_path):
+    back, clean = prepared(tmp_path, "back"), prepared(tmp_path, "clean", data__skip="28-39")
+    assert run_ranks(train, 1, back.path, [], [BACK, (6, "crash", {})]) == ["crash"]
+    assert {snapshot.step for snapshot in list_snapshots(back.folder)} == {4, 8}
+    assert resume_run(back, {}, 1, None)["weights_digest"] in digests(run_ranks(train, 1, clean.path))
 
 
 def test_a_change_on_the_way_is_taken_up_again_after_going_back(tmp_path):

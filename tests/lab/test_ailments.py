@@ -11,13 +11,13 @@ from penstock.store import find_run, read_history
 ILL = {"PENSTOCK_LISTENER": "penstock.lab.ailments"}
 
 
-def train(tmp_path, ailments, **changes):
+def train(tmp_path, ailments, nproc=1, **changes):
     quick = {
         "metrics__monitor": "true", "survive__enabled": "on", "eval__every": 0, "eval__sample_tokens": 0, "metrics__tensorboard": "false", "snapshot__every": 20,
         "snapshot__keep": 0, "train__steps": 140, "batch__global": 16, "batch__micro": 16,
     }  # fmt: skip
     sets = small_sets(tmp_path, **quick | changes)
-    done = penstock("train", *sets, "--run-dir", tmp_path / "run", "--json", PENSTOCK_AILMENTS=ailments, **ILL)
+    done = penstock("train", *sets, "--nproc", nproc, "--run-dir", tmp_path / "run", "--json", PENSTOCK_AILMENTS=ailments, **ILL)
     return summary(done), find_run(str(tmp_path / "run")), done.stderr
 
 
@@ -50,7 +50,7 @@ def test_a_nan_is_left_out_and_told_with_what_was_done(tmp_path):
 
 @pytest.mark.slow
 def test_a_damaged_batch_sends_the_run_back_and_the_alert_says_so(tmp_path):
-    result, run, said = train(tmp_path, "poison:0:75", alerts__act="data_corruption=roll_back")
+    result, run, said = train(tmp_path, "poison:0:75", 2, layout__shard=2, batch__micro=8, alerts__act="data_corruption=roll_back")
     assert result["step"] == 140, said
     [event] = [event for event in read_history(run.folder).events if event.data.get("rolled_back")]
     way = event.data["rolled_back"]
