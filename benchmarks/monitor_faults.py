@@ -1,7 +1,8 @@
 """Faults planted in real training runs, and runs in which nothing is wrong: what the monitor tells of them, as its alerts stand in the run's folder.
 
 Each named fault is planted (`penstock.lab.ailments`) in PENSTOCK_SEEDS runs (1) of a tiny model on one or two ranks, which differ in seed, size of
-the model, moment and strength of the fault. Clean runs are of several kinds: optimizers, schedules, experts, a restart, changes while they run.
+the model, moment and strength of the fault; where that is seconds, it is beyond twice what nine of ten steps take here without any, so that the load
+of the machine does not hide it. Clean runs are of several kinds: optimizers, schedules, experts, a restart, changes while they run.
 
     recall               share of the faults of which an alert of their kind was told (aim 0.95)
     delay_KIND           median steps from the fault to its alert (aims: non_finite 1, loss_spike 3, straggler 10, memory_leak 100); of a hang seconds
@@ -29,6 +30,7 @@ from pathlib import Path
 from penstock.lab.ailments import VARIABLE
 from penstock.monitor.alerts import Alert, read_alerts
 from penstock.monitor.overview import last_steps
+from penstock.monitor.series import Kinds, Series, read_kinds
 
 SEEDS = int(os.environ.get("PENSTOCK_SEEDS", "1"))
 #: Steps of a clean run, steps after an alert that are watched too, and the longest that a run may take, seconds.
@@ -55,6 +57,7 @@ class Fault:
     within: int = 60
     may: tuple[str, ...] = ()
     more: list[str] = field(default_factory=list)
+    seconds: bool = False
 
 
 _LOSS = ("loss_spike", "gradient_explosion", "divergence")
@@ -65,13 +68,13 @@ FAULTS = (
     Fault("plateau", "rate:*:{s}:0", within=900, more=["train.steps=4000"]),
     Fault("gradient_explosion", "explode:*:{s}:{x}", (20.0, 200.0)),
     Fault("gradient_vanishing", "vanish:*:{s}:{x}", (1e-7, 1e-5), may=("plateau",)),
-    Fault("throughput_drop", "slow:*:{s}:{x}", (0.3, 0.6), ranks=2),
-    Fault("straggler", "slow:1:{s}:{x}", (0.15, 0.4), ranks=2, may=("throughput_drop", "communication_stall")),
+    Fault("throughput_drop", "slow:*:{s}:{x}", (0.3, 0.6), ranks=2, seconds=True),
+    Fault("straggler", "slow:1:{s}:{x}", (0.15, 0.4), ranks=2, may=("throughput_drop", "communication_stall"), seconds=True),
     Fault("memory_leak", "leak:1:{s}:{x}", (1.5e6, 4e6), ranks=2, within=160),
     Fault("data_corruption", "poison:0:{s}", may=_LOSS),
     Fault("data_repetition", "repeat:0:{s}", may=("plateau", "data_corruption")),
     Fault("dead_experts", "experts:*:{s}", within=150, may=_LOSS, more=EXPERTS),
-    Fault("communication_stall", "stall:*:{s}:{x}", (2.0, 4.0), ranks=2, may=("hang", "throughput_drop")),
+    Fault("communication_stall", "stall:*:{s}:{x}", (2.0, 4.0), ranks=2, may=("hang", "throughput_drop"), seconds=True),
     Fault("hang", "hang:0:{s}:{x}", (6.0, 9.0), may=("communication_stall", "throughput_drop", "straggler")),
     Fault("clock_skew", "clock:1:{s}:{x}", (2.0, 20.0), ranks=2),
 )
@@ -109,9 +112,10 @@ def run() -> dict[str, float | str]:
     false: list[str] = []
     delays: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="penstock-monitor-") as name:
+        usual = _usual_step(Path(name))
         for number in range(SEEDS):
             for fault in FAULTS:
-                _strike(Path(name), fault, number, missed, false, delays)
+                _strike(Path(name), fault, number, usual, missed, false, delays)
         planted, in_faults = len(FAULTS) * SEEDS, len(false)
         steps = sum(_clean(Path(name), kind, number, false) for number in range(SEEDS) for kind in CLEAN)
     figures: dict[str, float | str] = {"recall": 1 - len(missed) / planted, "faults": float(planted), "false_in_faults": float(in_faults)}
@@ -120,10 +124,20 @@ def run() -> dict[str, float | str]:
     return figures | {"missed": "; ".join(missed) or "none", "false": "; ".join(false) or "none"}
 
 
-def _strike(folder: Path, fault: Fault, number: int, missed: list[str], false: list[str], delays: dict[str, list[float]]) -> None:
-    """Train with a fault, and take in what was told."""
+def _usual_step(folder: Path) -> float:
+    """Seconds that nine of ten steps of two ranks take no more than, here and now."""
+    run = folder / "usual"
+    _train(run, 2, ["train.steps=60", *SIZES[0]], lambda came: False)
+    [course] = Series(run / "metrics", read_kinds(run / "metrics") or Kinds()).courses(["time/step"])
+    return statistics.quantiles(course.value[10:].tolist(), n=10)[-1]
+
+
+def _strike(
+    folder: Path, fault: Fault, number: int, usual: float, missed: list[str], false: list[str], delays: dict[str, list[float]]
+) -> None:
+    """Train with a fault, and take in what was told; a `usual` step's seconds scale those of faults."""
     chance = random.Random(f"{fault.kind}{number}")
-    since, size = chance.randint(90, 160), chance.uniform(*fault.range)
+    since, size = chance.randint(90, 160), chance.uniform(*fault.range) + 2 * usual * fault.seconds
     planted = fault.plant.format(s=since, x=size if fault.kind != "memory_leak" else int(size))
     sets = [f"run.seed={number}", f"train.steps={since + fault.within + AFTER}", *SIZES[number % 2], *fault.more]
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from metric_runs import KINDS, Ranks
 from ranks import run_ranks
@@ -24,7 +25,7 @@ from penstock.engine.worker import run_rank
 from penstock.monitor.alerts import read_alerts
 from penstock.monitor.detect import Finding, Moved, Watch
 from penstock.monitor.detect.hang import AT_FIRST
-from penstock.monitor.series import Bound, Series
+from penstock.monitor.series import Bound, Names, Series, StepTable
 from penstock.monitor.series.kinds import write_kinds
 from penstock.monitor.service import STATUS, Service, pause_after
 from penstock.monitor.sinks import Sinks
@@ -142,7 +143,31 @@ def test_a_disk_that_takes_nothing_ends_neither_the_monitor_nor_its_telling(fold
 
 def test_pauses_that_are_due_are_no_hangs():
     config = load_config(None, ["eval.every=10", "snapshot.every=0", "train.steps=100"])
-    assert pause_after(10, config) > 0 and pause_after(100, config) > 100 and pause_after(11, config) == 0
+    tables = {step: StepTable(step, 1.0, Names(["snapshot/last"]), (0,), np.array([[float(step == 13)]])) for step in (10, 11, 13, 100)}
+    pauses = {step: pause_after(table, config) for step, table in tables.items()}
+    assert pauses[10] > 0 and pauses[100] > 100 and pauses[13] > 100 and pauses[11] == 0
+
+
+def test_the_time_between_two_starts_and_a_command_that_is_carried_out_are_no_hangs(folder, monkeypatch):
+    Ranks(folder / "metrics").steps(range(1, 40))
+    first = service(folder, FindsAt(99))
+    first.close()
+    clock = [time.time()]
+    monkeypatch.setattr("penstock.monitor.service.time.time", lambda: clock[0])
+    second = service(folder, Watch())  # the rows are of long ago
+    second.turn()
+    clock[0] += 50.0
+    second.turn()
+    (folder / "commands").mkdir()
+    (folder / "commands" / "1-change.taken").touch()
+    clock[0] += 11.0
+    second.turn()
+    assert second._sinks.told == []
+    (folder / "commands" / "1-change.taken").unlink()
+    clock[0] += 60.0
+    second.turn()
+    assert [told[:2] for told in second._sinks.told] == [("opened", "hang")]
+    second.close()
 
 
 def process(folder):

@@ -87,6 +87,7 @@ class Recording:
             "optim/lr_factor": result.lr_factor,
             "optim/clip_scale": min(1.0, clip / (result.grad_norm + 1e-6)) if clip else 1.0,
             "optim/clipped": float(bool(clip) and result.grad_norm > clip),
+            "snapshot/last": float(result.stop or parts.progress.step == parts.until),
             "data/tokens": result.tokens,
             "data/tokens_total": parts.progress.tokens,
             "cost/tokens_per_s": result.tokens / taken.seconds,

@@ -40,6 +40,8 @@ LOOK_S, NOTE_S, LAST_S = 0.1, 1.0, 3.0
 ALLOW_S, END_S = 60.0, 600.0
 #: Steps from which a monitor that is started again learns, at most.
 LEARN_STEPS = 512
+#: Where a run's commands are, and how the file of one ends that is being carried out (`engine/commands.py`).
+COMMANDS, TAKEN = "commands", ".taken"
 #: File that says how far the monitor has come.
 STATUS = "monitor.json"
 #: Priority: low, but not so low that on busy hosts alerts come late.
@@ -81,6 +83,7 @@ class Service:
             return
         known = deque((one for one in Gather(self._folder).rest() if (one.generation, one.table.step) <= self.keeper.through), LEARN_STEPS)
         self._detectors.replay((one.table, one.generation) for one in known)
+        self._detectors.hang.begin(time.time(), ALLOW_S)
 
     def turn(self) -> bool:
         """Take in what has come; whether any step had."""
@@ -89,13 +92,23 @@ class Service:
             self._watch(one)
         for told in self._events.read():
             self.desk.told(told)
+            if told.back is not None and isinstance(self._detectors, Watch):
+                self._detectors.hang.begin(time.time(), ALLOW_S)
         now = time.time()
         if not merged:
+            self._allow_commands()
             self.desk.take(self._detectors.silence(now), now)
             self.desk.idle(now)
         if now - self._noted > NOTE_S:
             self._note(now)
         return bool(merged)
+
+    def _allow_commands(self) -> None:
+        """Give the run time for what it was asked to do and has taken up: a change of settings builds its ranks anew."""
+        if isinstance(self._detectors, Watch):
+            with suppress(OSError):
+                if any(name.endswith(TAKEN) for name in os.listdir(self._run / COMMANDS)):
+                    self._detectors.hang.allow(ALLOW_S)
 
     def lost(self) -> None:
         """The process that runs the training is gone."""
@@ -121,7 +134,7 @@ class Service:
         if table.time <= self._seen_before:
             return  # it was told by the monitor before
         self.through = max(self.through, table.time)
-        if isinstance(self._detectors, Watch) and (seconds := pause_after(table.step, self._config)):
+        if isinstance(self._detectors, Watch) and (seconds := pause_after(table, self._config)):
             self._detectors.hang.allow(seconds)
         self.desk.step(table, found)
 
@@ -147,9 +160,10 @@ class Service:
             os.replace(partial, self._folder / STATUS)
 
 
-def pause_after(step: int, config: Config) -> float:
-    """Seconds that the pause after a step may be longer than others, as something is due then."""
-    if step >= config.train.steps:
+def pause_after(table: StepTable, config: Config) -> float:
+    """Seconds that the pause after a step may be longer than others, as something is due then, or it was the last."""
+    step = table.step
+    if step >= config.train.steps or bool((table.of("snapshot/last") > 0).any()):
         return END_S
     every = config.eval.every, config.snapshot.every
     return ALLOW_S if any(n and step % n == 0 for n in every) else 0.0

@@ -25,7 +25,7 @@ class Hang:
 
     def __init__(self) -> None:
         self._step, self._time, self._longest, self._seen = 0, 0.0, 0.0, 0
-        self._told, self._allowed, self._usual = False, 0.0, 0.0
+        self._told, self._away, self._allowed, self._usual = False, False, 0.0, 0.0
 
     @property
     def patience(self) -> float:
@@ -38,14 +38,18 @@ class Hang:
 
     def update(self, table: StepTable) -> list[Finding]:
         """Nothing: a step that ended is no hang."""
-        if self._seen:
+        if self._seen and not self._away:
             pause = table.time - self._time
             self._longest = max(self._longest * 0.5 ** (1 / FORGET), pause)
             self._usual += max(WEIGHT, 1 / self._seen) * (pause - self._usual)
-        self._step, self._time = table.step, table.time
+        self._step, self._time, self._away = table.step, table.time, False
         self._seen += 1
         self._told, self._allowed = False, 0.0
         return []
+
+    def begin(self, now: float, seconds: float) -> None:
+        """What was learnt is of before: since when the run stood still nobody knows, and it has so many seconds more from `now` on."""
+        self._time, self._away, self._told, self._allowed = now, True, False, seconds
 
     def renew(self) -> None:
         """Nothing: the longest pause covers it."""
