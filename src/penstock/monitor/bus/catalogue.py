@@ -161,7 +161,7 @@ _HOST = [
     Kind("device/*", "1", "spread", "busy share of the device's cores or memory", "falls: the device waits for the host, data or others"),
 ]  # fmt: skip
 _REST = [
-    Kind("snapshot/last", "1", "same", "1 in the step after which the run saves and ends", ""),
+    Kind("snapshot/last", "1", "same", "1 in the step after which the run saves and ends", "above 0 before the end: somebody stopped it"),
     Kind("snapshot/stall", "s", "spread", "what a snapshot took of training", "grows: the disk is slow"),
     Kind("snapshot/wait", "s", "spread", "of that, waiting for the snapshot before", "above 0: snapshots come faster than they are written"),
     Kind("snapshot/age", "1", "same", "steps since the newest snapshot was begun", "far above snapshot.every: none succeeds"),
