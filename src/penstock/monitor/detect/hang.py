@@ -2,8 +2,8 @@
 
 The longest pause between ends of steps of late (evaluations and snapshots among them; it forgets half in five hundred steps) and a half more, or 0.7
 s more if that is longer: a step that should have ended is missed within a step or a second. Where pauses are uneven, so that the longest is many
-usual ones (a host with other work), it takes more to be sure: the square root of their ratio times the longest, three times it at most, and a
-second. Before ten steps have ended nothing is known, and ten minutes are allowed. Cost: a few numbers. When not to use it: alone, for a dead
+usual ones (a host with other work), it takes more to be sure: the square root of their ratio times the longest, three times it at most, and up to
+two seconds. Before ten steps have ended nothing is known, and ten minutes are allowed. Cost: a few numbers. When not to use it: alone, for a dead
 process, whose supervisor knows at once; and a first evaluation that takes longer than all before it looks like a hang unless `allow` is told of it.
 """
 
@@ -15,7 +15,7 @@ from penstock.monitor.detect.finding import Finding, Moved
 from penstock.monitor.series.table import StepTable
 
 #: Least and most times the longest pause, seconds added in either case, seconds before ten steps, steps in which the longest pause forgets half.
-TIMES, MOST_TIMES, MORE, MOST_MORE, AT_FIRST, FORGET = 1.5, 3.0, 0.7, 1.0, 600.0, 500.0
+TIMES, MOST_TIMES, MORE, MOST_MORE, AT_FIRST, FORGET = 1.5, 3.0, 0.7, 2.0, 600.0, 500.0
 #: Weight of a pause in the usual one.
 WEIGHT = 0.02
 
