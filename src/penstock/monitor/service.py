@@ -38,8 +38,8 @@ from penstock.monitor.sinks import Message, Sinks, build_sinks
 LOOK_S, NOTE_S, LAST_S = 0.1, 1.0, 3.0
 #: Seconds that an evaluation, a snapshot or the run's end may take beyond what steps do before that is a hang.
 ALLOW_S, END_S = 60.0, 600.0
-#: Steps from which a monitor that is started again learns, at most.
-LEARN_STEPS = 512
+#: Steps from which a monitor that is started again learns, and bytes of their tables, at most.
+LEARN_STEPS, LEARN_BYTES = 512, 64 << 20
 #: Where a run's commands are, and how the file of one ends that is being carried out (`engine/commands.py`).
 COMMANDS, TAKEN = "commands", ".taken"
 #: File that says how far the monitor has come.
@@ -81,7 +81,12 @@ class Service:
         """Let detectors know the run from rows that are stored, as far as the ranks' logs still have them."""
         if not isinstance(self._detectors, Watch) or self.keeper.through == NOTHING:
             return
-        known = deque((one for one in Gather(self._folder).rest() if (one.generation, one.table.step) <= self.keeper.through), LEARN_STEPS)
+        known: deque[Merged] = deque(maxlen=LEARN_STEPS)
+        for one in Gather(self._folder).rest():
+            if (one.generation, one.table.step) <= self.keeper.through:
+                known.append(one)
+                while len(known) * one.table.values_rm.nbytes > LEARN_BYTES:
+                    known.popleft()
         self._detectors.replay((one.table, one.generation) for one in known)
         self._detectors.hang.begin(time.time(), ALLOW_S)
 
