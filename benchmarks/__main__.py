@@ -19,10 +19,13 @@ set_waiting(os.environ)  # as the command line does
 
 NAMES = (
     "cpu_speed", "step_overhead", "cost_growth", "learning", "gpu_speed", "expert_balance", "layouts", "pipelines", "pipeline_runs", "slow_rank",
-    "micro_batch", "codec", "balance", "exchange", "store", "survive", "monitor_cost",
+    "micro_batch", "codec", "balance", "exchange", "store", "survive", "monitor", "dashboard",
 )  # fmt: skip
 #: Parts of others, and studies of hours, which run only when named.
-PARTS = ("dashboard_page", "monitor_store", "numenta", "detect_cost", "store_bytes", "store_scale", "store_training", "exchange_learning")
+PARTS = (
+    "dashboard_page", "monitor_cost", "monitor_faults", "monitor_store", "numenta", "detect_cost", "store_bytes", "store_scale", "store_training",
+    "exchange_learning",
+)  # fmt: skip
 
 
 def main() -> int:
@@ -31,7 +34,10 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(NAMES)}; none: all of these; also {', '.join(PARTS)}")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.add_argument("--list", action="store_true", help="print each benchmark's docstring")
+    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each kind where a benchmark plants faults (PENSTOCK_SEEDS)")
     arguments = parser.parse_args()
+    if arguments.seeds is not None:
+        os.environ["PENSTOCK_SEEDS"] = str(arguments.seeds)
     unknown = set(arguments.names) - {*NAMES, *PARTS}
     if unknown:
         print(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES + PARTS)}", file=sys.stderr)

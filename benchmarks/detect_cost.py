@@ -22,8 +22,8 @@ def run() -> dict[str, float | str]:
     random, watch = np.random.default_rng(0), Watch()
     values = [1 + 0.01 * random.normal(size=(RANKS, METRICS)) for _ in range(STEPS)]
     tables = [StepTable(step, float(step), names, tuple(range(RANKS)), values_rm) for step, values_rm in enumerate(values, 1)]
-    watch.replay(tables[:100])
+    watch.replay((table, 0) for table in tables[:100])
     begin, cpu = time.perf_counter(), time.process_time()
-    watch.replay(tables[100:])
+    watch.replay((table, 0) for table in tables[100:])
     steps = STEPS - 100
     return {"ms_per_step": (time.perf_counter() - begin) / steps * 1e3, "cpu_ms_per_step": (time.process_time() - cpu) / steps * 1e3}

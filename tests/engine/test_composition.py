@@ -23,6 +23,8 @@ SWITCHES = {
     "small loss chunk": {"train__loss_chunk": 24},
     "bfloat16": {"precision__compute": "bfloat16"},
     "probes in every step": {"metrics__probe_every": 1},
+    "judged steps": {"alerts__act": "non_finite=skip, gradient_explosion=skip, loss_spike=skip"},
+    "samples left out": {"data__skip": "2 5-9"},
 }
 BASE = {"train__steps": 4, "eval__micro": 2, "optim__warmup": 1, "eval__every": 0, "eval__sample_tokens": 0, "snapshot__every": 2, "snapshot__keep": 0, "metrics__tensorboard": False}
 

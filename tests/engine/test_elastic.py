@@ -15,6 +15,7 @@ from penstock.cli.app import main
 from penstock.comm import World
 from penstock.config import UserError, with_values
 from penstock.engine import outline
+from penstock.engine.survive import exclude_rank
 from penstock.engine.survive.fewer import config_for
 from penstock.engine.survive.parting import _check_memory
 from penstock.monitor import MetricStore
@@ -144,6 +145,20 @@ def test_ranks_go_and_come_between_steps_and_none_is_lost(trains, capsys, monkey
     assert run_state(Run(run)) == "finished"
     code, said = scaled(capsys, monkeypatch, run, 2)
     assert code == 2 and "does not run" in said
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_without_a_rank_that_was_named_also_the_first(trains):
+    process, run = trains.begin("without", 3, train__steps=40)
+    with pytest.raises(UserError, match="cannot go on without rank 3"):
+        exclude_rank(Run(run), 3, 60.0, "for alert straggler-r3-s5")
+    said = exclude_rank(Run(run), 0, 120.0, "for alert straggler-r0-s5")
+    assert (said["before"], said["ranks"]) == (3, 2) and "for alert straggler-r0-s5" in said["text"]
+    trains.go.touch()
+    result = json.loads(process.communicate(timeout=240)[0])
+    assert process.returncode == 0 and result["step"] == 40 and result["recoveries"] == []
+    alone, _ = trains.whole("alone_without", 1, train__steps=40, survive__enabled="off")
+    assert result["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-9)
 
 
 def test_another_number_of_ranks_changes_replicas_and_else_shards(tmp_path):

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from metric_runs import KINDS, Ranks
 from ranks import run_ranks
@@ -17,13 +18,14 @@ from small_runs import penstock, small_config, small_sets, summary
 
 from penstock.config import UserError, load_config
 from penstock.engine.build import Core
-from penstock.engine.monitoring import MOST, MonitorKeeper, act, monitored
+from penstock.engine.monitoring import MonitorKeeper, act, monitored
 from penstock.engine.start import make_run, start_run
 from penstock.engine.step import NonFinite
 from penstock.engine.worker import run_rank
 from penstock.monitor.alerts import read_alerts
-from penstock.monitor.detect import Finding, Moved
-from penstock.monitor.series import Bound, Series
+from penstock.monitor.detect import Finding, Moved, Watch
+from penstock.monitor.detect.hang import AT_FIRST
+from penstock.monitor.series import Bound, Names, Series, StepTable
 from penstock.monitor.series.kinds import write_kinds
 from penstock.monitor.service import STATUS, Service, pause_after
 from penstock.monitor.sinks import Sinks
@@ -102,6 +104,22 @@ def test_rows_become_steps_alerts_and_a_store_and_one_that_starts_again_tells_no
     assert course.steps.tolist() == [9, 10] and list((folder / "metrics" / "store").iterdir())
 
 
+def test_a_monitor_that_is_started_again_knows_the_run_from_rows_that_are_stored(folder):
+    Ranks(folder / "metrics").steps(range(1, 40))
+    first = service(folder, Watch())
+    while first.turn():
+        pass
+    assert first._detectors.hang.patience < AT_FIRST
+    first.keeper.store()
+    first._note(time.time())
+    first.keeper.close()
+    second = service(folder, Watch())
+    assert second._detectors.hang.patience == pytest.approx(first._detectors.hang.patience)
+    second.turn()
+    assert second._sinks.told == [] and second.keeper.through == (1, 39)
+    second.close()
+
+
 def test_a_second_monitor_is_refused(folder):
     first = service(folder, FindsAt(5))
     with pytest.raises(UserError, match="another process keeps"):
@@ -125,7 +143,31 @@ def test_a_disk_that_takes_nothing_ends_neither_the_monitor_nor_its_telling(fold
 
 def test_pauses_that_are_due_are_no_hangs():
     config = load_config(None, ["eval.every=10", "snapshot.every=0", "train.steps=100"])
-    assert pause_after(10, config) > 0 and pause_after(100, config) > 100 and pause_after(11, config) == 0
+    tables = {step: StepTable(step, 1.0, Names(["snapshot/last"]), (0,), np.array([[float(step == 13)]])) for step in (10, 11, 13, 100)}
+    pauses = {step: pause_after(table, config) for step, table in tables.items()}
+    assert pauses[10] > 0 and pauses[100] > 100 and pauses[13] > 100 and pauses[11] == 0
+
+
+def test_the_time_between_two_starts_and_a_command_that_is_carried_out_are_no_hangs(folder, monkeypatch):
+    Ranks(folder / "metrics").steps(range(1, 40))
+    first = service(folder, FindsAt(99))
+    first.close()
+    clock = [time.time()]
+    monkeypatch.setattr("penstock.monitor.service.time.time", lambda: clock[0])
+    second = service(folder, Watch())  # the rows are of long ago
+    second.turn()
+    clock[0] += 50.0
+    second.turn()
+    (folder / "commands").mkdir()
+    (folder / "commands" / "1-change.taken").touch()
+    clock[0] += 11.0
+    second.turn()
+    assert second._sinks.told == []
+    (folder / "commands" / "1-change.taken").unlink()
+    clock[0] += 60.0
+    second.turn()
+    assert [told[:2] for told in second._sinks.told] == [("opened", "hang")]
+    second.close()
 
 
 def process(folder):
@@ -189,14 +231,14 @@ def test_a_killed_monitor_is_started_again_a_stopped_one_holds_up_nothing_and_po
 def test_an_order_that_helps_no_more_is_not_repeated_for_ever(tmp_path, monkeypatch):
     run = create_run(load_config(None, ["train.steps=100"]), tmp_path / "run", {})
     monkeypatch.setattr(MonitorKeeper, "_keep", lambda self: None)
-    asked = []
+    asked, most = [], run.config().alerts.most
     monkeypatch.setattr("penstock.engine.monitoring.act", lambda run, order: asked.append(order) or (_ for _ in ()).throw(UserError("no such run")))
     keeper = MonitorKeeper(run)
-    for number in range(MOST + 2):
+    for number in range(most + 2):
         keeper._act({"act": "snapshot", "id": f"a{number}", "kind": "loss_spike", "since": 1, "what": "spike"})
     keeper.close()
     texts = [event.text for event in read_history(run.folder).events if event.kind == "note"]
-    assert len(asked) == MOST and "no such run" in texts[0] and "times" in texts[-1]
+    assert len(asked) == most and "no such run" in texts[0] and "times" in texts[-1]
 
 
 def poisoned(world, folder):
@@ -233,5 +275,5 @@ def test_training_is_bit_for_bit_the_same_with_a_monitor(tmp_path):
 
 def test_a_policy_that_cannot_be_is_refused_before_there_is_a_run(tmp_path):
     with pytest.raises(UserError, match="no step comes"):
-        start_run(small_config(tmp_path, alerts__act="hang=stop"), "test", "test", 1, tmp_path / "run", None)
+        start_run(small_config(tmp_path, alerts__act="hang=stop", metrics__monitor="true"), "test", "test", 1, tmp_path / "run", None)
     assert not (tmp_path / "run").exists()

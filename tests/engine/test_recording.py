@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from ranks import run_ranks
 from small_runs import small_config
 
 from penstock.config import with_values
-from penstock.engine import Core, resume_run, start_run
+from penstock.engine import Core, resume_run, start_run, trainer
+from penstock.engine.recording import way_of
 from penstock.engine.start import make_run
 from penstock.engine.step import NonFinite
 from penstock.engine.worker import run_rank
@@ -125,3 +127,34 @@ def test_a_compiled_model_trains_to_the_same_bits_while_it_is_looked_at(tmp_path
     first = rows(run)[1]
     assert math.isfinite(first["activation_norm/layer.00"]) and first["update_norm/total"] > 0
     assert ("attention_entropy/layer.00" in first) == (ranks == 1)
+
+
+def evaluates_slowly(world, folder):
+    """Two ranks of which the first takes its time in evaluations, for which the other waits."""
+    real = trainer.validation_loss
+
+    def slow(parts):
+        if world.is_lead:
+            time.sleep(0.3)
+        return real(parts)
+
+    trainer.validation_loss = slow
+    try:
+        return run_rank(Run(folder), world)
+    finally:
+        trainer.validation_loss = real
+
+
+def test_what_a_rank_waited_for_an_evaluation_is_not_taken_from_its_own_time(tmp_path):
+    run = make_run(small_config(tmp_path, **FOUR | {"train__steps": 7, "eval__every": 2}), "test", "test", tmp_path / "run", None)
+    run_ranks(evaluates_slowly, 2, run.path)
+    own = {step: row["time/own"] for step, row in rows(run.path, 1).items()}
+    assert len(own) == 7 and all(seconds > 0 for seconds in own.values()), own
+    waits = rows(run.path, 1)[3]
+    assert waits["wait/total"] <= waits["time/step"]
+
+
+def test_how_a_step_is_computed_has_a_number(tmp_path):
+    config = small_config(tmp_path)
+    assert way_of(config) == way_of(with_values(config, {"optim.lr": 0.5}))
+    assert way_of(config) != way_of(with_values(config, {"precision.compute": "float64"})) != way_of(with_values(config, {"layout.shard": 2}))

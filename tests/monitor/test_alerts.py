@@ -11,6 +11,8 @@ from penstock.monitor.alerts.lines import append
 from penstock.monitor.detect import Finding, Moved
 from penstock.monitor.series import Names, StepTable
 
+#: Actions that cannot be done about a kind, and what the refusal says.
+IMPOSSIBLE = (("straggler=skip", "roll_back for others"), ("loss_spike=exclude", "no fault of one rank"), ("non_finite=stop", "skip or roll_back"))
 NAMES = Names(["loss/total", "time/own", "time/step"])
 
 
@@ -186,10 +188,33 @@ def test_deaths_in_the_history_are_alerts_which_a_recovery_resolves(desk, tmp_pa
     assert live(desk) == [failed]
 
 
+def test_what_the_run_did_by_itself_is_told_and_going_back_ends_what_began_later(desk, tmp_path):
+    def tell(seq, step, text, **data):
+        append(tmp_path / "history.jsonl", {"seq": seq, "time": "2026-01-31T10:00:00+0000", "kind": "change", "step": step, "text": text, "data": data})
+
+    events = RunEvents(tmp_path, seq=1)
+    tell(2, 39, "step 39: loss nan; samples 4 to 7 are left out", left_out="non_finite", samples=[4, 7])
+    for told in events.read():
+        desk.told(told)
+    [alert] = desk.book.alerts.values()
+    assert (alert.kind, alert.step, alert.state) == ("non_finite", 40, "resolved") and "left out" in alert.notes[-1] and "samples 4 to 7" in alert.what
+    for step, kind in ((45, "data_repetition"), (60, "loss_spike")):
+        desk.take([finding(kind, step)], 1.7e9)
+    desk.take([finding("throughput_drop", 61)], 1.7e9)  # held, for a cause
+    tell(3, 50, "back from step 62 to the snapshot of step 50", rolled_back={"to": 50, "since": 60, "kind": "", "why": "for alert loss_spike-s60"})
+    for told in events.read():
+        desk.told(told)
+    assert [alert.kind for alert in live(desk)] == ["data_repetition"]
+    desk.close()
+    desk.take([finding("loss_spike", 60)], 2e9)
+    assert {alert.id for alert in desk.book.alerts.values() if alert.kind == "loss_spike"} == {"loss_spike-s60", "loss_spike-s60-2"}
+    assert not any(alert.kind == "throughput_drop" for alert in desk.book.alerts.values()), "what was held of steps that are taken back is not told"
+
+
 def test_policies_are_read_and_bad_ones_refused_with_what_there_is(tmp_path):
     assert parse_policy("loss_spike=snapshot, divergence = stop") == {"loss_spike": "snapshot", "divergence": "stop"}
-    assert parse_policy("") == {}
-    for bad, word in (("loss_spik=stop", "loss_spike"), ("loss_spike=stopp", "stop"), ("loss_spike", "KIND=ACTION"), ("hang=stop", "no step comes")):
+    assert parse_policy("") == {} and parse_policy("non_finite=skip, straggler=exclude")["straggler"] == "exclude"
+    for bad, word in (("loss_spik=stop", "loss_spike"), ("loss_spike=stopp", "stop"), ("loss_spike", "KIND=ACTION"), ("hang=stop", "no step comes"), *IMPOSSIBLE):
         with pytest.raises(UserError, match=word):
             parse_policy(bad)
 

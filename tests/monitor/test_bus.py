@@ -115,6 +115,19 @@ def test_of_the_sequences_read_only_the_last_are_remembered():
     assert len(watch._seen) <= 4
 
 
+def test_a_run_that_goes_on_is_not_surprised_anew():
+    draw = np.random.default_rng(2)
+    text = [batch(draw.choice(64, (4, 128), p=np.arange(1, 65) / 2080)) for _ in range(41)]
+    went_on, resumed, anew = (TokenWatch(vocab=64) for _ in range(3))
+    for one in text[:40]:
+        went_on.look([one])
+    resumed.know(text[20:40], 40)
+    at = NAMES.index("data/surprise")
+    there, here, new = (watch.look([text[40]])[at] for watch in (went_on, resumed, anew))
+    assert here == pytest.approx(there, rel=0.01) and new > there + 0.05
+    assert resumed.look([text[39]])[NAMES.index("data/repeated")] == 1
+
+
 def test_the_longest_run_does_not_cross_sequences():
     assert longest_run(np.array([[1, 2, 3, 3], [3, 3, 4, 5]])) == 0.5
 

@@ -154,7 +154,7 @@ def test_a_monitor_that_was_killed_learns_from_the_past_and_tells_only_what_is_n
 
     past = tables()
     watch = Watch()
-    watch.replay(past[:400])
+    watch.replay((table, 0) for table in past[:400])
     told = [one for table in past[400:] for one in watch.update(table)]
     assert {one.kind for one in told} <= {"straggler", "throughput_drop"} and told[0].rank == 2
 

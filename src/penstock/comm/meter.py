@@ -52,6 +52,9 @@ class ByteMeter:
         self._hidden: dict[str, float] = defaultdict(float)
         #: Of the seconds that `take` gave last, those of threads that run aside: they held up no step.
         self.hidden: dict[str, float] = {}
+        self._outside: dict[str, float] = {}
+        #: Of the seconds that `take` gave last, those of waits between two steps (evaluations, snapshots, changes), by name.
+        self.outside: dict[str, float] = {}
         #: Is told the name, start and end (`time.perf_counter`, the host's) of every wait.
         self.listener: Callable[[str, float, float], None] | None = None
         #: Calls by operation since the meter was made, to be held against torch's own count.
@@ -103,6 +106,11 @@ class ByteMeter:
         if self.listener is not None:
             self.listener(name, start, time.perf_counter())
 
+    def begin_step(self) -> None:
+        """A step begins: this rank's waits since the last `take` held up no step."""
+        with self._lock:
+            self._outside = {name: seconds - self._hidden.get(name, 0.0) for name, seconds in self._seconds.items()}
+
     def run_aside(self) -> None:
         """This thread works beside the others: what it waits for holds up none of them, and is not logged."""
         self._aside.add(threading.get_ident())
@@ -127,7 +135,7 @@ class ByteMeter:
             row: dict[str, float] = {f"{name}_bytes": n for name, n in self._bytes.items()}
             row |= {f"{name}_calls": n for name, n in self._calls.items()} | {f"{name}_s": s for name, s in self._seconds.items()}
             row |= {f"{name}_between_bytes": n for name, n in self._between.items()}
-            self.hidden = dict(self._hidden)
+            self.hidden, self.outside, self._outside = dict(self._hidden), self._outside, {}
             for table in (self._bytes, self._between, self._calls, self._seconds, self._hidden):
                 table.clear()
         return row

@@ -16,7 +16,7 @@ Refusals = list[tuple[bool, str]]
 
 def impossible(config: Config) -> Refusals:
     """Every combination that is refused, in the order in which they are looked for."""
-    return [*_of_model(config), *_of_steps(config), *_of_balance(config), *_of_ranks(config)]
+    return [*_of_model(config), *_of_steps(config), *_of_balance(config), *_of_ranks(config), *_of_alerts(config)]
 
 
 def _of_model(config: Config) -> Refusals:
@@ -109,4 +109,19 @@ def _of_ranks(config: Config) -> Refusals:
          f"elastic.keep = {elastic.keep}; let keep be well below gain"),
         (on and 0 < elastic.max < elastic.min,
          f"elastic.max = {elastic.max} is below elastic.min = {elastic.min}; raise one, or lower the other"),
+    ]  # fmt: skip
+
+
+def _of_alerts(config: Config) -> Refusals:
+    acts = [part.partition("=") for part in config.alerts.act.split(",") if part.strip()]
+    excludes = any(action.strip() == "exclude" for _, _, action in acts)
+    asked = any(action.strip() != "skip" and kind.strip() != "non_finite" for kind, _, action in acts)
+    return [
+        (excludes and config.survive.enabled == "off",
+         f"alerts.act = {config.alerts.act!r} goes on without a rank, and survive.enabled = 'off' leaves nobody to do it; set that to 'on'"),
+        (excludes and config.elastic.policy != "off",
+         f"alerts.act = {config.alerts.act!r} goes on without a rank, and elastic.policy = {config.elastic.policy!r} starts others; choose one"),
+        (asked and not (config.metrics.monitor and config.metrics.rows),
+         f"alerts.act = {config.alerts.act!r} acts on what the monitor finds, and metrics.monitor or metrics.rows = false leaves that out; "
+         "only skip and non_finite do without"),
     ]  # fmt: skip

@@ -54,6 +54,12 @@ class DataSection(Section):
     )
     document_mask: bool = Field(False, description="Attend only within a document when several are packed into one sequence.")
     max_bytes: Count = Field(0, description="Use at most so many bytes of the corpus; 0: all of it.")
+    skip: str = Field(
+        "",
+        pattern=r"^\s*(\d+(-\d+)?(\s+|$))*$",
+        description="Samples to leave out, such as '1936-1951 4000', by their numbers in `penstock runs samples`; later ones move up. A run adds "
+        "to it by itself where alerts.act says so.",
+    )
     cache_dir: str = Field("", description="Folder for prepared token shards; empty: ~/.cache/penstock/tokens.")
     workers: Count = Field(0, description="Processes that prepare data, 80 to 130 MiB each; 0: one for each core, at most 6.")
 

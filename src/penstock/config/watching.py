@@ -37,6 +37,10 @@ class AlertsSection(Section):
     command: str = Field("", description="Command that is started for each alert, with the alert as JSON on its standard input.")
     act: str = Field(
         "",
-        description="What the run does by itself, as KIND=ACTION separated by commas, such as 'loss_spike=snapshot, divergence=stop'; actions are "
-        "snapshot, lower_rate (halves it) and stop (saving).",
+        description="What the run does by itself, as KIND=ACTION separated by commas, such as 'loss_spike=roll_back, non_finite=skip'; actions are "
+        "snapshot, lower_rate, stop (saving), skip (the batch), roll_back (to the snapshot before, and skip) and exclude (the rank).",
     )
+    most: Positive = Field(
+        3, description="How often an action is done: for a kind of alert and start of the run; back to the same snapshot; batches in a row left out."
+    )
+    rate_factor: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.5, description="What the action lower_rate multiplies learning rates with.")

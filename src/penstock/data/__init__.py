@@ -5,9 +5,10 @@ from penstock.data.corpus import corpus_path
 from penstock.data.origins import Excerpt, Origins, SampleOrigin
 from penstock.data.preparation import prepare, text_stream
 from penstock.data.shards import TokenCorpus, TokenStream
+from penstock.data.skip import Skip, check_unread, parse_skip
 from penstock.data.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
-    "Batch", "BatchPlan", "Excerpt", "Origins", "SampleOrigin", "SamplePlan", "TokenCorpus", "TokenStream", "Tokenizer", "ValidationPlan",
-    "WindowPlan", "corpus_path", "load_tokenizer", "prepare", "text_stream", "validation_plan",
+    "Batch", "BatchPlan", "Excerpt", "Origins", "SampleOrigin", "SamplePlan", "Skip", "TokenCorpus", "TokenStream", "Tokenizer", "ValidationPlan",
+    "WindowPlan", "check_unread", "corpus_path", "load_tokenizer", "parse_skip", "prepare", "text_stream", "validation_plan",
 ]

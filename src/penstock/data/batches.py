@@ -7,7 +7,7 @@ Nothing is stored: resuming needs the step only, and any rank can fetch any samp
 
 Where a run changes the size of its batches at step `s`, having drawn `n` samples, `g = n + (step - s) * global_batch` from there on: none is drawn
 twice and none left out. Windows of another length cut the text otherwise, so with those an epoch begins (`drawn_before`); what was left of the one
-under way is not read in it.
+under way is not read in it. Samples of `skip` (`data.skip`) are passed over: g counts those that are left.
 
 Documents follow each other in a window (packing, no padding). With `document_mask` the batch says which document each token belongs to,
 and the target that crosses a border, from a document's end token to the next one's first token, is not learned.
@@ -26,6 +26,7 @@ import numpy as np
 from penstock.config import UserError
 from penstock.data.permute import keyed, permute
 from penstock.data.shards import TokenStream
+from penstock.data.skip import Skip
 
 IGNORED = -100
 SHARE_MENDS = {"train": ", or lower data.validation", "validation": ", or raise data.validation"}
@@ -104,19 +105,20 @@ class BatchPlan(WindowPlan):
     """The order of training: global batch `step` is `fetch(sample_ids(step))`, or any partition of it over ranks."""
 
     def __init__(
-        self, stream: TokenStream, context: int, global_batch: int, seed: int, document_mask: bool, since: int = 0, drawn: int = 0
-    ) -> None:
-        """`drawn` samples come before those of step `since`, from which on the batches have this size."""
+        self, stream: TokenStream, context: int, global_batch: int, seed: int, document_mask: bool, since: int = 0, drawn: int = 0,
+        skip: Skip | None = None,
+    ) -> None:  # fmt: skip
+        """`drawn` samples come before those of step `since`, from which on the batches have this size; those of `skip` are left out."""
         super().__init__(stream, context, document_mask)
         self.global_batch, self.seed = global_batch, seed
-        self.since, self.drawn = since, drawn
+        self.since, self.drawn, self.skip = since, drawn, skip or Skip()
         self.windows_per_epoch = max(1, (len(stream) - context) // context)
         slack = len(stream) - 1 - self.windows_per_epoch * context
         self._offsets = min(context, slack + 1)
 
     def sample_ids(self, step: int) -> np.ndarray:
         """The samples of global batch `step`, int64 (global_batch,)."""
-        return self.drawn + (step - self.since) * self.global_batch + np.arange(self.global_batch, dtype=np.int64)
+        return self.skip.nth(self.drawn, (step - self.since) * self.global_batch + np.arange(self.global_batch, dtype=np.int64))
 
     def drawn_before(self, step: int, others: BatchPlan) -> int:
         """Samples drawn before `step`, for a plan of other batches to go on behind: its own windows' number where those are other ones."""

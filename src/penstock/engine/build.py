@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from penstock.comm import GradientReducer, World, build_between, measured_nodes
-from penstock.config import Config
-from penstock.data import Batch, BatchPlan, SamplePlan, TokenCorpus
+from penstock.config import AlertsSection, Config
+from penstock.data import Batch, BatchPlan, SamplePlan, TokenCorpus, parse_skip
 from penstock.engine.agenda import Due, agreed_due, due_after, settings_at
 from penstock.engine.balance import DataBalancer
 from penstock.engine.choose_exchange import ExchangeChooser
@@ -26,6 +26,7 @@ from penstock.engine.exchange import apart_of, check_exchange, check_rank, place
 from penstock.engine.experts import ExpertPlacer, first_slots
 from penstock.engine.heart import Heart
 from penstock.engine.journal import Journal
+from penstock.engine.judge import Judge
 from penstock.engine.late import LateCheck
 from penstock.engine.micro import MicroTuner, build_tuner, skip_what_does_not_fit
 from penstock.engine.peers import Peers
@@ -76,6 +77,8 @@ class Core:
     notes: dict[str, float] = field(default_factory=dict)
     #: Whether an update has begun that `Parts.progress` does not count yet: the state is that of no step.
     torn: bool = False
+    #: Says which steps are not to be applied.
+    judge: Judge = field(default_factory=lambda: Judge(AlertsSection(), []))
     #: Commands to the run, on the rank that leads.
     inbox: Inbox = field(default_factory=Inbox)
 
@@ -274,6 +277,7 @@ def build_core(
         timer=PhaseTimer(world.device),
         pipeline=Pipeline(config, laid, piped, reducer, dtype) if piped else None,
         late=LateCheck() if config.pipeline.check == "after" else None,
+        judge=Judge(config.alerts, saved.judged),
     )
     skip_what_does_not_fit(core)
     if core.tuner.settled and seed is not None:
@@ -338,4 +342,5 @@ def whole_parts(core: Core, run: Run, corpus: TokenCorpus, journal: Journal, sav
 def batch_plan(config: Config, corpus: TokenCorpus, progress: Progress) -> BatchPlan:
     """The samples of every step from the last change of batches on."""
     section, seed = config.model, config.run.seed
-    return BatchPlan(corpus.train, section.context, config.batch.global_, seed, config.data.document_mask, progress.since, progress.drawn)
+    skip = parse_skip(config.data.skip)
+    return BatchPlan(corpus.train, section.context, config.batch.global_, seed, config.data.document_mask, progress.since, progress.drawn, skip)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from penstock.config import Config, UserError, parse_config
+from penstock.data import check_unread
 from penstock.engine.agenda import COMMAND
 from penstock.engine.build import Core, Parts, batch_plan, build_core
 from penstock.engine.changes import ChangePlan, plan_change
@@ -82,11 +83,11 @@ def agreed_plan(parts: Parts, values: dict[str, Any]) -> ChangePlan:
     return plan(parse_config(told["config"]).tree())
 
 
-def apply(parts: Parts, plan: ChangePlan, who: str) -> None:
-    """Go on with the settings of a plan; all ranks must call it."""
+def apply(parts: Parts, plan: ChangePlan, who: str, why: str = "", **more: Any) -> None:
+    """Go on with the settings of a plan; all ranks must call it. The history tells `why` in place of the settings, if it is given, and `more`."""
     progress = _progress(parts, plan.config)
     fresh = build_anew(parts, plan, progress) if plan.builds else None
-    _commit(parts, plan, who)
+    _commit(parts, plan, who, why or plan.sentence(), more)
     before, parts.config = parts.config, plan.config
     parts.progress.since, parts.progress.drawn = progress.since, progress.drawn
     if not parts.ends_at_until and parts.until == before.train.steps:
@@ -95,6 +96,8 @@ def apply(parts: Parts, plan: ChangePlan, who: str) -> None:
         for name in (field.name for field in fields(fresh) if field.name not in STAY):
             setattr(parts, name, getattr(fresh, name))
         parts.watch = Watch()
+    else:
+        parts.plan = batch_plan(plan.config, parts.corpus, parts.progress)
     parts.optimizer.follow(plan.config.optim)
     parts.journal.follow(plan.config)
     parts.saving.follow(plan.config)
@@ -143,18 +146,31 @@ def _progress(parts: Parts, config: Config) -> Progress:
     now, then = (batch_plan(one, parts.corpus, numbers) for one in (parts.config, config))
     if (now.global_batch, now.context) != (then.global_batch, then.context):
         numbers.since, numbers.drawn = step, now.drawn_before(step, then)
+    check_skipped(parts, config)
     if parts.config.model.moe.experts != config.model.moe.experts or parts.config.model.layers != config.model.layers:
         numbers.slots = {}
     numbers.micro = parts.tuner.size
     return numbers
 
 
-def _commit(parts: Parts, plan: ChangePlan, who: str) -> None:
+def check_skipped(parts: Parts, config: Config) -> None:
+    """Raise `UserError` where another list of samples to leave out would change which ones have been read, or counts other windows."""
+    before, after = parts.config.data.skip, config.data.skip
+    if parts.config.model.context != config.model.context and after:
+        raise UserError(
+            f"model.context cannot change while data.skip = {after!r} counts windows of {parts.config.model.context} tokens; all of them that were "
+            "read are behind, so set data.skip = '' with it"
+        )
+    if before != after and parts.config.model.context == config.model.context:
+        check_unread(before, after, int(parts.plan.sample_ids(parts.progress.step)[0]))
+
+
+def _commit(parts: Parts, plan: ChangePlan, who: str, text: str, more: Mapping[str, Any]) -> None:
     """Write the change into history and config on the lead; raises `UserError` on all ranks if the disk refuses."""
     refused = ""
     if parts.world.is_lead:
         try:
-            append_event(parts.run.path, "change", plan.sentence(), plan.step, command=COMMAND, who=who, **plan.as_dict())
+            append_event(parts.run.path, "change", text, plan.step, command=COMMAND, who=who, **plan.as_dict(), **more)
             save_config(parts.run, plan.config)
         except (UserError, OSError) as error:
             refused = str(error)

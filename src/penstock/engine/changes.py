@@ -34,6 +34,7 @@ Place = Literal["now", "optimizer", "build", "grow", "fixed"]
 #: Where a setting, or a section's all but those named before, takes effect; and of fixed ones, why they are, and what to do instead.
 PLACES: dict[str, tuple[Place, str]] = {
     "run.": ("fixed", "it says what the run is and where; start another one, or fork it"),
+    "data.skip": ("now", ""),
     "data.": ("fixed", "it decides what the tokens and samples are; fork the run"),
     "model.": ("grow", ""),
     "batch.": ("build", ""),

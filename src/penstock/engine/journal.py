@@ -90,7 +90,7 @@ class Journal:
         """Record a finished step that took `seconds`."""
         phases, traffic, notes = parts.timer.take(), parts.world.meter.take(), parts.notes
         parts.notes = {}
-        parts.recording.step(parts, result, Taken(seconds, phases, traffic, parts.world.meter.hidden, notes))
+        parts.recording.step(parts, result, Taken(seconds, phases, traffic, parts.world.meter.hidden, parts.world.meter.outside, notes))
         self.exchanged.add(traffic, seconds)
         self.measured = {"loss": result.loss}
         self._steps += 1

@@ -111,7 +111,8 @@ class LateCheck:
         result, limit = pending.result, parts.config.optim.clip
         if result is None:
             result = self._read(parts, pending)
-            if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)) or (limit and result.grad_norm + SMALL > limit):
+            finite = math.isfinite(result.loss) and math.isfinite(result.grad_norm)
+            if not finite or (limit and result.grad_norm + SMALL > limit) or parts.judge.objects(result.loss, result.grad_norm):
                 return None
         return self._remember(result)
 

@@ -5,8 +5,8 @@
 
 Nothing of the training waits for the monitor: two threads here sleep until it says something or ends. One that dies is started again, after a second
 at first and after a minute at most; one that is stopped is left so, and killed when the run has ended. What was done by itself stands in the run's
-history and with the alert. An action is done `MOST` times a kind and start of the run, as what did not help so often does not help. Cost: reading a
-line now and then. When not to use it: `metrics.monitor = false`.
+history and with the alert. An action is done `alerts.most` times a kind and start of the run, as what did not help so often does not help; how often
+a run goes back to the same snapshot it counts itself. Cost: reading a line now and then. When not to use it: `metrics.monitor = false`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 from penstock.config import UserError, flat
 from penstock.engine.commands import Answer, send
+from penstock.engine.survive import exclude_rank
 from penstock.monitor.alerts import read_alerts
 from penstock.monitor.service import NICE
 from penstock.store import Run, append_event
@@ -32,8 +33,8 @@ from penstock.store import Run, append_event
 FIRST_S, MOST_S, SOUND_S = 1.0, 60.0, 60.0
 #: Longest that the end of a run waits for its monitor, seconds.
 END_S = 5.0
-#: How often an action of one kind is done, and how long it may take.
-MOST, ACT_S = 3, 300.0
+#: How long an action may take, seconds.
+ACT_S = 300.0
 
 
 @contextmanager
@@ -55,7 +56,7 @@ class MonitorKeeper:
     """Keeps the monitor of a run alive."""
 
     def __init__(self, run: Run) -> None:
-        self._run = run
+        self._run, self._most = run, run.config().alerts.most
         self._process: subprocess.Popen[str] | None = None
         self._closing, self._lock, self._acting = threading.Event(), threading.Lock(), threading.Lock()
         self._ready = False
@@ -118,8 +119,8 @@ class MonitorKeeper:
             what = f"{order['act']} for alert {order['id']}"
             self._done[order["kind"]] += 1
             try:
-                if self._done[order["kind"]] > MOST:
-                    raise UserError(f"not done, as it was done {MOST} times for {order['kind']} already")
+                if self._done[order["kind"]] > self._most and order["act"] != "roll_back":
+                    raise UserError(f"not done, as it was done {self._most} times for {order['kind']} already (alerts.most)")
                 answer = act(self._run, order)
                 text = f"{what}: {answer.text}" if answer.state == "done" else f"{what} was refused: {answer.text}"
             except UserError as error:
@@ -133,11 +134,15 @@ class MonitorKeeper:
 
 def act(run: Run, order: dict[str, Any]) -> Answer:
     """Ask the run for what an order says; raises `UserError` where it cannot be asked, or does not answer."""
+    if order["act"] == "exclude":
+        if order.get("rank") is None:
+            raise UserError("the alert names no rank to go on without")
+        return Answer("done", exclude_rank(run, int(order["rank"]), ACT_S, f"for alert {order['id']}")["text"])
     if order["act"] != "lower_rate":
         return send(run.path, order["act"], {"alert": order["id"], "since": order["since"]}, ACT_S)
     settings = flat(run.config())
     names = ("optim.lr", "optim.muon_lr") if settings["optim.kind"] == "muon" else ("optim.lr",)
-    return send(run.path, "change", {"values": {name: settings[name] / 2 for name in names}}, ACT_S)
+    return send(run.path, "change", {"values": {name: settings[name] * settings["alerts.rate_factor"] for name in names}}, ACT_S)
 
 
 def _started(run: Run) -> subprocess.Popen[str]:

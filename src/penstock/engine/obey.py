@@ -23,6 +23,7 @@ from penstock.engine.acting import snapshot_now, stop_soon
 from penstock.engine.agenda import agreed_due, due_from
 from penstock.engine.change import agreed_plan, apply, change_run
 from penstock.engine.commands import Answer, Command, answer
+from penstock.engine.roll_back import roll_back
 from penstock.store import Event, read_history
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 Handler = Callable[["Parts", Command], Answer | None]
 
 #: What carries out each kind of command.
-HANDLERS: dict[str, Handler] = {"change": change_run, "snapshot": snapshot_now, "stop": stop_soon}
+HANDLERS: dict[str, Handler] = {"change": change_run, "snapshot": snapshot_now, "stop": stop_soon, "roll_back": roll_back}
 
 
 def obey(parts: Parts, asked: bool) -> None:

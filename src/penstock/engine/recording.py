@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from penstock.config import Config
 from penstock.data import Batch
 from penstock.engine.rows import Finished, RowBuilder, Taken
 from penstock.engine.step import NonFinite
@@ -39,8 +41,8 @@ if TYPE_CHECKING:
     from penstock.engine.build import Core, Parts
     from penstock.engine.step import StepResult
 
-#: Steps whose batches may wait to be looked at.
-MOST_LOOKS = 2
+#: Steps whose batches may wait to be looked at, and sequences of all ranks by which a run that goes on knows what it read before.
+MOST_LOOKS, KNOWN = 2, 1024
 
 
 class Recording:
@@ -85,6 +87,7 @@ class Recording:
             "optim/lr_factor": result.lr_factor,
             "optim/clip_scale": min(1.0, clip / (result.grad_norm + 1e-6)) if clip else 1.0,
             "optim/clipped": float(bool(clip) and result.grad_norm > clip),
+            "snapshot/last": float(result.stop or parts.progress.step == parts.until),
             "data/tokens": result.tokens,
             "data/tokens_total": parts.progress.tokens,
             "cost/tokens_per_s": result.tokens / taken.seconds,
@@ -100,7 +103,9 @@ class Recording:
                 write_kinds(folder, CATALOGUE)
         gauge = HostGauge(world.device, parts.run.path, os.environ.get("LOCAL_RANK", "0") == "0")
         log = RowLog(folder, world.rank, world.size, generation, parts.progress.step)
-        builder = self._builder = RowBuilder(log, gauge, TokenWatch(config.model.vocab), spans)
+        tokens = TokenWatch(config.model.vocab)
+        tokens.know(read_before(parts), parts.progress.step)
+        builder = self._builder = RowBuilder(log, gauge, tokens, spans)
         self._aside = Aside(partial(builder.look_around, folder, world.rank, config.metrics.trace_s))
         parts.timer.spans, world.meter.listener, parts.probes.look_aside = spans.add, spans.add, self._look_at
         self._ended = time.perf_counter()
@@ -119,7 +124,8 @@ class Recording:
         step = parts.progress.step + 1
         parts.probes.failed(step - 1)
         traffic = parts.world.meter.take()
-        taken = Taken(time.perf_counter() - self._ended, parts.timer.take(), traffic, parts.world.meter.hidden, parts.notes)
+        meter = parts.world.meter
+        taken = Taken(time.perf_counter() - self._ended, parts.timer.take(), traffic, meter.hidden, meter.outside, parts.notes)
         self._hand_over(parts, step, taken, {"loss/total": error.loss, "grad_norm/total": error.grad_norm, "fault/non_finite": 1.0})
 
     def _look_at(self, step: int, batches: Sequence[Batch]) -> None:
@@ -154,6 +160,7 @@ class Recording:
             "time/between": between,
             "snapshot/age": step - max(0, parts.saving.step),
             "fault/recoveries": len(parts.progress.recoveries),
+            "fault/batches_left_out": parts.progress.left_out,
             "monitor/seconds": self.own_s,
             "monitor/read_seconds": read - began,
             "monitor/rows_missed": self.missed_rows,
@@ -182,5 +189,21 @@ def held(parts: Core) -> dict[str, float]:
         "cost/flops": flops * parts.config.batch.global_ * parts.config.model.context,
         "cost/parameters": parts.weights.n_total,
         "cost/ranks": parts.world.size,
+        "cost/way": way_of(parts.config),
         "host/torch_threads": torch.get_num_threads(),
     }
+
+
+def way_of(config: Config) -> float:
+    """A checksum of the settings that say how a step is computed, without what it computes; up to 2³², which a float holds exactly."""
+    sections = [getattr(config, name).model_dump_json() for name in ("layout", "precision", "exchange", "pipeline", "compile", "balance")]
+    return float(zlib.crc32("".join(sections).encode()))
+
+
+def read_before(parts: Parts) -> Iterator[Batch]:
+    """What this rank read in the steps before the coming one, as far as it takes to know the text; the data's order gives it again."""
+    step, per_step = parts.progress.step, max(1, parts.config.batch.global_)
+    first = max(parts.progress.since, step - max(1, KNOWN // per_step))
+    for one in range(first, step):
+        yield parts.own_tokens(parts.plan.fetch(parts.sequences_of(parts.plan.sample_ids(one), parts.world.rank)))
+

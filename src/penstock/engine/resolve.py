@@ -14,7 +14,7 @@ import torch
 
 from penstock.comm import choose_device
 from penstock.config import Config, UserError, with_values
-from penstock.data import TokenCorpus, corpus_path, load_tokenizer
+from penstock.data import TokenCorpus, corpus_path, load_tokenizer, parse_skip
 from penstock.models import flops_per_token, resolve_model
 from penstock.monitor.alerts import parse_policy
 from penstock.parallel import Layout, build_layout, check_layout
@@ -62,8 +62,9 @@ def settle_machine(config: Config, cores: int) -> Config:
 
 
 def check_world(config: Config, ranks: int) -> Layout:
-    """The layout on so many ranks; refuses one that the model or the batch does not divide into, and a policy of alerts that is none."""
+    """The layout on so many ranks; refuses one that the model or the batch does not divide into, and what is no policy or list of samples."""
     parse_policy(config.alerts.act)
+    parse_skip(config.data.skip)
     layout = build_layout(config, ranks)
     check_layout(config, layout)
     return layout

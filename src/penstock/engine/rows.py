@@ -40,12 +40,16 @@ WORKS = {"F": "forward", "B": "backward", "I": "input_gradient", "W": "weight_gr
 
 @dataclass(frozen=True)
 class Taken:
-    """What a step left behind: its seconds, seconds by phase, what the meter counted, seconds of that by threads aside, and notes."""
+    """What a step left behind: its seconds, seconds by phase, what the meter counted, notes.
+
+    Of the meter's seconds `hidden` are those of threads aside, and `outside` those between this step and the one before.
+    """
 
     seconds: float
     phases: Mapping[str, float]
     traffic: Mapping[str, float]
     hidden: Mapping[str, float]
+    outside: Mapping[str, float]
     notes: Mapping[str, float]
 
 
@@ -91,6 +95,7 @@ class RowBuilder:
         waited = self._of_traffic(taken) + self._of_pipeline(done)
         record.put_each({f"time/{name}": seconds for name, seconds in taken.phases.items()})
         record.put_each({
+            "time/at": done.time,
             "time/step": taken.seconds,
             "time/other": max(0.0, taken.seconds - sum(taken.phases.values())),
             "time/own": max(0.0, taken.seconds - waited),
@@ -126,7 +131,7 @@ class RowBuilder:
                 if hidden:
                     record.put(f"{name}.hidden", hidden)
                     value -= hidden
-                waited += value
+                waited += value - taken.outside.get(name.removeprefix("wait/"), 0.0)
                 record.observe("wait/collective", value)
             record.put(name, value)
         if span:

@@ -126,7 +126,7 @@ def _stored_as(config: Config) -> tuple[Policy, Increments]:
 def note_choices(parts: Parts) -> None:
     """Put into the plain numbers of the state what was chosen while training."""
     parts.progress.slots, parts.progress.shares = parts.placer.numbers(), parts.balancer.numbers()
-    parts.progress.exchange = parts.chooser.numbers()
+    parts.progress.exchange, parts.progress.judged = parts.chooser.numbers(), parts.judge.numbers()
 
 
 def about_state(parts: Parts) -> dict[str, Any]:

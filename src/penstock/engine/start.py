@@ -14,29 +14,42 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 
 from penstock.comm import World, join_world, leave_world, under_launcher
 from penstock.config import Config, ConfigError, EchoedError, UserError, flat, with_values
-from penstock.data import prepare
+from penstock.data import check_unread, parse_skip, prepare
 from penstock.engine.agenda import due_after, settings_at
 from penstock.engine.launch import launch
 from penstock.engine.monitoring import monitored
 from penstock.engine.origin import record_origin
 from penstock.engine.resolve import check_ranks, check_world, cores, resolve
 from penstock.engine.showing import show_page
+from penstock.engine.state import Progress as ProgressNumbers
 from penstock.engine.survive import supervise, survives
 from penstock.engine.template import the_source
 from penstock.engine.worker import run_rank
-from penstock.store import Run, append_event, check_format, create_run, current_writer, list_snapshots, new_run_folder, read_manifest, save_config
+from penstock.store import (
+    Manifest,
+    Run,
+    append_event,
+    check_format,
+    create_run,
+    current_writer,
+    list_snapshots,
+    new_run_folder,
+    read_manifest,
+    save_config,
+)
 
 Progress = Callable[[float, str], None]
 
 #: Sections a resumed run may change; all else decides what the state means or what was already computed, and is a fork's to change (`fork.py`).
 CHANGEABLE = (
-    "train.steps", "batch.micro", "eval.", "snapshot.", "survive.", "elastic.", "metrics.", "alerts.", "layout.", "exchange.", "balance.", "compile.",
-    "run.device", "run.threads", "optim.lr", "optim.muon_lr", "optim.weight_decay", "optim.clip", "optim.schedule", "optim.decay",
-    "optim.min_lr", "optim.warmup",
+    "train.steps", "batch.micro", "data.skip", "eval.", "snapshot.", "survive.", "elastic.", "metrics.", "alerts.", "layout.", "exchange.",
+    "balance.", "compile.", "run.device", "run.threads", "optim.lr", "optim.muon_lr", "optim.weight_decay", "optim.clip", "optim.schedule",
+    "optim.decay", "optim.min_lr", "optim.warmup",
 )  # fmt: skip
 #: Longest wait for the lead rank to prepare a corpus below torchrun.
 PREPARE_DEADLINE = timedelta(hours=24)
@@ -65,6 +78,8 @@ def resume_run(run: Run, values: dict[str, Any], nproc: int, progress: Progress 
     due = due_after(run, manifest)
     before = settings_at(run.config(), due, manifest)
     config = changed(before, values)
+    if before.data.skip != config.data.skip:
+        check_unread(before.data.skip, config.data.skip, _first_unread(before, manifest))
 
     def accept() -> Run:
         if writer := current_writer(run.path):  # below a launcher the lead alone asks: asking takes the lock for a moment
@@ -120,6 +135,13 @@ def changed(config: Config, values: dict[str, Any]) -> Config:
                 "its snapshots hold that model, data and optimizer; leave it out, or fork the run (`penstock runs fork`), which makes it another one"
             )
     return new
+
+
+def _first_unread(config: Config, manifest: Manifest) -> int:
+    """The first sample that the step after a snapshot reads."""
+    numbers = ProgressNumbers(**manifest.numbers)
+    n = (manifest.step - numbers.since) * config.batch.global_
+    return int(parse_skip(config.data.skip).nth(numbers.drawn, np.array(n)))
 
 
 def tell_changes(run: Run, before: Config, after: Config, instead: Collection[str] = ()) -> None:

@@ -6,7 +6,7 @@ one small all-reduce (loss, tokens, stop, commands) and corrects the gradients w
 not depend on how the batch is cut into ranks and micro-batches.
 
 The step reads its loss and gradient norm before it updates: a value that is not finite stops the run with
-the weights still good, and names the sequences that gave it.
+the weights still good, and names the sequences that gave it. A policy may have it look for steps far above the usual too (`judge.py`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.config import SharedError
 from penstock.data import Batch
 from penstock.engine.exchange import Arrival, apart_of, meet
+from penstock.engine.judge import BadStep
 from penstock.optim import clip_grad_norm, lr_factor
 from penstock.parallel import sync_replicas
 
@@ -29,12 +29,8 @@ if TYPE_CHECKING:
     from penstock.engine.build import Core
 
 
-class NonFinite(SharedError):
+class NonFinite(BadStep):
     """The loss or the gradient norm is NaN or infinite; the weights are still those of the step before."""
-
-    def __init__(self, text: str, loss: float = math.nan, grad_norm: float = math.nan) -> None:
-        super().__init__(text)
-        self.loss, self.grad_norm = loss, grad_norm
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class StepResult:
 
 
 def take_step(parts: Core, step: int) -> StepResult:
-    """Advance the state from `step` to `step + 1`; raises `NonFinite` instead of making a bad update."""
+    """Advance the state from `step` to `step + 1`; raises `BadStep` instead of making a bad update."""
     losses, totals, grads = accumulate(parts, step)
     with parts.timer.phase("optimizer"):
         norm = gradient_norm(parts, grads, parts.config.optim.clip)
@@ -58,6 +54,9 @@ def take_step(parts: Core, step: int) -> StepResult:
         if not (math.isfinite(loss_sum) and math.isfinite(grad_norm)):
             loss = loss_sum / max(n_tokens, 1)
             raise NonFinite(_blame(parts, step, losses, loss, grad_norm), loss, grad_norm)
+        if bad := parts.judge.objects(loss_sum / n_tokens, grad_norm):
+            kind, why = bad
+            raise BadStep(f"step {step + 1} is not applied: {why}", loss_sum / n_tokens, grad_norm, kind)
         factor = lr_factor(parts.config.optim, parts.config.train.steps, step)
         update(parts, factor, step)
     with parts.timer.phase("exchange"):

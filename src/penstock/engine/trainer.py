@@ -13,7 +13,8 @@
         saving           the whole state, when due or when asked to stop           (saving.py)
     obey             what the run was asked to do from outside                 (obey.py)
 
-A step whose loss is not finite ends the run before its update; the state it started from is saved first.
+A step whose loss is not finite ends the run before its update, and the state it started from is saved first; or, where `alerts.act` says so, its
+batch is left out (leave_out.py), or the run goes on from an older snapshot (roll_back.py).
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ import time
 from penstock.engine.build import Parts
 from penstock.engine.drift import compare_replicas
 from penstock.engine.evaluate import averaged_weights, sample_text, validation_loss
+from penstock.engine.judge import BadStep
 from penstock.engine.late import next_result
+from penstock.engine.leave_out import leave_out
 from penstock.engine.micro import tune_micro
 from penstock.engine.obey import begin, obey
-from penstock.engine.step import NonFinite
+from penstock.engine.roll_back import from_bad_step
 
 
 def train(parts: Parts) -> bool:
@@ -41,12 +44,16 @@ def _train(parts: Parts) -> bool:
     begin(parts)
     while progress.step < parts.until:
         began = time.perf_counter()
+        parts.world.meter.begin_step()
         try:
             result = next_result(parts, progress.step, settled_after(parts))
-        except NonFinite:
+        except BadStep as bad:
+            if leave_out(parts, bad) or from_bad_step(parts, bad):
+                continue
             parts.saving.save(parts, last=True)
             raise
         progress.step += 1
+        parts.judge.applied(result.loss, result.grad_norm)
         parts.torn = parts.late is not None and parts.late.ahead
         progress.tokens += result.tokens
         compare_replicas(parts)

@@ -22,6 +22,7 @@ from penstock.engine.exchange import consensus
 from penstock.engine.exchange_report import announcement
 from penstock.engine.journal import Journal, summary
 from penstock.engine.resolve import check_world, cores
+from penstock.engine.roll_back import RolledBack
 from penstock.engine.saving import placed
 from penstock.engine.state import weights_digest
 from penstock.engine.trainer import train
@@ -41,12 +42,29 @@ def run_rank(run: Run, world: World, supervised: bool = False, until: int = 0) -
         if until:
             parts.until, parts.ends_at_until = until, True
         announce(parts)
+        complete = None
         try:
-            complete = train_or_tell(parts)
+            while complete is None:
+                try:
+                    complete = train_or_tell(parts)
+                except RolledBack:
+                    parts = begun_again(parts, run.config())
+                    announce(parts)
         finally:
             parts.saving.close()
             parts.journal.close()
         return finish(parts, "finished" if complete else "interrupted")
+
+
+def begun_again(parts: Parts, config: Config) -> Parts:
+    """What a rank goes on with from the run's newest snapshot in place of `parts`, which have come further; all ranks must call it."""
+    parts.saving.close()
+    parts.journal.rewind(list_snapshots(parts.run.folder)[-1].step)
+    parts.journal.follow(config)
+    fresh = build(parts.run, config, parts.world, parts.corpus, parts.stop, parts.journal)
+    if parts.ends_at_until:
+        fresh.until, fresh.ends_at_until = parts.until, True
+    return fresh
 
 
 def train_or_tell(parts: Parts) -> bool:

@@ -145,3 +145,9 @@ def balance_experts(model: Decoder, rate: float, reduce: Callable[[Tensor], obje
         router.load_e.zero_()
     uneven = (load_le.amax(1, keepdim=True) / mean_l1).mean().item()
     return {} if math.isnan(uneven) else {"expert_load_max_over_mean": uneven}
+
+
+def forget_loads(model: Decoder) -> None:
+    """Reset the loads that routers have counted, of a step that is not to count."""
+    for router in (module for module in model.modules() if isinstance(module, Router)):
+        router.load_e.zero_()

@@ -64,6 +64,9 @@ class Overview:
     lines: list[Line] = field(default_factory=list)
     open: list[Alert] = field(default_factory=list)
     resolved: int = 0
+    #: Rows that came when their step had gone to the detectors without them; and that a disk did not take, or were damaged.
+    rows_late: int = 0
+    rows_lost: int = 0
 
     @property
     def health(self) -> str:
@@ -94,13 +97,14 @@ def overview(run: Path, state: str, steps: int, points: int = 60) -> Overview:
         series.close()
     book, ranks, now = read_alerts(run), last_steps(folder), time.time()
     loss, speed = (_last(courses.get(name)) for name in ("loss/total", "cost/tokens_per_s"))
+    noted = _noted(folder)
     eta = recent * (steps - step) if recent and state == "running" else None
     reporting = sum(last >= max(ranks.values()) - BEHIND for last in ranks.values())
     return Overview(
         run.name, state, now, step, steps, loss, speed, eta, ranks, reporting if state == "running" else 0, is_watched(folder, now),
         [_line(course) for course in courses.values() if len(course.value)],
         [alert for alert in book.alerts.values() if alert.state != "resolved"],
-        sum(alert.state == "resolved" for alert in book.alerts.values()),
+        sum(alert.state == "resolved" for alert in book.alerts.values()), int(noted.get("rows_late", 0)), int(noted.get("rows_lost", 0)),
     )  # fmt: skip
 
 
@@ -142,6 +146,12 @@ def _last(course: Course | None) -> float | None:
 
 def is_watched(folder: Path, now: float) -> bool:
     """Whether the run's monitor noted how far it is a short while before `now` (unix seconds); `folder` is the run's `metrics`."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return now - float(json.loads((folder / "monitor.json").read_text(encoding="utf-8"))["time"]) < GONE_S
-    return False
+    return now - _noted(folder).get("time", 0.0) < GONE_S
+
+
+def _noted(folder: Path) -> dict[str, float]:
+    """What the run's monitor noted last, of numbers; nothing if it never did."""
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        told = json.loads((folder / "monitor.json").read_text(encoding="utf-8"))
+        return {name: float(value) for name, value in told.items() if isinstance(value, (int, float))}
+    return {}

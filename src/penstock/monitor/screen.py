@@ -71,7 +71,8 @@ def _ranks(now: Overview) -> str:
     behind = [f"rank {rank} is at step {step}" for rank, step in now.ranks.items() if step < max(now.ranks.values()) - 2]
     late = f": {', '.join(behind[:4])}" if behind else ""
     watched = "watched" if now.watched else "NOT WATCHED: no monitor notes anything"
-    return f"{now.reporting} of {total} rank{'s' * (total != 1)} report{late}   {watched}"
+    rows = f"   {now.rows_late} rows late, {now.rows_lost} lost" if now.rows_late or now.rows_lost else ""
+    return f"{now.reporting} of {total} rank{'s' * (total != 1)} report{late}   {watched}{rows}"
 
 
 def _metrics(lines: Sequence[Line], width: int) -> Table:

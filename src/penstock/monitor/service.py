@@ -4,10 +4,11 @@
     follow the history   → deaths, recoveries, snapshots that failed    ┴→ desk: one alert a fault → book, sinks, and orders on stdout for the engine
 
 It reads the run's folder, and nothing of a run waits for it: it may be killed, stopped or slow, and its disk full. A new one goes on where the store
-ends, learns again from what was not stored yet without telling it again (`monitor.json` says how far the one before had come), and takes the book as
-it is. There is one at a time, which the store's lock sees to. It ends when stdin says "end", or, with an alert of its own, when the process that
-started it is gone. It imports no torch, so it starts in a moment and takes some tens of MB; its priority is low. Cost: on the lead node some
-percent of a core. When not to use it: `metrics.monitor = false` on hosts that have not even that; the ranks' rows are kept all the same.
+ends, learns again from the rows that ranks still have, stored or not, without telling of them again (`monitor.json` says how far the one before had
+come), and takes the book as it is. There is one at a time, which the store's lock sees to. It ends when stdin says "end", or, with an alert of its
+own, when the process that started it is gone. It imports no torch, so it starts in a moment and takes some tens of MB; its priority is low. Cost: on
+the lead node some percent of a core. When not to use it: `metrics.monitor = false` on hosts that have not even that; the ranks' rows are kept all the
+same.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import select
 import sys
 import time
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +30,7 @@ from penstock.config.load import read_toml
 from penstock.monitor.alerts import Alert, Book, Desk, RunEvents, parse_policy
 from penstock.monitor.detect import Finding, Watch
 from penstock.monitor.series import Keeper, Kinds, Merged, StepTable, read_kinds
+from penstock.monitor.series.gather import NOTHING, Gather
 from penstock.monitor.series.kinds import FILE
 from penstock.monitor.sinks import Message, Sinks, build_sinks
 
@@ -35,6 +38,10 @@ from penstock.monitor.sinks import Message, Sinks, build_sinks
 LOOK_S, NOTE_S, LAST_S = 0.1, 1.0, 3.0
 #: Seconds that an evaluation, a snapshot or the run's end may take beyond what steps do before that is a hang.
 ALLOW_S, END_S = 60.0, 600.0
+#: Steps from which a monitor that is started again learns, and bytes of their tables, at most.
+LEARN_STEPS, LEARN_BYTES = 512, 64 << 20
+#: Where a run's commands are, and how the file of one ends that is being carried out (`engine/commands.py`).
+COMMANDS, TAKEN = "commands", ".taken"
 #: File that says how far the monitor has come.
 STATUS = "monitor.json"
 #: Priority: low, but not so low that on busy hosts alerts come late.
@@ -65,9 +72,23 @@ class Service:
         self._seen_before, self._step, self._noted = self.through, int(before.get("step", 0)), 0.0
         self._acted: set[str] = set()
         self.keeper = Keeper(self._folder, read_kinds(self._folder) or Kinds())
+        self._learn_again()
         self.desk = Desk(Book(run), self._told)
         self.desk.book.refresh()
         self._events = RunEvents(run, int(before.get("seq", 0)))
+
+    def _learn_again(self) -> None:
+        """Let detectors know the run from rows that are stored, as far as the ranks' logs still have them."""
+        if not isinstance(self._detectors, Watch) or self.keeper.through == NOTHING:
+            return
+        known: deque[Merged] = deque(maxlen=LEARN_STEPS)
+        for one in Gather(self._folder).rest():
+            if (one.generation, one.table.step) <= self.keeper.through:
+                known.append(one)
+                while len(known) * one.table.values_rm.nbytes > LEARN_BYTES:
+                    known.popleft()
+        self._detectors.replay((one.table, one.generation) for one in known)
+        self._detectors.hang.begin(time.time(), ALLOW_S)
 
     def turn(self) -> bool:
         """Take in what has come; whether any step had."""
@@ -76,13 +97,23 @@ class Service:
             self._watch(one)
         for told in self._events.read():
             self.desk.told(told)
+            if told.back is not None and isinstance(self._detectors, Watch):
+                self._detectors.hang.begin(time.time(), ALLOW_S)
         now = time.time()
         if not merged:
+            self._allow_commands()
             self.desk.take(self._detectors.silence(now), now)
             self.desk.idle(now)
         if now - self._noted > NOTE_S:
             self._note(now)
         return bool(merged)
+
+    def _allow_commands(self) -> None:
+        """Give the run time for what it was asked to do and has taken up: a change of settings builds its ranks anew."""
+        if isinstance(self._detectors, Watch):
+            with suppress(OSError):
+                if any(name.endswith(TAKEN) for name in os.listdir(self._run / COMMANDS)):
+                    self._detectors.hang.allow(ALLOW_S)
 
     def lost(self) -> None:
         """The process that runs the training is gone."""
@@ -108,7 +139,7 @@ class Service:
         if table.time <= self._seen_before:
             return  # it was told by the monitor before
         self.through = max(self.through, table.time)
-        if isinstance(self._detectors, Watch) and (seconds := pause_after(table.step, self._config)):
+        if isinstance(self._detectors, Watch) and (seconds := pause_after(table, self._config)):
             self._detectors.hang.allow(seconds)
         self.desk.step(table, found)
 
@@ -116,16 +147,16 @@ class Service:
         """Tell people, and order what the policy has for it."""
         self._sinks.put(Message(self._run.name, event, alert))
         action = self._policy.get(alert.kind)
-        if action and event != "resolved" and alert.id not in self._acted:
+        if action and action != "skip" and event != "resolved" and alert.id not in self._acted:
             self._acted.add(alert.id)
-            order = {"act": action, "id": alert.id, "kind": alert.kind, "since": alert.since, "what": alert.what}
-            say(order)
+            say({"act": action, "id": alert.id, "kind": alert.kind, "since": alert.since, "rank": alert.rank, "what": alert.what})
 
     def _note(self, now: float) -> None:
         self._noted = now
         told = {
             "pid": os.getpid(), "time": now, "step": self._step, "through": self.through, "seq": self._events.seq,
             "alerts_left_out": self.desk.left_out, "steps_unstored": self.keeper.unstored, "rows_lost": self.keeper.gather.lost,
+            "rows_late": self.keeper.gather.merger.late,
             "sinks": {worker.name: {"sent": worker.sent, "left_out": worker.left_out} for worker in self._sinks.workers},
         }  # fmt: skip
         partial = self._folder / f"{STATUS}.partial"
@@ -134,9 +165,10 @@ class Service:
             os.replace(partial, self._folder / STATUS)
 
 
-def pause_after(step: int, config: Config) -> float:
-    """Seconds that the pause after a step may be longer than others, as something is due then."""
-    if step >= config.train.steps:
+def pause_after(table: StepTable, config: Config) -> float:
+    """Seconds that the pause after a step may be longer than others, as something is due then, or it was the last."""
+    step = table.step
+    if step >= config.train.steps or bool((table.of("snapshot/last") > 0).any()):
         return END_S
     every = config.eval.every, config.snapshot.every
     return ALLOW_S if any(n and step % n == 0 for n in every) else 0.0

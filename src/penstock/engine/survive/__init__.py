@@ -12,7 +12,7 @@
     take_up.py      the state of the last complete step, from whoever has it
 """
 
-from penstock.engine.survive.scaling import scale_run, survives
+from penstock.engine.survive.scaling import exclude_rank, scale_run, survives
 from penstock.engine.survive.supervisor import supervise
 
-__all__ = ["scale_run", "supervise", "survives"]
+__all__ = ["exclude_rank", "scale_run", "supervise", "survives"]

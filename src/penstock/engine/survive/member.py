@@ -34,6 +34,7 @@ from penstock.engine.heart import Heart
 from penstock.engine.journal import Journal
 from penstock.engine.obey import HANDLERS
 from penstock.engine.peers import Peers
+from penstock.engine.roll_back import RolledBack
 from penstock.engine.survive.fewer import config_for
 from penstock.engine.survive.groups import Groups, is_broken
 from penstock.engine.survive.hangs import stacks_file
@@ -41,7 +42,7 @@ from penstock.engine.survive.parting import Parted, Parting
 from penstock.engine.survive.take_up import Chosen, Held, choose, held_of, take_up
 from penstock.engine.survive.wire import Generation, Line, Status
 from penstock.engine.trainer import complete
-from penstock.engine.worker import announce, finish, open_corpus, open_journal, train_or_tell, use_threads
+from penstock.engine.worker import announce, begun_again, finish, open_corpus, open_journal, train_or_tell, use_threads
 from penstock.store import Run, list_snapshots, writer_lock
 
 
@@ -91,6 +92,8 @@ class Life:
             self._train(generation, groups)
         except Parted as parted:
             self._keep(parted.handed)
+            if parted.ends and self._leads:  # another rank leads on
+                self._lock.close()
             groups.leave(broken=False)
             self._heart.says("parted")
             return False
@@ -114,8 +117,13 @@ class Life:
         world = join_world(config.run.device, timeout_s, groups.store)
         self._lead(world)
         parts = self._begin(generation, config, world, statuses)
+        finished = None
         try:
-            finished = train_or_tell(parts)
+            while finished is None:
+                try:
+                    finished = train_or_tell(parts)
+                except RolledBack:
+                    parts = self._go_back(generation, parts)
         except UserError:
             parts.saving.close()
             parts.journal.close()
@@ -141,11 +149,7 @@ class Life:
             parts = build(self._run, config, world, self._corpus, self._stop, journal)
         self._parts, self._era = parts, generation.number
         self._recoveries = parts.progress.recoveries = max((status.recoveries for status in statuses), key=len) or parts.progress.recoveries
-        parts.heart, parts.timer.listener, parts.peers = self._heart, self._heart.says, Peers(config.survive.copies)
-        parts.peers.keep(parts)
-        parts.world.barrier()  # all have the state: what was before can go
-        self._held = []
-        self._heart.at(parts.progress.step)
+        self._watched(parts)
         if generation.number == 0:
             announce(parts)
             return parts
@@ -156,6 +160,24 @@ class Life:
         if parts.progress.step >= parts.until:
             self._heart.goes_on(parts)
         return parts
+
+    def _go_back(self, generation: Generation, before: Parts) -> Parts:
+        """This rank's parts from the run's newest snapshot, where all have agreed to go back to it (`roll_back.py`)."""
+        self._heart.begin(generation.number)
+        self._parts, self._held = None, []  # a rank that is lost now leaves the others with the snapshot
+        parts = begun_again(before, config_for(self._run.config(), before.world.size))
+        self._parts, parts.progress.recoveries = parts, self._recoveries
+        self._watched(parts)
+        announce(parts)
+        return parts
+
+    def _watched(self, parts: Parts) -> None:
+        """Let the supervisor know where this rank is, and others have copies of its state. All ranks must call it."""
+        parts.heart, parts.timer.listener, parts.peers = self._heart, self._heart.says, Peers(parts.config.survive.copies)
+        parts.peers.keep(parts)
+        parts.world.barrier()  # all have the state: what was before can go
+        self._held = []
+        self._heart.at(parts.progress.step)
 
     def _tell(self, generation: Generation, where: str, step: int, parts: Parts) -> None:
         """The first step of a generation is through: complete the record of why there is one, and tell the user and the history."""

@@ -37,19 +37,20 @@ COPIES = 4
 
 
 class Parted(Exception):
-    """The ranks of a generation have left each other in order; `handed`: what this one keeps of ranks that end, by rank."""
+    """The ranks of a generation have left each other in order; `handed`: what this one keeps of ranks that end, by rank; whether it `ends` itself."""
 
-    def __init__(self, handed: dict[int, dict[str, Tensor]]) -> None:
+    def __init__(self, handed: dict[int, dict[str, Tensor]], ends: bool) -> None:
         super().__init__("the generation has ended in order")
-        self.handed = handed
+        self.handed, self.ends = handed, ends
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A change of the number of ranks that is being made: the command, the ranks before, and when it began (monotonic)."""
+    """A change of the number of ranks that is being made: the command, the ranks before and after, and when it began (monotonic)."""
 
     command: Command
     before: int
+    after: int
     since: float
 
 
@@ -61,19 +62,20 @@ class Parting:
 
     def scale(self, parts: Parts, command: Command) -> NoReturn:
         """End this generation in order; raises `Parted`, or `UserError` where memory does not allow it. A handler of commands (`obey.py`)."""
-        ranks, size = int(command.arguments["ranks"]), parts.world.size
+        size = parts.world.size
+        ranks, leaving = after(command, size)
         _check_memory(parts, ranks)
-        self.asked = Asked(command, size, time.monotonic())
+        self.asked = Asked(command, size, ranks, time.monotonic())
         parts.saving.settle(parts)
         where = StateMap.of(parts)
-        handed = hand_over(parts.tensors(), where.placements, where.layout, parts.world.axis, range(ranks, size))
+        handed = hand_over(parts.tensors(), where.placements, where.layout, parts.world.axis, leaving)
         parts.world.barrier()
-        raise Parted(handed)
+        raise Parted(handed, parts.world.rank in leaving)
 
     def tell(self, parts: Parts) -> None:
         """The run has gone on: tell whoever asked, the user and the history. Where ranks were lost meanwhile, the supervisor has answered."""
         asked, self.asked = self.asked, None
-        if asked is None or parts.world.size != asked.command.arguments["ranks"]:
+        if asked is None or parts.world.size != asked.after:
             return
         seconds, size, step = round(time.monotonic() - asked.since, 3), parts.world.size, parts.progress.step - 1
         why = asked.command.arguments.get("why") or f"as {asked.command.who} asked"
@@ -83,6 +85,14 @@ class Parting:
         parts.saving.tell_history("change", text, step, command="scale", who=asked.command.who, seconds=seconds, layout=placed(parts))
         if parts.world.is_lead:
             answer(parts.run.path, asked.command.name, Answer("done", text, step, seconds, {"before": asked.before, "ranks": size}))
+
+
+def after(command: Command, size: int) -> tuple[int, tuple[int, ...]]:
+    """How many ranks a `scale` command makes of `size`, and which leave: those that it names, else the last ones."""
+    if leaving := tuple(command.arguments.get("leaving") or ()):
+        return size - len(leaving), leaving
+    ranks = int(command.arguments["ranks"])
+    return ranks, tuple(range(ranks, size))
 
 
 def _check_memory(parts: Parts, ranks: int) -> None:

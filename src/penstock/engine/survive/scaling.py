@@ -3,7 +3,8 @@
     a command on hold is found → can the run be laid out so? → start the processes that are lacking → all of them wait, warmed: release it
     → the ranks part in order (`parting.py`) → the next generation: those that stay in their order, then the new ones; the others end
 
-The layout is chosen as for fewer ranks after a loss (`fewer.py`). A command that is taken back, or whose new processes die, leaves the run as it was;
+The layout is chosen as for fewer ranks after a loss (`fewer.py`). Without one rank, named by whoever asks, the run goes on in the same way. A
+command that is taken back, or whose new processes die, leaves the run as it was;
 ranks that are lost while it is carried out are answered as any loss, and the command is refused.
 """
 
@@ -17,6 +18,7 @@ from penstock.config import Config, UserError
 from penstock.engine.commands import FOLDER, HELD, TAKEN, Answer, Command, answer, pending, release, send
 from penstock.engine.resolve import check_ranks, check_world, cores
 from penstock.engine.survive.fewer import config_for
+from penstock.engine.survive.parting import after
 from penstock.engine.survive.wire import Generation
 from penstock.store import Run, append_event, read_history
 
@@ -30,16 +32,26 @@ def survives(config: Config, ranks: int) -> bool:
     return section.enabled == "on" or (section.enabled == "auto" and ranks > 1 and choose_device(config.run.device).type == "cpu")
 
 
+def exclude_rank(run: Run, rank: int, wait_s: float, why: str) -> dict[str, Any]:
+    """Have a running run go on without one of its ranks; raises `UserError` where it is refused, or not done in time."""
+    return _ask(run, {"leaving": [rank], "why": why}, wait_s, f"`penstock resume {run.path}` on other hosts")
+
+
 def scale_run(run: Run, ranks: int, wait_s: float, why: str = "") -> dict[str, Any]:
     """Have a running run go on with so many ranks after its next step; raises `UserError` where it is refused, or not done in time."""
     if ranks < 1:
         raise UserError(f"--ranks {ranks}: a run has at least one rank; stop it with Ctrl-C or SIGTERM")
+    return _ask(run, {"ranks": ranks, "why": why}, wait_s, f"`penstock resume {run.path} --nproc {ranks} --set survive.enabled=on`")
+
+
+def _ask(run: Run, arguments: dict[str, Any], wait_s: float, instead: str) -> dict[str, Any]:
+    """Have ranks come or go as a command's arguments say."""
     config = run.config()
     if not survives(config, _started_with(run)):
-        mend = f"stop it and go on with `penstock resume {run.path} --nproc {ranks} --set survive.enabled=on`"
+        mend = f"stop it and go on with {instead}"
         how = f"survive.enabled = '{config.survive.enabled}'" + (" and one rank" if config.survive.enabled == "auto" else "")
         raise UserError(f"{run.path} was started with {how}, so nothing watches over its ranks that could start others; {mend}")
-    came = send(run.path, "scale", {"ranks": ranks, "why": why}, wait_s, hold=True)
+    came = send(run.path, "scale", arguments, wait_s, hold=True)
     if came.state == "refused":
         raise UserError(came.text)
     return {"run": str(run.path), "step": came.step, "seconds": came.seconds, "text": came.text} | came.data
@@ -82,8 +94,10 @@ class Scaling:
     def following(self, before: Generation) -> Generation:
         """The generation to follow one whose ranks have parted."""
         self._posted = True
-        members = before.members[: self._ranks] + tuple(self._new)
-        return Generation(before.number + 1, members, before.members[self._ranks :])
+        assert self._command is not None
+        _, leaving = after(self._command, len(before.members))
+        members = tuple(number for rank, number in enumerate(before.members) if rank not in leaving) + tuple(self._new)
+        return Generation(before.number + 1, members, tuple(before.members[rank] for rank in leaving))
 
     def lost(self, supervisor: Supervisor, ranks: list[int]) -> None:
         """Ranks were lost, or their connection: what has not been done is refused; what has been done the lead tells, if it lives."""
@@ -98,7 +112,9 @@ class Scaling:
     def _begin(self, supervisor: Supervisor, command: Command) -> None:
         config, before = self._run.config(), len(supervisor.members())
         try:
-            ranks = int(command.arguments["ranks"])
+            ranks, leaving = after(command, before)
+            if leaving and (max(leaving) >= before or not ranks):
+                raise UserError(f"the run has {before} rank{'s' * (before != 1)}, and cannot go on without rank {max(leaving)}")
             if ranks == before:
                 raise UserError(f"the run has {ranks} rank{'s' * (ranks != 1)} already")
             check_ranks(ranks, config.run.device, cores(), "--ranks")

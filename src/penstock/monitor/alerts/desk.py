@@ -61,11 +61,17 @@ class Desk:
 
     def told(self, told: Told) -> None:
         """Take in what the run's history tells."""
+        self.book.refresh()
         if told.finding is not None:
             self.take([told.finding], told.time)
+        if told.back is not None:
+            self._held = {id: held for id, held in self._held.items() if held[0].since <= told.back}
         for alert in self._open():
-            if alert.kind in told.ends and alert.time <= told.time + 1.0:
+            past = alert.kind in told.ends or (told.back is not None and alert.since > told.back)
+            if past and alert.time <= told.time + 1.0:
                 self._resolve(alert, told.why)
+            elif told.done and told.finding is not None and _same(alert, told.finding):
+                self._resolve(alert, told.done)
 
     def idle(self, now: float) -> None:
         """Time passes without steps: what has been held for long is told; `now` is in unix seconds."""
@@ -107,13 +113,18 @@ class Desk:
             return
         kind, rank = kind_of(finding.kind), "" if finding.rank is None else f"-r{finding.rank}"
         alert = Alert(
-            f"{finding.kind}{rank}-s{finding.since}", finding.kind, kind.level, "open", finding.step, finding.since, now, finding.sure, finding.rank,
-            finding.layer, finding.text, _cause(kind.cause, finding), kind.advice, finding.moved,
+            self._new_id(f"{finding.kind}{rank}-s{finding.since}"), finding.kind, kind.level, "open", finding.step, finding.since, now, finding.sure,
+            finding.rank, finding.layer, finding.text, _cause(kind.cause, finding), kind.advice, finding.moved,
         )  # fmt: skip
         if kind.hold:
             self._held[alert.id] = alert, finding.step + kind.hold, now
         else:
             self._put("opened", alert)
+
+    def _new_id(self, id: str) -> str:
+        """An id that no alert has: after going back a run may meet a fault at the same step again."""
+        again = (f"{id}-{number}" for number in range(2, 1 << 20))
+        return id if id not in self.book.alerts else next(other for other in again if other not in self.book.alerts)
 
     def _fold(self, alert: Alert, finding: Finding) -> None:
         """Note a consequence; nobody is told again, but of one that is worse than what was told."""

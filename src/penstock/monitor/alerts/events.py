@@ -24,12 +24,17 @@ ENDS = ("rank_lost", "run_lost", "run_failed", "hang")
 
 @dataclass(frozen=True)
 class Told:
-    """Something that the history tells, at `time` (unix seconds): a finding, or what has passed and why."""
+    """Something that the history tells, at `time` (unix seconds): a finding, or what has passed and why.
+
+    `done`: what was done about the finding, which so has passed; `back`: the step to which the run went back, past all that began later.
+    """
 
     time: float
     finding: Finding | None = None
     ends: tuple[str, ...] = ()
     why: str = ""
+    done: str = ""
+    back: int | None = None
 
 
 class RunEvents:
@@ -57,6 +62,12 @@ def told_by(event: dict[str, Any]) -> Told | None:
     kind, text, step, at = event.get("kind"), str(event.get("text", "")), int(event.get("step") or 0), _seconds(event.get("time"))
     if kind == "recovery" or (kind == "resume" and step):
         return Told(at, ends=ENDS, why=f"the run went on after step {step}: {text}")
+    data: dict[str, Any] = told if isinstance(told := event.get("data"), dict) else {}
+    if kind == "change" and isinstance(data.get("left_out"), str):
+        return Told(at, _finding(data["left_out"], step + 1, None, text), done="its batch was left out")
+    if kind == "change" and isinstance(way := data.get("rolled_back"), dict):
+        found = _finding(str(way["kind"]), int(way["since"]), None, str(way["why"])) if way.get("kind") else None
+        return Told(at, found, why=text, back=step)
     if kind == "alert" and "could not be saved" in text:
         return Told(at, _finding("snapshot_failed", step, None, f"step {step} {text}"))
     if kind == "failure":

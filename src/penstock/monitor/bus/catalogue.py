@@ -81,6 +81,7 @@ _DATA = [
     Kind("data/share_*", "1", "same", "least and largest share of the batch that a replica has, times their number", "far from 1: a rank is slow"),
 ]  # fmt: skip
 _TIME = [
+    Kind("time/at", "s", "spread", "when the step ended, by the rank's clock, since 1970", "ranks apart by more than a second: a clock is off"),
     Kind("time/step", "s", "spread", "a step, from its data to its end", "longer than usual on all: throughput; see time/own for who is slow"),
     Kind("time/own", "s", "spread", "of a step, what a rank did not wait for others", "one rank far above the others: a straggler"),
     Kind("time/between", "s", "spread",
@@ -160,10 +161,12 @@ _HOST = [
     Kind("device/*", "1", "spread", "busy share of the device's cores or memory", "falls: the device waits for the host, data or others"),
 ]  # fmt: skip
 _REST = [
+    Kind("snapshot/last", "1", "same", "1 in the step after which the run saves and ends", "above 0 before the end: somebody stopped it"),
     Kind("snapshot/stall", "s", "spread", "what a snapshot took of training", "grows: the disk is slow"),
     Kind("snapshot/wait", "s", "spread", "of that, waiting for the snapshot before", "above 0: snapshots come faster than they are written"),
     Kind("snapshot/age", "1", "same", "steps since the newest snapshot was begun", "far above snapshot.every: none succeeds"),
     Kind("fault/non_finite", "1", "sum", "1 on each rank in a step whose loss or gradient is not finite", "above 0"),
+    Kind("fault/batches_left_out", "1", "same", "batches that were left out as their step was bad (alerts.act)", "grows"),
     Kind("fault/recoveries", "1", "same", "times that ranks were lost and the run went on", "grows"),
     Kind("fault/exchanges_repeated", "1", "sum",
          "times that gradients arrived damaged in a step and were sent again", "above 0: a faulty adapter or memory"),
@@ -175,6 +178,7 @@ _REST = [
     Kind("cost/flops_per_token", "1", "same", "training FLOPs a token, by the formula", "changes without a change of settings"),
     Kind("cost/mfu", "1", "same", "share of the measured peak that training uses", "falls, or is far below what the layout was planned for"),
     Kind("cost/parameters", "1", "same", "trained numbers", "changes without a change of settings"),
+    Kind("cost/way", "", "same", "checksum of how a step is computed: layout, precision, exchange, pipeline, compile, balance", "changes unasked"),
     Kind("cost/ranks", "1", "same", "ranks of the run", "falls: ranks were lost"),
     Kind("monitor/seconds", "s", "spread", "what recording the step before took of the training thread", "above a per cent of the step"),
     Kind("monitor/read_seconds", "s", "spread",

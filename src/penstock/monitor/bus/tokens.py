@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -39,6 +39,16 @@ class TokenWatch:
         self._counts = np.ones(vocab)
         self._order: deque[int] = deque(maxlen=remembered)
         self._seen: dict[int, int] = {}
+
+    def know(self, batches: Iterable[Batch], steps: int) -> None:
+        """Know what was read in `steps` steps before, the last of which read these batches, one each: a run that goes on is not surprised anew."""
+        counts, n = np.zeros(self._vocab), 0
+        for batch in batches:
+            counts += np.bincount(batch.tokens_bt.ravel(), minlength=self._vocab)[: self._vocab]
+            n += 1
+            for row in batch.tokens_bt:
+                self._again(row)
+        self._counts += counts * (steps / max(1, n))
 
     def look(self, batches: Sequence[Batch]) -> np.ndarray:
         """The values of `NAMES` for a step's micro-batches."""

@@ -2,7 +2,8 @@
 
 The loss is smoothed over some twenty steps; its noise there is that of a step times sqrt(a / (2 - a)) (the variance of an exponential mean with
 weight a). Divergence is more than six of these above the best, two hundredths of the loss, and higher than fifty and a hundred steps ago; for two
-hundred steps after the learning rate went up (warm-up, restart of a schedule, a change by hand) a rise is the rate's and waits. A plateau is no gain
+hundred steps after the learning rate went up (warm-up, restart of a schedule, a change by hand) a rise is the rate's and waits. A loss that was a
+tenth below where it began and is two hundredths above that again has diverged at once, whatever the rate did. A plateau is no gain
 in four hundred steps beyond two such deviations and a thousandth of all that was gained, in the first half of a run whose length is known. Cost: a
 ring of four hundred numbers, which both share. When not to use it: for a run that goes over the same few samples, which converges for good reason.
 """
@@ -25,6 +26,9 @@ NOISE = float(np.sqrt(WEIGHT / (2 - WEIGHT)))
 
 #: Steps of a rise, steps after the rate rose in which it waits, steps of a plateau.
 RISE, AFTER_RATE, FLAT = 100, 200, 400
+
+#: Steps by which it is known where the loss began.
+LEARN = 30
 
 
 class Smoothed:
@@ -73,15 +77,26 @@ class Divergence(Silent):
     def update(self, table: StepTable) -> list[Finding]:
         """At most one finding."""
         loss = self._loss
-        if not loss.update(table) or len(loss.past) <= RISE or table.step - loss.rate_rose < AFTER_RATE:
+        if not loss.update(table) or not (self._rises(loss, table.step) or self._is_lost(loss)) or not self._episodes.begins("", table.step):
             return []
-        above, before, middle = loss.value - loss.best, loss.past[-1 - RISE], loss.past[-1 - RISE // 2]
-        rises = loss.value > middle + 2 * loss.deviation and middle > before
-        if above < max(6 * loss.deviation, 0.02 * abs(loss.best)) or not rises or not self._episodes.begins("", table.step):
-            return []
+        above = loss.value - loss.best
         moved = Moved("loss/total", loss.best_step, loss.value, loss.best, above / max(loss.deviation, 1e-12))
         text = f"loss rose from {loss.best:.4g} at step {loss.best_step} to {loss.value:.4g} at step {table.step} (smoothed) and keeps rising"
         return [Finding("divergence", table.step, loss.best_step, 0.8, None, None, (moved,), text)]
+
+    @staticmethod
+    def _rises(loss: Smoothed, step: int) -> bool:
+        """Whether it is well above its best, and rose for long without the rate having risen."""
+        if len(loss.past) <= RISE or step - loss.rate_rose < AFTER_RATE:
+            return False
+        above, before, middle = loss.value - loss.best, loss.past[-1 - RISE], loss.past[-1 - RISE // 2]
+        return above >= max(6 * loss.deviation, 0.02 * abs(loss.best)) and loss.value > middle + 2 * loss.deviation and middle > before
+
+    @staticmethod
+    def _is_lost(loss: Smoothed) -> bool:
+        """Whether all that was learnt is lost: it is above where it began, having been well below."""
+        margin = 0.02 * abs(loss.first)
+        return len(loss.past) > LEARN and loss.value > loss.first + margin and loss.best < loss.first - 5 * margin
 
 
 class Plateau(Silent):

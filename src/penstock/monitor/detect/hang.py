@@ -1,17 +1,23 @@
 """A hang: no step has ended for far longer than steps take.
 
-The longest pause between ends of steps of late (evaluations and snapshots among them; it forgets half in five hundred steps) times three, and a
-second. Before ten steps have ended nothing is known, and ten minutes are allowed. Cost: a few numbers. When not to use it: alone, for a dead process,
-whose supervisor knows at once; and a first evaluation that takes longer than all before it looks like a hang unless `allow` is told of it.
+The longest pause between ends of steps of late (evaluations and snapshots among them; it forgets half in five hundred steps) and a half more, or 0.7
+s more if that is longer: a step that should have ended is missed within a step or a second. Where pauses are uneven, so that the longest is many
+usual ones (a host with other work), it takes more to be sure: the square root of their ratio times the longest, three times it at most, and up to
+two seconds. Before ten steps have ended nothing is known, and ten minutes are allowed. Cost: a few numbers. When not to use it: alone, for a dead
+process, whose supervisor knows at once; and a first evaluation that takes longer than all before it looks like a hang unless `allow` is told of it.
 """
 
 from __future__ import annotations
 
+import math
+
 from penstock.monitor.detect.finding import Finding, Moved
 from penstock.monitor.series.table import StepTable
 
-#: Times the longest pause, seconds added, seconds before ten steps, steps in which the longest pause forgets half.
-TIMES, MORE, AT_FIRST, FORGET = 3.0, 1.0, 600.0, 500.0
+#: Least and most times the longest pause, seconds added in either case, seconds before ten steps, steps in which the longest pause forgets half.
+TIMES, MOST_TIMES, MORE, MOST_MORE, AT_FIRST, FORGET = 1.5, 3.0, 0.7, 2.0, 600.0, 500.0
+#: Weight of a pause in the usual one.
+WEIGHT = 0.02
 
 
 class Hang:
@@ -19,16 +25,31 @@ class Hang:
 
     def __init__(self) -> None:
         self._step, self._time, self._longest, self._seen = 0, 0.0, 0.0, 0
-        self._told, self._allowed = False, 0.0
+        self._told, self._away, self._allowed, self._usual = False, False, 0.0, 0.0
+
+    @property
+    def patience(self) -> float:
+        """Seconds after the end of a step within which the next must end."""
+        if self._seen < 10:
+            return AT_FIRST
+        times = min(MOST_TIMES, max(TIMES, math.sqrt(self._longest / max(self._usual, 1e-9))))
+        more = MORE + (MOST_MORE - MORE) * (times - TIMES) / (MOST_TIMES - TIMES)
+        return max(times * self._longest, self._longest + more)
 
     def update(self, table: StepTable) -> list[Finding]:
         """Nothing: a step that ended is no hang."""
-        if self._seen:
-            self._longest = max(self._longest * 0.5 ** (1 / FORGET), table.time - self._time)
-        self._step, self._time = table.step, table.time
+        if self._seen and not self._away:
+            pause = table.time - self._time
+            self._longest = max(self._longest * 0.5 ** (1 / FORGET), pause)
+            self._usual += max(WEIGHT, 1 / self._seen) * (pause - self._usual)
+        self._step, self._time, self._away = table.step, table.time, False
         self._seen += 1
         self._told, self._allowed = False, 0.0
         return []
+
+    def begin(self, now: float, seconds: float) -> None:
+        """What was learnt is of before: since when the run stood still nobody knows, and it has so many seconds more from `now` on."""
+        self._time, self._away, self._told, self._allowed = now, True, False, seconds
 
     def renew(self) -> None:
         """Nothing: the longest pause covers it."""
@@ -39,7 +60,7 @@ class Hang:
 
     def silence(self, now: float) -> list[Finding]:
         """The hang, if there is one at `now` (unix seconds)."""
-        patience = (AT_FIRST if self._seen < 10 else TIMES * self._longest + MORE) + self._allowed
+        patience = self.patience + self._allowed
         pause = now - self._time
         if not self._seen or self._told or pause <= patience:
             return []

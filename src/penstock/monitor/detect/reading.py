@@ -50,7 +50,7 @@ def by_rank(ranks: tuple[int, ...], values_r: np.ndarray) -> np.ndarray:
 
 
 #: What a step's work is made of: where one of these changes, times, waits, memory and tokens are others by right.
-WORK = ("data/tokens", "data/micro_batch", "cost/flops_per_token", "cost/ranks")
+WORK = ("data/tokens", "data/micro_batch", "cost/flops_per_token", "cost/ranks", "cost/way")
 
 
 class Work:

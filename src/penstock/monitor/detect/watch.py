@@ -67,10 +67,10 @@ class Watch:
         """What shows in time that passes without rows (`now`: unix seconds)."""
         return [finding for detector in self._named for finding in detector.silence(now)]
 
-    def replay(self, tables: Iterable[StepTable]) -> None:
-        """Learn from steps of the past, and tell nothing of them."""
-        for table in tables:
-            self.update(table)
+    def replay(self, steps: Iterable[tuple[StepTable, int]]) -> None:
+        """Learn from steps of the past, each with its generation, and tell nothing of them."""
+        for table, generation in steps:
+            self.update(table, generation)
 
     def _with_evidence(self, finding: Finding, table: StepTable) -> Finding:
         """What the detector looked at comes first, then what else left its expectation, first movers first."""

@@ -61,6 +61,11 @@ class Keeper:
         #: Steps that could not be stored.
         self.unstored = 0
 
+    @property
+    def through(self) -> Key:
+        """Generation and step of the last stored row."""
+        return self._writer.through
+
     def __enter__(self) -> Keeper:
         return self
 
