@@ -14,6 +14,7 @@ from penstock.config import load_config, to_toml
 from penstock.monitor.bus.catalogue import CATALOGUE
 from penstock.monitor.series import RowLog, write_kinds
 from penstock.monitor.series.chunk import About, pack_chunk
+from penstock.monitor.series.coarse import Coarser, Rows
 from penstock.monitor.series.columns import ColumnWriter
 from penstock.monitor.series.keeper import CHUNK_BYTES, STORE
 from penstock.monitor.series.merge import Generation
@@ -55,13 +56,17 @@ def long_run(root: Path) -> list[str]:
     about, draw = About(tuple(names), (Generation(1, 0, 1),)), np.random.default_rng(0)
     at_once = CHUNK_BYTES // (8 * LONG_METRICS)
     noise_sm = draw.standard_normal((at_once, LONG_METRICS)).astype(np.float32).astype(np.float64)
-    writer = ColumnWriter(root / "long" / "metrics" / STORE)
+    store = root / "long" / "metrics" / STORE
+    writer, coarser = ColumnWriter(store), Coarser(store)
     for begin in range(1, LONG_STEPS + 1, at_once):
         steps = np.arange(begin, min(begin + at_once, LONG_STEPS + 1))
         values = np.roll(noise_sm, begin, 0)[: len(steps), None] + 10
         whole = put_together(values, [0], ["spread"] * LONG_METRICS)
-        writer.append(pack_chunk(about, np.ones(len(steps), np.int64), steps, 1e9 + steps / 10, whole))
+        rows = Rows(about, np.ones(len(steps), np.int64), steps, 1e9 + steps / 10, whole)
+        writer.append(pack_chunk(rows.about, rows.generations, steps, rows.times, whole))
+        coarser.add(rows)
     writer.close()
+    coarser.close()
     return names
 
 
