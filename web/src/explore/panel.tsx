@@ -97,9 +97,9 @@ function draw(metric: Metric, shared: Shared, host: HTMLElement, figures: HTMLEl
       row = at;
       write();
       if (!own) return;
-      const near = at === null ? null : made.markAt(left);
+      const near = at === null ? "" : made.marksAt(left);
       const box = host.getBoundingClientRect();
-      tip.value = near ? { text: near.text, left: box.left + left, top: box.top } : null;
+      tip.value = near ? { text: near, left: box.left + left, top: box.top } : null;
     },
   }, shared.stage);
   plot.current = made;

@@ -19,6 +19,8 @@ export interface PlotWishes extends Gestures {
 
 const RAW = 3, MAIN = 4;
 const FEW = 40;
+/** Pixels from a mark at which it is told of. */
+const REACH = 7;
 
 export class Plot implements Actor {
   private readonly u: uPlot;
@@ -67,14 +69,9 @@ export class Plot implements Actor {
     if (this.course) this.u.redraw(false);
   }
 
-  /** The mark within reach of the pointer. */
-  markAt(left: number): Placed | null {
-    let best: Placed | null = null, reach = 7;
-    for (const one of this.marks) {
-      const apart = Math.abs(this.u.valToPos(one.x, "x") - left);
-      if (apart < reach) { best = one; reach = apart; }
-    }
-    return best;
+  /** The marks within reach of the pointer, in words, the loudest first. */
+  marksAt(left: number): string {
+    return this.marks.filter((one) => Math.abs(this.u.valToPos(one.x, "x") - left) < REACH).map((one) => one.text).reverse().join("\n");
   }
 
   resize(): void {
