@@ -109,7 +109,7 @@ export class Plot implements Actor {
       bands: band ? [{ series: [2, 1], fill: colour("--band") }] : [],
       cursor: {
         y: false, sync: { key: "explore", setSeries: false, scales: ["x", null] }, drag: { x: true, y: false, setScale: false },
-        points: { size: size / 2, show: (u, series) => this.cursorPoint(u, series, line) },
+        points: { size: size / 2, show: (_, series) => dot(series, line) },
       },
       hooks: {
         setCursor: [(u) => this.wishes.hover(u.cursor.left! < 0 ? null : u.cursor.idx ?? null, u.cursor.left ?? -1, this.inside)],
@@ -117,12 +117,12 @@ export class Plot implements Actor {
       },
     };
   }
+}
 
-  private cursorPoint(u: uPlot, series: number, line: string): HTMLElement {
-    const point = document.createElement("div");
-    point.style.background = line;
-    if (series !== MAIN) point.hidden = true;
-    void u;
-    return point;
-  }
+/** The dot of the cross-hair, on the value's line alone. */
+function dot(series: number, paint: string): HTMLElement {
+  const point = document.createElement("div");
+  point.style.background = paint;
+  point.hidden = series !== MAIN;
+  return point;
 }
