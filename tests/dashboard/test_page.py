@@ -259,7 +259,7 @@ def test_explore_has_one_cross_hair_and_tells_of_marks(look):
 
 
 def test_explore_explains_enlarges_and_exports(look, tmp_path):
-    page = look.at(f"{DONE}/explore?q=loss/total")
+    page = look.at(f"{DONE}/explore?q=loss")
     found = drawn(page, "loss/total")
     page.get_by_role("button", name="What loss/total means").click()
     expect(found).to_contain_text("cross-entropy")
@@ -338,6 +338,7 @@ def test_compare_overlays_and_says_what_differs(look):
     expect(page.locator(".legend li")).to_have_count(2)
     expect(page.get_by_label("Settings that differ")).to_contain_text("optim.lr")
     expect(page.get_by_label("Results", exact=True)).to_contain_text("validation loss")
+    expect(page.get_by_label("Differences")).to_contain_text("ended as no number")
     expect(page.get_by_label("Differences")).to_contain_text("±")
     page.get_by_label("Metric", exact=True).fill("grad_norm/total")
     expect(page.get_by_role("heading", name="grad_norm/total")).to_be_visible()

@@ -97,7 +97,7 @@ function Tables({ told, ids }: { told: Comparison; ids: string[] }) {
           {head("Figure")}
           <tbody>{told.results.map((row) => {
             const values = row.values.map(number), finite = values.filter(Number.isFinite);
-            const best = row.better && finite.length > 1 ? (row.better === "low" ? Math.min(...finite) : Math.max(...finite)) : NaN;
+            const best = row.better && new Set(finite).size > 1 ? (row.better === "low" ? Math.min(...finite) : Math.max(...finite)) : NaN;
             return <tr key={row.name}><th scope="row">{row.name}</th>{values.map((value, index) => <td key={index} class={`right ${value === best ? "best" : ""}`}>{inUnit(value, row.unit)}{value === best && <span class="sr"> best</span>}</td>)}</tr>;
           })}</tbody>
         </table>

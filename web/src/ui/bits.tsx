@@ -53,6 +53,9 @@ export function Command({ text }: { text: string }) {
   );
 }
 
+/** A text in which commands stand between backticks. */
+export const Prose = ({ text }: { text: string }) => <>{text.split("`").map((part, at) => (at % 2 ? <code key={at}>{part}</code> : part))}</>;
+
 /** A name and its value in a list of facts. */
 export const Fact = ({ name, children }: { name: string; children: ComponentChildren }) => (
   <div class="fact"><dt>{name}</dt><dd>{children}</dd></div>
