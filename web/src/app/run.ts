@@ -1,6 +1,6 @@
 // What is known of the run that is looked at, shared by its views: how it stands, its alerts, its metrics, and the live stream that keeps them true.
 import { computed, signal } from "@preact/signals";
-import { api, frozen } from "../api/client";
+import { api, ApiError, frozen } from "../api/client";
 import { Live } from "../api/live";
 import type { Alert, LiveRows, Metric, Overview } from "../api/types";
 
@@ -32,21 +32,35 @@ export class RunModel {
   listen(rows: (told: LiveRows) => void, reset: () => void): () => void {
     this.rowListeners.add(rows);
     this.resetListeners.add(reset);
-    return () => { this.rowListeners.delete(rows); this.resetListeners.delete(reset); };
+    return () => {
+      this.rowListeners.delete(rows);
+      this.resetListeners.delete(reset);
+    };
   }
 
   read(): void {
-    api.overview(this.id, this.control.signal).then((told) => this.take(told), (error: Error) => { if (!this.control.signal.aborted) this.error.value = error; });
+    api.overview(this.id, this.control.signal).then(
+      (told) => this.take(told),
+      (error: Error) => this.failed(error),
+    );
     this.readAlerts();
     this.readMetrics();
   }
 
   async readMetrics(): Promise<void> {
-    try { this.metrics.value = await api.metrics(this.id, this.control.signal); } catch { this.metrics.value ??= []; }
+    try {
+      this.metrics.value = await api.metrics(this.id, this.control.signal);
+    } catch {
+      this.metrics.value ??= [];
+    }
   }
 
   async readAlerts(): Promise<void> {
-    try { this.alerts.value = await api.alerts(this.id, this.control.signal); } catch { /* the overview carries the open ones */ }
+    try {
+      this.alerts.value = await api.alerts(this.id, this.control.signal);
+    } catch {
+      /* the overview carries the open ones */
+    }
   }
 
   close(): void {
@@ -60,6 +74,12 @@ export class RunModel {
     this.error.value = null;
     if (!frozen) this.ahead.value = Date.now() / 1000 - told.time;
     if (before && before.step === 0 && told.step > 0) void this.readMetrics();
+  }
+
+  private failed(error: Error): void {
+    if (this.control.signal.aborted) return;
+    this.error.value = error;
+    if (error instanceof ApiError && error.status === 404) this.live.close();
   }
 
   private refetch(): void {

@@ -4,8 +4,10 @@ import type { ComponentType } from "preact";
 import type { RunModel } from "../app/run";
 import { Layers } from "./layers";
 
-export interface InsideTab { id: string; title: string; view: ComponentType<{ run: RunModel }> }
+export interface InsideTab {
+  id: string;
+  title: string;
+  view: ComponentType<{ run: RunModel }>;
+}
 
-export const VIEWS: readonly InsideTab[] = [
-  { id: "layers", title: "Layers", view: Layers },
-];
+export const VIEWS: readonly InsideTab[] = [{ id: "layers", title: "Layers", view: Layers }];
