@@ -1,6 +1,6 @@
 // Keyboard shortcuts: a table of keys and what they do. Views add theirs while they are shown; `?` lists all that work now. `g o` is two keys in a row.
 import { signal } from "@preact/signals";
-import { useEffect } from "preact/hooks";
+import { useLayoutEffect } from "preact/hooks";
 import { Dialog } from "../ui/dialog";
 
 export interface Shortcut {
@@ -14,9 +14,9 @@ export const helping = signal(false);
 let first = "";
 let firstAt = 0;
 
-/** Shortcuts that work while a view is shown. */
+/** Shortcuts that work while a view is shown; at once with what it shows, as keys may follow each other faster than frames. */
 export function useKeys(shortcuts: Shortcut[], keys: readonly unknown[] = []): void {
-  useEffect(() => {
+  useLayoutEffect(() => {
     known.value = [...known.peek(), shortcuts];
     return () => {
       known.value = known.peek().filter((one) => one !== shortcuts);
