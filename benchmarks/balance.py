@@ -45,7 +45,8 @@ SLOW_FROM, SLOW_UNTIL, STEPS, SETTLED, TOGETHER = 20, 70, 100, 20, 5
 SETTINGS = [
     "data.path=stdlib", "data.max_bytes=200000", "data.tokenizer=bytes", "model.layers=1", "model.dim=16", "model.heads=2", "model.context=32",
     f"batch.global={SEQUENCES}", "batch.micro=16", f"train.steps={STEPS}", "optim.warmup=2", "eval.every=0", "eval.sequences=4",
-    "eval.sample_tokens=0", "snapshot.every=0", "metrics.peak_tflops=0.1", "run.threads=1", "metrics.tensorboard=false", "compile.enabled=off",
+    "eval.sample_tokens=0", "snapshot.every=0", "metrics.peak_tflops=0.1", "run.threads=1", "metrics.tensorboard=false", "metrics.dashboard=false",
+    "compile.enabled=off",
 ]  # fmt: skip
 
 

@@ -61,6 +61,7 @@ def _train(tokens: int, seed: int, name: str, settings: dict[str, Any], folder: 
         "model.ffn_dim": 344, "model.context": CONTEXT, "model.qk_norm": True, "batch.global": TOKENS_A_STEP // CONTEXT, "batch.micro": 8,
         "train.steps": tokens // TOKENS_A_STEP, "optim.kind": "adamw", "optim.lr": 3e-3, "optim.warmup": 100, "eval.every": 0,
         "eval.sequences": 1024, "eval.micro": 32, "eval.sample_tokens": 0, "snapshot.every": 0, "metrics.tensorboard": False,
+        "metrics.dashboard": False,
         "exchange.topology": "2x1", "layout.replicate": 2, "compile.enabled": "off", "layout.bucket_mb": 1.0,
     }  # fmt: skip
     return start_run(with_values(Config(), values | settings), name, "benchmark", 2, folder / f"{name}-{seed}", None)

@@ -19,7 +19,8 @@ from penstock.engine.worker import open_corpus, open_journal, use_threads
 
 def penstock_parts(preset: str, sets: list[str], folder: Path) -> Parts:
     """Everything a rank trains with, built as `penstock train` builds it, in a run below `folder`."""
-    config = load_config(preset, [f"data.cache_dir={folder / 'cache'}", "eval.sample_tokens=0", "metrics.tensorboard=false", *sets])
+    quiet = ["eval.sample_tokens=0", "metrics.tensorboard=false", "metrics.dashboard=false"]
+    config = load_config(preset, [f"data.cache_dir={folder / 'cache'}", *quiet, *sets])
     run = make_run(config, preset, "benchmark", folder / f"run-{len(os.listdir(folder))}", None)
     world = World(device=choose_device(run.config().run.device))
     use_threads(run.config())

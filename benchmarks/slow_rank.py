@@ -36,7 +36,7 @@ NAP, SLOW_RANK, SLOW_FROM, FACTOR, STEPS = 0.004, 2, 30, 1.3, 70
 SETTINGS = [
     "data.path=stdlib", "data.max_bytes=200000", "data.tokenizer=bytes", "model.layers=24", "model.dim=16", "model.heads=2", "model.context=32",
     "batch.global=8", "batch.micro=1", f"train.steps={STEPS}", "optim.warmup=2", "eval.every=0", "eval.sequences=4", "eval.sample_tokens=0",
-    "snapshot.every=0", "metrics.peak_tflops=0.1", "run.threads=1", "layout.pipeline=4", "metrics.tensorboard=false",
+    "snapshot.every=0", "metrics.peak_tflops=0.1", "run.threads=1", "layout.pipeline=4", "metrics.tensorboard=false", "metrics.dashboard=false",
 ]  # fmt: skip
 
 

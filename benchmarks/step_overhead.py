@@ -15,7 +15,10 @@ from benchmarks.rigs import penstock_parts
 from penstock.engine.trainer import train
 from penstock.monitor import MetricStore
 
-SETS = ["compile.enabled=off", "train.steps=40", "optim.warmup=5", "eval.every=0", "eval.sequences=8", "snapshot.every=0", "metrics.tensorboard=true"]
+SETS = [
+    "compile.enabled=off", "train.steps=40", "optim.warmup=5", "eval.every=0", "eval.sequences=8", "snapshot.every=0", "metrics.tensorboard=true",
+    "metrics.dashboard=false",
+]  # fmt: skip
 
 
 def run() -> dict[str, float | str]:

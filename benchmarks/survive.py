@@ -39,7 +39,7 @@ KILLS, MINUTES = int(os.environ.get("PENSTOCK_SURVIVE_KILLS", "10")), float(os.e
 SETTINGS = [
     "data.path=stdlib", "data.max_bytes=200000", "data.tokenizer=bytes", "model.layers=2", "model.dim=64", "model.heads=2", "model.context=64",
     "batch.global=12", "batch.micro=3", "optim.warmup=2", "eval.every=0", "eval.sequences=4", "eval.sample_tokens=0", "snapshot.every=20",
-    "metrics.peak_tflops=0.1", "run.threads=1", "metrics.tensorboard=false", "compile.enabled=off",
+    "metrics.peak_tflops=0.1", "run.threads=1", "metrics.tensorboard=false", "metrics.dashboard=false", "compile.enabled=off",
 ]  # fmt: skip
 #: Steps between two strikes, in which a standby has time to start, and that a run without any takes.
 APART, PLAIN = {"standby": 400, "none": 30, "cold": 30}, 200

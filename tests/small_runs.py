@@ -41,6 +41,7 @@ def small_sets(tmp_path: Path, **changes: Any) -> list[str]:
         "batch.micro": 2,
         "train.steps": 6,
         "metrics.monitor": False,
+        "metrics.dashboard": False,
         "optim.warmup": 2,
         "eval.every": 3,
         "eval.sequences": 4,

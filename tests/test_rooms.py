@@ -5,7 +5,7 @@ from pathlib import Path
 
 import penstock
 
-FLOORS = {"cli": 7, "lab": 6, "engine": 5, "plan": 4, "store": 4, "monitor": 4, "parallel": 3, "optim": 3, "comm": 2, "models": 2, "data": 2, "config": 1}
+FLOORS = {"cli": 8, "lab": 7, "engine": 6, "dashboard": 5, "plan": 4, "store": 4, "monitor": 4, "parallel": 3, "optim": 3, "comm": 2, "models": 2, "data": 2, "config": 1}
 
 
 def imported(file):

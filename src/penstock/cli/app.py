@@ -15,8 +15,10 @@ from typing import Annotated, Any, NoReturn, Optional
 import typer
 
 from penstock.cli import output
+from penstock.cli.act import snapshot, stop
 from penstock.cli.alerts import alerts
 from penstock.cli.change import change
+from penstock.cli.dashboard import dashboard, report
 from penstock.cli.lab import chaos, lab
 from penstock.cli.metrics import metrics
 from penstock.cli.runs import runs
@@ -38,7 +40,11 @@ app.add_typer(runs)
 app.command()(replay)
 app.command()(change)
 app.command()(metrics)
+app.command()(snapshot)
+app.command()(stop)
 app.command()(alerts)
+app.command()(dashboard)
+app.command()(report)
 app.command()(watch)
 app.command(context_settings={"allow_interspersed_args": False})(chaos)
 

@@ -18,6 +18,7 @@ class MetricsSection(Section):
     trace_s: Annotated[float, Field(ge=0.0)] = Field(0.0, description="Seconds between writings of each rank's last spans; 0: only when asked for.")
     tensorboard: bool = Field(True, description="Write TensorBoard event files too.")
     monitor: bool = Field(True, description="Watch the run from a process beside it, which keeps its metrics and raises alerts.")
+    dashboard: bool = Field(True, description="Serve the run's page from a process beside it, and print its link; not below torchrun.")
     peak_tflops: Annotated[float, Field(ge=0.0)] = Field(0.0, description="Peak that utilisation is a share of, TFLOP/s a rank; 0: it is measured.")
 
 

@@ -1,4 +1,4 @@
-"""Floor 5: the training loop, starting and resuming runs, and using their models."""
+"""Floor 6: the training loop, starting and resuming runs, and using their models."""
 
 from penstock.engine.build import Core, build_core
 from penstock.engine.compare import compare_snapshots

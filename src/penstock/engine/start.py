@@ -24,6 +24,7 @@ from penstock.engine.launch import launch
 from penstock.engine.monitoring import monitored
 from penstock.engine.origin import record_origin
 from penstock.engine.resolve import check_ranks, check_world, cores, resolve
+from penstock.engine.showing import show_page
 from penstock.engine.survive import supervise, survives
 from penstock.engine.template import the_source
 from penstock.engine.worker import run_rank
@@ -100,6 +101,7 @@ def train_here(run: Run, nproc: int) -> dict[str, Any]:
     watched = survives(config, nproc)
     if nproc > 1 or watched:
         the_source()  # which is not to have the monitor's threads
+    show_page(run)
     with monitored(run):
         if nproc == 1 and not watched:
             return run_rank(run, World(device=join_world(config.run.device, 1).device))

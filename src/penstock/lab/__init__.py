@@ -1,4 +1,4 @@
-"""Floor 6: studies made of whole runs."""
+"""Floor 7: studies made of whole runs."""
 
 from penstock.lab.cases import AXES, Case, layout_cases
 from penstock.lab.chaos import ChaosResult, Command, run_chaos

@@ -97,7 +97,7 @@ def overview(run: Path, state: str, steps: int, points: int = 60) -> Overview:
     eta = recent * (steps - step) if recent and state == "running" else None
     reporting = sum(last >= max(ranks.values()) - BEHIND for last in ranks.values())
     return Overview(
-        run.name, state, now, step, steps, loss, speed, eta, ranks, reporting if state == "running" else 0, now - _noted(folder) < GONE_S,
+        run.name, state, now, step, steps, loss, speed, eta, ranks, reporting if state == "running" else 0, is_watched(folder, now),
         [_line(course) for course in courses.values() if len(course.value)],
         [alert for alert in book.alerts.values() if alert.state != "resolved"],
         sum(alert.state == "resolved" for alert in book.alerts.values()),
@@ -140,8 +140,8 @@ def _last(course: Course | None) -> float | None:
     return float(course.value[-1]) if course is not None and len(course.value) and np.isfinite(course.value[-1]) else None
 
 
-def _noted(folder: Path) -> float:
-    """When the run's monitor noted how far it is (unix seconds); 0 if it never did."""
+def is_watched(folder: Path, now: float) -> bool:
+    """Whether the run's monitor noted how far it is a short while before `now` (unix seconds); `folder` is the run's `metrics`."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return float(json.loads((folder / "monitor.json").read_text(encoding="utf-8"))["time"])
-    return 0.0
+        return now - float(json.loads((folder / "monitor.json").read_text(encoding="utf-8"))["time"]) < GONE_S
+    return False

@@ -1,21 +1,38 @@
-"""Floor 4: runs as folders, and the snapshots in them."""
+"""Floor 4: runs as folders, and the snapshots in them.
 
-from penstock.store.cell_writer import Increments
+What reads or writes tensors is imported when it is first asked for, so that whoever only looks at runs (listing, the dashboard) needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from penstock.store.chunks import ChunkEntry, Damaged, chunk_digest
 from penstock.store.folder import Folder, LocalFolder, open_folder
 from penstock.store.history import Event, History, append_event, history_head, read_history
 from penstock.store.index import Indexed, Row, indexed, row_of
-from penstock.store.loading import agreed_manifest, load_partial, load_snapshot, read_numbers
 from penstock.store.locks import current_writer, in_use, writer_lock
 from penstock.store.manifest import Manifest, Snapshot, TensorEntry, list_snapshots, read_manifest, write_manifest
 from penstock.store.naming import find_snapshot, newest_snapshot
 from penstock.store.packs import PackWriter, new_pack_name, read_chunk, read_pack
 from penstock.store.retention import Collected, Policy, collect, pin, policy_of, read_pins
 from penstock.store.runs import Run, check_format, create_run, find_run, list_runs, new_run_folder, run_state, save_config
-from penstock.store.saver import Outcome, Saver, published, save_snapshot
 from penstock.store.timeline import Entry, Timeline, Told, run_timeline, tell_snapshot
-from penstock.store.transfer import Sent, transfer
-from penstock.store.verify import Damage, Verified, verify_run
+
+if TYPE_CHECKING:
+    from penstock.store.cell_writer import Increments
+    from penstock.store.loading import agreed_manifest, load_partial, load_snapshot, read_numbers
+    from penstock.store.saver import Outcome, Saver, published, save_snapshot
+    from penstock.store.sending import Sent, transfer
+    from penstock.store.verify import Damage, Verified, verify_run
+
+#: Names that need torch, by the module that has them.
+_LATER = {
+    "cell_writer": ("Increments",),
+    "loading": ("agreed_manifest", "load_partial", "load_snapshot", "read_numbers"),
+    "saver": ("Outcome", "Saver", "published", "save_snapshot"),
+    "sending": ("Sent", "transfer"),
+    "verify": ("Damage", "Verified", "verify_run"),
+}
 
 __all__ = [
     "ChunkEntry", "Collected", "Damage", "Damaged", "Entry", "Event", "Folder", "History", "Increments", "Indexed", "LocalFolder",
@@ -26,3 +43,12 @@ __all__ = [
     "read_numbers", "read_pack", "read_pins", "row_of", "run_state", "run_timeline", "save_config", "save_snapshot", "tell_snapshot",
     "transfer", "verify_run", "write_manifest", "writer_lock",
 ]
+
+
+def __getattr__(name: str) -> object:
+    module = next((module for module, names in _LATER.items() if name in names), None)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(import_module(f"{__name__}.{module}"), name)
+    globals()[name] = found
+    return found

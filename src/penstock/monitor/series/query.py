@@ -73,10 +73,9 @@ class Series:
 
     def names(self) -> list[str]:
         """All metrics that were measured, sorted."""
-        abouts = {id(chunk.about): chunk.about.names for chunk in self._store.chunks}
-        for rows in self._logs():
-            abouts[id(rows.about)] = rows.about.names
-        return sorted({name for names in abouts.values() for name in names})
+        self._store.refresh()
+        found = {chunk.about.names for chunk in self._store.chunks} | {rows.about.names for rows in self._logs()}
+        return sorted({name for names in found for name in names})
 
     def find(self, globs: Sequence[str]) -> list[str]:
         """The metrics that match any of the globs; raises `UserError` naming the nearest where one matches nothing."""
@@ -99,6 +98,7 @@ class Series:
 
     def last_row(self) -> tuple[int, float]:
         """Step and time (unix seconds) of the last row; (0, 0.0) if there is none."""
+        self._store.refresh()
         found = [(chunk.head.last, chunk.head.time) for chunk in self._store.chunks]
         for path in rank_folders(self.folder).values():
             for generation, n, _ in reversed(parts_of(path)):

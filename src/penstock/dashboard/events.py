@@ -1,0 +1,83 @@
+"""A run's last events, as they come, and where its ranks are laid out, which events tell.
+
+Cost: a look at the file's size, and 20 µs a new line. When not to use it: to see whether the history was changed behind our back
+(`store/history.py` checks its seals, and so does the page of the history).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import Any, TypedDict
+
+from penstock.dashboard.rows import seconds_of
+from penstock.monitor.alerts.lines import Following
+
+HISTORY = "history.jsonl"
+#: Events that are shown with the overview.
+SHOWN = 20
+#: What stands beside the axes in a layout that an event tells.
+_NO_AXES = ("ranks", "threads", "zero", "expert_shard", "expert_replicate")
+
+
+class Event(TypedDict):
+    """Something that happened to a run; `time` is unix seconds."""
+
+    seq: int | None
+    time: float
+    step: int | None
+    kind: str
+    text: str
+
+
+class Layout(TypedDict):
+    """How the ranks are laid out: axes by name with their sizes, ranks, and the words of the event that told it."""
+
+    axes: dict[str, int]
+    ranks: int | None
+    text: str
+
+
+class Events:
+    """Follows the history of the run in a folder."""
+
+    def __init__(self, run: Path) -> None:
+        self._following = Following(run / HISTORY)
+        self._last: deque[Event] = deque(maxlen=SHOWN)
+        self._layout: Layout | None = None
+
+    def refresh(self) -> bool:
+        """Take in what came; whether anything had."""
+        lines = self._following.read()
+        for line in lines:
+            self._last.append(event_of(line))
+            self._layout = layout_of(line) or self._layout
+        return bool(lines)
+
+    @property
+    def newest_first(self) -> list[Event]:
+        """The last events."""
+        return list(reversed(self._last))
+
+    @property
+    def layout(self) -> Layout | None:
+        """How the ranks are laid out; None if no event tells."""
+        return self._layout
+
+
+def event_of(line: dict[str, Any]) -> Event:
+    """An event of a line of the history, or of an entry of its story."""
+    seq, step = line.get("seq"), line.get("step")
+    whole = (seq if type(seq) is int else None), (step if type(step) is int else None)
+    return Event(seq=whole[0], time=seconds_of(line.get("time")), step=whole[1], kind=str(line.get("kind", "")), text=str(line.get("text", "")))
+
+
+def layout_of(line: dict[str, Any]) -> Layout | None:
+    """The layout that an event tells, if it does."""
+    data = line.get("data")
+    told = data.get("layout") if isinstance(data, dict) else None
+    if not isinstance(told, dict):
+        return None
+    axes = {str(name): size for name, size in told.items() if type(size) is int and name not in _NO_AXES}
+    ranks = told.get("ranks")
+    return Layout(axes=axes, ranks=ranks if type(ranks) is int else None, text=str(line.get("text", "")))

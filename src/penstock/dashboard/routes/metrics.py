@@ -1,0 +1,84 @@
+"""Addresses of what a run measured: how it stands, its metrics by name, their courses, and what is new in them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi.responses import StreamingResponse
+
+from penstock.dashboard.courses import MEDIA_TYPE, MOST_NAMES, MOST_POINTS, Asked, packed
+from penstock.dashboard.described import MetricList, OverviewTold
+from penstock.dashboard.house import House, house_of
+from penstock.dashboard.live import Position
+from penstock.dashboard.plain import Answer, Refusal
+from penstock.dashboard.tokens import tokens_at
+from penstock.monitor.series import Bound
+from penstock.store.runs import Run
+
+router = APIRouter(tags=["metrics"])
+Here = Annotated[House, Depends(house_of)]
+Names = Annotated[list[str], Query(min_length=1, max_length=MOST_NAMES)]
+Step = Annotated[int | None, Query(ge=0, le=10**15)]
+
+
+@router.get("/runs/{id}/overview", response_model=OverviewTold)
+def overview(here: Here, id: str) -> Response:
+    """How a run stands."""
+    return Response(here.overview(here.catalog.run(id)), media_type="application/json")
+
+
+@router.get("/runs/{id}/metrics", response_model=MetricList)
+def metrics(here: Here, id: str) -> Answer:
+    """The metrics that a run measured, with what they mean."""
+    with here.opened.metrics(here.catalog.run(id).path) as found:
+        kinds = [(name, found.series.kinds.of(name)) for name in found.names()]
+    told = [
+        {"name": name, "unit": kind.unit, "meaning": kind.meaning, "bad": kind.bad, "together": kind.together, "group": name.partition("/")[0]}
+        for name, kind in kinds
+    ]
+    return Answer({"metrics": told})
+
+
+@router.get("/runs/{id}/series", response_class=Response, responses={200: {"content": {MEDIA_TYPE: {}}, "description": "Columns (courses.py)."}})
+def series(
+    here: Here,
+    id: str,
+    name: Names,
+    first: Annotated[int | None, Query(alias="from", ge=0, le=10**15)] = None,
+    last: Annotated[int | None, Query(alias="to", ge=0, le=10**15)] = None,
+    points: Annotated[int, Query(ge=4, le=MOST_POINTS)] = 1000,
+    x: Annotated[str, Query(pattern="^step$")] = "step",
+) -> Response:
+    """The courses of some metrics from one step to another, thinned so that no peak, dip or NaN is lost."""
+    asked = Asked(tuple(dict.fromkeys(name)), first, last, points)
+    return Response(series_of(here, id, here.catalog.run(id), asked), media_type=MEDIA_TYPE)
+
+
+def series_of(here: House, id: str, run: Run, asked: Asked) -> bytes:
+    """The bytes of the courses that are asked for."""
+    with here.opened.metrics(run.path) as found:
+        known = set(found.names())
+        names = [name for name in asked.names if name in known]
+        courses = list(found.series.courses(names, Bound(asked.first), Bound(asked.last), asked.points))
+        whole = asked.last is None and any(len(course.steps) for course in courses)
+        through = max(int(c.steps[-1]) for c in courses if len(c.steps)) if whole else found.series.last_row()[0]
+        missing = [name for name in asked.names if name not in known]
+        return packed(id, courses, through, missing, tokens_at(run.path, found))
+
+
+@router.get("/runs/{id}/live", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}, "description": "Events."}})
+async def live(
+    here: Here,
+    id: str,
+    name: Annotated[list[str], Query(max_length=MOST_NAMES)] = [],  # noqa: B006 (FastAPI copies it)
+    after: Annotated[str, Query(max_length=40)] = "",
+    last_event_id: Annotated[str, Header(max_length=40)] = "",
+) -> StreamingResponse:
+    """What is new in a run, from a step on, as server-sent events: overview, rows, alerts, reset, ping."""
+    asked = last_event_id or after
+    position = Position.parse(asked) if asked else None
+    if asked and position is None:
+        raise Refusal(422, f"{asked!r} is no step to go on after")
+    events = await here.hub.stream(here.catalog.run(id), tuple(dict.fromkeys(name)), position)
+    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
