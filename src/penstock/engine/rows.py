@@ -17,6 +17,7 @@ from penstock.data import Batch
 from penstock.engine.probes.reading import Numbers
 from penstock.monitor.bus.host import HostGauge
 from penstock.monitor.bus.recorder import Recorder
+from penstock.monitor.bus.shots import StepShots
 from penstock.monitor.bus.spans import SpanRing
 from penstock.monitor.bus.tokens import NAMES, TokenWatch
 from penstock.monitor.series.rows import RowLog
@@ -51,7 +52,10 @@ class Taken:
 
 @dataclass(frozen=True)
 class Finished:
-    """A step that is through, at `time` (unix seconds): known metrics, what it left behind, what probes measured, what a pipeline's stages did."""
+    """A step that is through, at `time` (unix seconds): known metrics, what it left behind, what probes measured, what a pipeline's stages did.
+
+    `shot` is what stages did in a step of which all ranks keep that (`monitor/bus/shots.py`), by the host's clock; None in other steps.
+    """
 
     step: int
     time: float
@@ -59,13 +63,14 @@ class Finished:
     taken: Taken
     numbers: Numbers | None
     marks: Sequence[tuple[Any, float, float]] = ()
+    shot: Sequence[tuple[Any, float, float]] | None = None
 
 
 class RowBuilder:
     """Builds and writes the rows of one rank, and keeps what is measured beside them."""
 
-    def __init__(self, log: RowLog, gauge: HostGauge, tokens: TokenWatch, spans: SpanRing) -> None:
-        self._log, self._gauge, self._tokens, self._spans = log, gauge, tokens, spans
+    def __init__(self, log: RowLog, gauge: HostGauge, tokens: TokenWatch, spans: SpanRing, shots: StepShots) -> None:
+        self._log, self._gauge, self._tokens, self._spans, self._shots = log, gauge, tokens, spans, shots
         self._record = Recorder(log)
         self._names: dict[str, str] = {}
         self._looked: tuple[int, np.ndarray] | None = None
@@ -108,6 +113,10 @@ class RowBuilder:
             "monitor/values_dropped": record.dropped_values + record.dropped_observations,
         })  # fmt: skip
         record.write(done.step, done.time)
+        if done.shot is not None:
+            start = done.time - taken.seconds
+            spans = self._spans.between(start, done.time) + self._spans.placed("pipeline", done.shot)
+            self._shots.keep(done.step, start, done.time, sorted(spans, key=lambda span: span[1]))
 
     def close(self) -> None:
         """No more rows come."""

@@ -8,8 +8,8 @@ metric of `METRICS` that is measured, mean and maximum of every rank in every *b
     memory      12 bytes a rank, bucket and metric: with 8 metrics 6 MB for 128 ranks, 13 MB for 1,000 ranks (131 buckets), 49 MB for 8,000 (64)
     going back  a generation that goes on after step s drops what came after s, and whole buckets where s lies within one
 
-A measured NaN makes its bucket's numbers NaN; what a rank did not measure counts as no step. Cost: some 0.2 ms a step, and 2 µs a rank, of the monitor.
-When not to use it: for a single step's values (the ranks' logs), or for what the whole measured (`query.py`).
+A measured NaN makes its bucket's numbers NaN; what a rank did not measure counts as no step. Cost: some 0.2 ms a step, and 2 µs a rank. When not to
+use it: for a single step's values (the ranks' logs), or for what the whole measured (`query.py`).
 """
 
 from __future__ import annotations
