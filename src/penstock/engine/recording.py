@@ -30,7 +30,7 @@ from penstock.models import flops_per_token
 from penstock.monitor.bus.aside import Aside
 from penstock.monitor.bus.catalogue import CATALOGUE
 from penstock.monitor.bus.host import HostGauge
-from penstock.monitor.bus.shots import PLAN, StepShots, is_shot, write_beside
+from penstock.monitor.series.shots import PLAN, StepShots, is_shot, write_beside
 from penstock.monitor.bus.spans import SpanRing, spans_file
 from penstock.monitor.bus.tokens import TokenWatch
 from penstock.monitor.series.kinds import write_kinds
@@ -164,7 +164,10 @@ class Recording:
         }
         if parts.pipeline is not None:
             known["pipeline/planned_bubble"] = parts.pipeline.plan.bubble
-        shot = (parts.pipeline.host_spans() if parts.pipeline is not None else []) if is_shot(step) else None
+        shot = None
+        if is_shot(step):
+            spans = parts.pipeline.host_spans() if parts.pipeline is not None else []
+            shot = time.time() - (time.perf_counter() - began), spans
         assert self._aside is not None and self._builder is not None
         if not self._aside.do(partial(self._builder.write, Finished(step, time.time(), known, taken, numbers, marks, shot))):
             self.missed_rows += 1

@@ -17,7 +17,7 @@ from penstock.data import Batch
 from penstock.engine.probes.reading import Numbers
 from penstock.monitor.bus.host import HostGauge
 from penstock.monitor.bus.recorder import Recorder
-from penstock.monitor.bus.shots import StepShots
+from penstock.monitor.series.shots import StepShots
 from penstock.monitor.bus.spans import SpanRing
 from penstock.monitor.bus.tokens import NAMES, TokenWatch
 from penstock.monitor.series.rows import RowLog
@@ -36,6 +36,8 @@ NOTES = {
 }
 #: Endings of what the meter tells of a collective, and the quantities that they are.
 TRAFFIC = (("_between_bytes", "bytes", ".between"), ("_bytes", "bytes", ""), ("_calls", "calls", ""), ("_s", "wait", ""))
+#: Seconds by which a step's first phase may seem to begin before it.
+SLACK_S = 1e-3
 WORKS = {"F": "forward", "B": "backward", "I": "input_gradient", "W": "weight_gradient"}
 
 
@@ -54,7 +56,8 @@ class Taken:
 class Finished:
     """A step that is through, at `time` (unix seconds): known metrics, what it left behind, what probes measured, what a pipeline's stages did.
 
-    `shot` is what stages did in a step of which all ranks keep that (`monitor/bus/shots.py`), by the host's clock; None in other steps.
+    `shot` is there in steps of which all ranks keep what they did (`monitor/series/shots.py`): when the step ended (unix seconds), and what stages did
+    by the host's clock.
     """
 
     step: int
@@ -63,7 +66,7 @@ class Finished:
     taken: Taken
     numbers: Numbers | None
     marks: Sequence[tuple[Any, float, float]] = ()
-    shot: Sequence[tuple[Any, float, float]] | None = None
+    shot: tuple[float, Sequence[tuple[Any, float, float]]] | None = None
 
 
 class RowBuilder:
@@ -114,9 +117,10 @@ class RowBuilder:
         })  # fmt: skip
         record.write(done.step, done.time)
         if done.shot is not None:
-            start = done.time - taken.seconds
-            spans = self._spans.between(start, done.time) + self._spans.placed("pipeline", done.shot)
-            self._shots.keep(done.step, start, done.time, sorted(spans, key=lambda span: span[1]))
+            end, marks = done.shot
+            start = end - taken.seconds
+            spans = self._spans.between(start - SLACK_S, end) + self._spans.placed("pipeline", marks)
+            self._shots.keep(done.step, start, end, sorted(spans, key=lambda span: span[1]))
 
     def close(self) -> None:
         """No more rows come."""

@@ -6,7 +6,7 @@
 Steps 1, 2, 4, 8, 16, and every 32nd are kept, the last `MOST_STEPS` of them, which each rank knows. A span's name is `pipeline.` and stage,
 work and micro-batch (`pipeline.0F3`: `parallel/pipeline/schedule.py`), or a phase's or collective's; times are unix seconds of the host's clock, so
 ranks of two hosts are as much apart as their clocks are. Cost: one file of some 10 kB in 32 steps, written beside the training: 0.02 ms a step. When
-not to use it: for all of many steps in a row, which the ring of spans has (`spans.py`).
+not to use it: for all of many steps in a row, which the ring of spans has (`monitor/bus/spans.py`).
 """
 
 from __future__ import annotations
