@@ -30,11 +30,11 @@ from penstock.models import flops_per_token
 from penstock.monitor.bus.aside import Aside
 from penstock.monitor.bus.catalogue import CATALOGUE
 from penstock.monitor.bus.host import HostGauge
-from penstock.monitor.series.shots import PLAN, StepShots, is_shot, write_beside
 from penstock.monitor.bus.spans import SpanRing, spans_file
 from penstock.monitor.bus.tokens import TokenWatch
 from penstock.monitor.series.kinds import write_kinds
 from penstock.monitor.series.rows import RowLog, next_generation
+from penstock.monitor.series.shots import PLAN, StepShots, is_shot, write_beside
 
 if TYPE_CHECKING:
     from penstock.engine.build import Core, Parts

@@ -17,10 +17,10 @@ from penstock.data import Batch
 from penstock.engine.probes.reading import Numbers
 from penstock.monitor.bus.host import HostGauge
 from penstock.monitor.bus.recorder import Recorder
-from penstock.monitor.series.shots import StepShots
 from penstock.monitor.bus.spans import SpanRing
 from penstock.monitor.bus.tokens import NAMES, TokenWatch
 from penstock.monitor.series.rows import RowLog
+from penstock.monitor.series.shots import StepShots
 
 #: Numbers that parts of the engine leave in the notes of a step, and their metrics.
 NOTES = {
@@ -56,8 +56,8 @@ class Taken:
 class Finished:
     """A step that is through, at `time` (unix seconds): known metrics, what it left behind, what probes measured, what a pipeline's stages did.
 
-    `shot` is there in steps of which all ranks keep what they did (`monitor/series/shots.py`): when the step ended (unix seconds), and what stages did
-    by the host's clock.
+    `shot` is there in steps of which all ranks keep what they did (`monitor/series/shots.py`): when the step ended (unix seconds), and what stages
+    did by the host's clock.
     """
 
     step: int

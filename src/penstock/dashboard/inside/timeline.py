@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from penstock.dashboard.inside.ranks import folder_of_rank
-from penstock.monitor.series.shots import FILE, MOST_SPANS, PLAN
 from penstock.monitor.series.rows import rank_folders
+from penstock.monitor.series.shots import FILE, MOST_SPANS, PLAN
 
 #: Ranks that are told at a time, bytes of a file that are read, and letters of a name.
 MOST_RANKS, MOST_BYTES, MOST_LETTERS = 64, 4 << 20, 100
