@@ -50,6 +50,7 @@ export function HeatMap({ cells, rowNames, columnName, show, label, log = false 
         <canvas ref={canvas} tabIndex={0} role="img" aria-label={label} onMouseMove={point} onMouseLeave={() => setAt(null)} onKeyDown={press} />
         {at && <i class="heat-at" style={{ left: `${(at.column / cells.columns) * 100}%`, top: `${at.row * band}px`, width: `${100 / cells.columns}%`, height: `${band}px` }} />}
       </div>
+      <div class="heat-axis" aria-hidden="true"><span>{columnName(0)}</span>{cells.columns > 2 && <span>{columnName(Math.floor(cells.columns / 2))}</span>}{cells.columns > 1 && <span>{columnName(cells.columns - 1)}</span>}</div>
       <figcaption>{at && value !== null ? `${rowNames[at.row]} · ${columnName(at.column)} · ${cells.absent?.[at.row * cells.columns + at.column] ? "not measured" : Number.isNaN(value) ? "not a number" : show(value)}` : label}</figcaption>
       <Scale cells={cells} show={show} />
     </figure>

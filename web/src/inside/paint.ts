@@ -45,3 +45,9 @@ function rgb(hex: string): [number, number, number] {
   const value = parseInt(hex.slice(1), 16);
   return [(value >> 16) & 255, (value >> 8) & 255, value & 255];
 }
+
+/** A share of the scale as colours of an element: the ground, and ink that is read on it. */
+export function css(share: number): { background: string; color: string } {
+  const [r, g, b] = shade(share);
+  return { background: `rgb(${r | 0},${g | 0},${b | 0})`, color: 0.299 * r + 0.587 * g + 0.114 * b > 125 ? "#15191d" : "#ffffff" };
+}
