@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Many tests wait for ranks of their own, so two processes keep two cores busy.
 SIDE_BY_SIDE := -n 2 --dist worksteal
 
-.PHONY: env demo test test-fast lint bench chaos clean
+.PHONY: env demo test test-fast lint bench page chaos clean
 
 env: .venv/.made
 
@@ -26,6 +26,10 @@ test-fast: env
 lint: env
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
+
+# The dashboard's page, from web/ into src/penstock/dashboard/page, which is committed; needs Node 20.19 or newer.
+page:
+	cd web && npm ci --no-audit --no-fund && npm run build
 
 bench: env
 	$(BIN)/python -m benchmarks

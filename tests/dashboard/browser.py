@@ -1,6 +1,5 @@
 """A real server of made-up runs, one of which goes on, and a real browser at it: what the tests of the page look through."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ PAGE = Path(__file__).parents[2] / "src/penstock/dashboard/page"
 AXE = Path(__file__).parents[2] / "web/node_modules/axe-core/axe.min.js"
 #: The hostile name that `made_runs.demo` gives to a run.
 HOSTILE = "poisoned <img src=x onerror=alert(1)>"
-STEP_S = 0.2
+STEP_S = 0.4
 _SERVE = """
 import sys
 from pathlib import Path
@@ -36,11 +35,11 @@ class Server:
     """The dashboard's server as a process of its own; may be ended and started again at the same port."""
 
     def __init__(self, runs_dir, environment):
-        self._runs_dir, self._environment, self.port = runs_dir, environment, 0
+        self.runs_dir, self._environment, self.port = runs_dir, environment, 0
         self.start()
 
     def start(self):
-        command = [sys.executable, "-c", _SERVE, str(self._runs_dir), str(self.port)]
+        command = [sys.executable, "-c", _SERVE, str(self.runs_dir), str(self.port)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=self._environment)
         self.port = int(self._process.stdout.readline())
         self.url = f"http://127.0.0.1:{self.port}"
@@ -57,7 +56,7 @@ class Server:
 
 @contextmanager
 def going_on(run, first):
-    """Let a made run train on in a thread, five steps a second."""
+    """Let a made run train on in a thread, some steps a second."""
     ending = threading.Event()
 
     def train():
@@ -88,22 +87,7 @@ def world(folder, environment):
             server.stop()
 
 
-def inlined(answers):
-    """The page as one file with answers in it, as a frozen report is."""
-    text = (PAGE / "index.html").read_text()
-    script, style = ((PAGE / name).read_text() for name in ("app.js", "app.css"))
-    frozen, script = json.dumps(answers).replace("<", "\\u003c"), script.replace("</script", "<\\/script")
-    for tag, inner in (
-        ('<script type="module" crossorigin src="/app.js"></script>', ""),
-        ('<link rel="stylesheet" crossorigin href="/app.css">', f"<style>{style}</style>"),
-        ("</body>", f'<script type="application/json" id="frozen">{frozen}</script><script type="module">{script}</script></body>'),
-    ):
-        assert tag in text, f"index.html has no {tag}"
-        text = text.replace(tag, inner)
-    return text
-
-
-def until(page, look, what, seconds=10.0):
+def until(page, look, what, seconds=20.0):
     """Wait until something holds; the page's events (its address, too) are heard meanwhile."""
     end = time.monotonic() + seconds
     while not (found := look()):

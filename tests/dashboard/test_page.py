@@ -1,24 +1,27 @@
 """The dashboard's page in a real browser, at a real server: what people see and press, live, as a file, on a phone, by keyboard, with axe."""
 
-import base64
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
-from tests.dashboard.browser import AXE, HOSTILE, PAGE, TOKEN, chromium, inlined, until, world  # noqa: E402
+from tests.dashboard.browser import AXE, HOSTILE, PAGE, TOKEN, chromium, until, world  # noqa: E402
 
 expect = sync_api.expect
+#: A busy machine takes its time.
+expect.set_options(timeout=20_000)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(chromium() is None, reason="chromium is not installed: sh scripts/system-packages"),
 ]
 LIVE, DONE, FAILED, POISONED = "/r/llama-live", "/r/gpt2-small-finished", "/r/high-rate-failed", f"/r/{quote(HOSTILE, safe='')}"
 COMPARE = "/compare?run=gpt2-small-finished&run=high-rate-failed"
-VIEWS = ["/", *(f"{LIVE}/{tab}" for tab in ("overview", "explore", "inside", "history", "facts")), f"{POISONED}/overview", COMPARE]
+VIEWS = ["/", *(f"{LIVE}/{tab}" for tab in ("overview", "explore?q=loss", "inside", "history", "facts")), f"{POISONED}/overview", COMPARE]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ class Look:
 
     def __init__(self, page, url):
         self.page, self.url, self.errors, self.elsewhere = page, url, [], []
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(20_000)
         page.on("console", lambda told: self.errors.append(told.text) if told.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("dialog", lambda dialog: (self.errors.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
@@ -126,7 +129,7 @@ def test_overview_says_in_a_word_what_is_wrong_and_follows_the_run(look):
     expect(page.locator(".link b")).to_have_text("live")
     step = page.locator(".progress-words b")
     before = int(step.inner_text().removeprefix("step ").replace(",", ""))
-    until(page, lambda: int(step.inner_text().removeprefix("step ").replace(",", "")) >= before + 5, "five new steps", 8)
+    until(page, lambda: int(step.inner_text().removeprefix("step ").replace(",", "")) >= before + 5, "five new steps", 20)
     alert.get_by_role("link", name="Look at it").click()
     expect(page).to_have_url(re.compile(r"/explore\?q=time%2Fown"))
 
@@ -251,7 +254,7 @@ def test_explore_draws_only_what_is_in_sight_and_follows_the_run(look):
     shells, canvases = page.locator(".panel").count(), page.locator(".panel canvas").count()
     assert shells > 150 and canvases < 60
     first = panel(page, "loss/total").locator(".figures").inner_text()
-    until(page, lambda: panel(page, "loss/total").locator(".figures").inner_text() != first, "new values", 8)
+    until(page, lambda: panel(page, "loss/total").locator(".figures").inner_text() != first, "new values", 20)
     page.locator("section[aria-label=loss] .group-name").click()
     expect(panel(page, "loss/total")).to_have_count(0)
     until(page, lambda: "closed=loss" in page.url, "the closed group in the address")
@@ -288,7 +291,7 @@ def test_acting_asks_for_the_token_shows_the_command_and_tells_what_it_did(look)
     dialog = page.get_by_role("dialog", name="Acknowledge")
     expect(dialog.locator("code")).to_contain_text("--ack straggler-812")
     dialog.get_by_role("button", name="Run it").click()
-    expect(dialog.get_by_text("Done.")).to_be_visible(timeout=30_000)
+    expect(dialog.get_by_text("Done.")).to_be_visible(timeout=60_000)
     dialog.get_by_role("button", name="Close").last.click()
     expect(page.locator(".alert", has_text="Straggler")).to_contain_text("acknowledged")
 
@@ -356,36 +359,33 @@ def test_page_outlives_a_restart_of_the_server(look, server):
     server.stop()
     expect(page.locator(".link b")).to_have_text("reconnecting")
     server.start()
-    expect(page.locator(".link b")).to_have_text("live", timeout=20_000)
+    expect(page.locator(".link b")).to_have_text("live")
     step = page.locator(".progress-words b").inner_text()
     until(page, lambda: page.locator(".progress-words b").inner_text() != step, "new steps after the restart")
     look.errors[:] = [told for told in look.errors if "net::" not in told]  # the browser itself tells of connections that fail
 
 
-def test_frozen_page_needs_no_server(look, browser, tmp_path):
-    asked = ["", "/overview", "/metrics", "/alerts", "/history"]
-    prefix = "/api/v1/runs/gpt2-small-finished"
-    request = look.page.request
-    answers = {prefix + path: request.get(look.url + prefix + path).json() for path in asked}
-    series = request.get(f"{look.url}{prefix}/series?name=loss/total&name=time/step&points=500").body()
-    answers[f"{prefix}/series"] = {"base64": base64.b64encode(series).decode()}
+def test_frozen_page_needs_no_server(server, browser, tmp_path):
     file = tmp_path / "report.html"
-    file.write_text(inlined(answers))
-    context = browser.new_context(offline=True)
-    page = context.new_page()
-    made = Look(page, file.as_uri())
-    page.goto(file.as_uri())
+    command = [sys.executable, "-m", "penstock", "report", str(server.runs_dir / "gpt2-small-finished"), "--out", str(file)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    context = browser.new_context(offline=True, reduced_motion="reduce")
+    made = Look(context.new_page(), file.as_uri())
+    page = made.at("")
     expect(page.locator(".hero h1")).to_have_text("Finished")
     expect(page.locator(".link")).to_contain_text("frozen")
     page.get_by_role("link", name="Explore").click()
     drawn(page, "loss/total")
+    expect(page.get_by_text("thinned to")).to_be_visible()
     page.get_by_role("link", name="History").click()
     expect(page.locator(".tree .node.snapshot")).to_have_count(6)
     expect(page.get_by_role("button", name="Stop")).to_have_count(0)
     page.get_by_role("link", name="Facts").click()
     expect(page.get_by_label("Identity")).to_contain_text("penstock train")
+    page.get_by_role("link", name="Inside").click()
+    expect(page.locator(".heat canvas")).to_be_visible()
     context.close()
-    assert made.errors == []
+    assert made.errors == [] and made.elsewhere == []
 
 
 def test_page_is_light():

@@ -20,6 +20,9 @@ const frozenText = document.getElementById("frozen")?.textContent;
 /** The answers that a frozen report carries; null on a live page. */
 export const frozen: Frozen | null = frozenText ? (JSON.parse(frozenText) as Frozen) : null;
 
+/** What a frozen report says of itself: how many points a course has at most, and which metrics were measured at more steps. */
+export const frozenAbout = (frozen?.["/frozen"] ?? null) as { points: number; thinned: string[] } | null;
+
 /** Ids of the runs that a frozen report holds. */
 export function frozenRuns(): string[] {
   const ids = Object.keys(frozen ?? {}).map((key) => /^\/api\/v1\/runs\/([^/?]+)\/overview/.exec(key)?.[1]);

@@ -24,7 +24,7 @@ function typing(target: EventTarget | null): boolean {
 
 window.addEventListener("keydown", (event) => {
   if (event.metaKey || event.ctrlKey || event.altKey || typing(event.target) || document.querySelector("dialog[open]")) return;
-  const now = performance.now();
+  const now = event.timeStamp;
   const pair = now - firstAt < 1200 ? `${first} ${event.key}` : "";
   const all = known.peek().flat();
   const found = all.find((one) => one.keys === pair) ?? all.find((one) => one.keys === event.key);

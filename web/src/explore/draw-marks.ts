@@ -1,7 +1,7 @@
 // What is drawn over a course: a dashed line with a glyph on top for each alert and event (their shape tells them apart, not only their colour), and a
 // cross at the foot where a value was measured that is no number.
 import type uPlot from "uplot";
-import { colour } from "../app/theme";
+import { colour, rem } from "../app/theme";
 import type { Mark } from "./marks";
 
 export interface Placed extends Mark { x: number }
@@ -9,7 +9,7 @@ export interface Placed extends Mark { x: number }
 export function drawMarks(u: uPlot, marks: Placed[], xs: Float64Array, values: Float32Array): void {
   const { ctx } = u;
   const { left, top, width, height } = u.bbox;
-  const size = 4.5 * devicePixelRatio * Math.max(1, u.height / 260);
+  const size = 0.3 * rem() * devicePixelRatio;
   const paint = { critical: colour("--critical"), warning: colour("--warning"), notice: colour("--notice"), event: colour("--soft") };
   ctx.save();
   ctx.beginPath();
@@ -20,7 +20,7 @@ export function drawMarks(u: uPlot, marks: Placed[], xs: Float64Array, values: F
     if (x < left - size || x > left + width + size) continue;
     ctx.strokeStyle = ctx.fillStyle = paint[mark.look];
     ctx.globalAlpha = 0.75;
-    ctx.lineWidth = devicePixelRatio;
+    ctx.lineWidth = Math.max(1, size / 5);
     ctx.setLineDash([3 * devicePixelRatio, 3 * devicePixelRatio]);
     ctx.beginPath();
     ctx.moveTo(x, top + size);

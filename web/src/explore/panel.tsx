@@ -125,6 +125,9 @@ function draw(metric: Metric, shared: Shared, host: HTMLElement, figures: HTMLEl
   return () => { ends.forEach((end) => end()); size.disconnect(); made.destroy(); plot.current = null; tip.value = null; };
 }
 
+/** Units that are words stand once in a line of figures. */
+const LONG_UNIT = /^(?!bytes$).{3,}/;
+
 function summary(course: Course, unit: string): string {
   let low = Infinity, high = -Infinity, last = NaN, bad = 0;
   for (const value of course.value) {
@@ -135,7 +138,8 @@ function summary(course: Course, unit: string): string {
   }
   if (Number.isNaN(last)) return course.rows ? "no number was measured" : "nothing measured";
   const broken = Number.isFinite(course.value[course.rows - 1]!) ? "" : ", now no number";
-  return `last ${inUnit(last, unit)}${broken} · min ${inUnit(low, unit)} · max ${inUnit(high, unit)}${bad ? ` · ${bad} not a number` : ""}`;
+  const short = LONG_UNIT.test(unit) ? "" : unit;
+  return `last ${inUnit(last, short)}${broken} · min ${inUnit(low, short)} · max ${inUnit(high, unit)}${bad ? ` · ${bad} not a number` : ""}`;
 }
 
 function rowText(course: Course, row: number, unit: string): string {

@@ -1,6 +1,7 @@
 // The controls of Explore; all but the search have keys.
 import { useRef, useState } from "preact/hooks";
 import { useKeys } from "../app/keys";
+import { frozenAbout } from "../api/client";
 import { copy } from "../ui/bits";
 import { Icon } from "../ui/icon";
 import { digits, many, whole } from "../ui/format";
@@ -55,6 +56,7 @@ export function Toolbar({ shared, found, all }: { shared: Shared; found: number;
         <button type="button" aria-label="Zoom in" title="Zoom in (+)" onClick={move(0, 0.5)}>+</button>
         <button type="button" aria-label="Later" title="Later (→)" disabled={!at} onClick={move(0.25)}>›</button>
       </div>
+      {frozenAbout && frozenAbout.thinned.length > 0 && <span class="soft found">{many(frozenAbout.thinned.length, "metric")} thinned to {whole(frozenAbout.points)} points</span>}
       <button type="button" class="quiet" title="Copy a link to this view" onClick={link}><Icon name="link" />{copied || "Copy link"}</button>
     </div>
   );

@@ -8,8 +8,8 @@ import { runPath } from "../app/route";
 import { ActionDialog, type Wanted } from "../history/action";
 import { LevelMark } from "../ui/bits";
 import { A } from "../ui/link";
-import { capital, digits, inUnit, many, percent, whole, words } from "../ui/format";
-import { counted, where } from "./verdict";
+import { digits, inUnit, many, percent, whole } from "../ui/format";
+import { counted, titleOf } from "./verdict";
 
 export function Alerts({ run, told }: { run: RunModel; told: Overview }) {
   const [wanted, setWanted] = useState<Wanted | null>(null);
@@ -30,13 +30,12 @@ export function Alerts({ run, told }: { run: RunModel; told: Overview }) {
 }
 
 function One({ alert, run, act }: { alert: Alert; run: RunModel; act: (wanted: Wanted) => void }) {
-  const place = where(alert);
   const span = new URLSearchParams({ q: alert.evidence[0]?.name ?? "", from: String(Math.max(0, alert.since - 100)) });
   return (
     <li class={`alert ${alert.level} ${alert.state}`}>
       <header>
         <LevelMark level={alert.level} />
-        <h3>{capital(words(alert.kind))}{place && ` on ${place}`}</h3>
+        <h3>{titleOf(alert)}</h3>
         <span class="soft">since step {whole(alert.since)} · {percent(alert.sure, 2)} sure{alert.state !== "open" ? ` · ${alert.state}` : ""}</span>
       </header>
       <p class="what">{alert.what}</p>

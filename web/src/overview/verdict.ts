@@ -20,25 +20,40 @@ export function counted(alerts: Alert[]): Alert[] {
   return open.sort((a, b) => RANKING[a.level] - RANKING[b.level] || Number(a.state !== "open") - Number(b.state !== "open") || b.since - a.since);
 }
 
-export function verdict(told: Overview, silentFor: number, stepSeconds: number): Verdict {
-  const open = counted(told.alerts);
-  const bad = open.filter((alert) => alert.level !== "notice");
-  const worst = bad[0];
-  const others = bad.length > 1 ? ` And ${many(bad.length - 1, "more open alert")}.` : "";
-  if (told.state === "failed") return { tone: "critical", word: "Failed", detail: worst ? worst.what + others : told.events.find((event) => event.kind === "failure")?.text ?? `It ended at step ${told.step}.` };
-  if (told.state === "damaged") return { tone: "critical", word: "Damaged", detail: "The run's folder cannot be read in full." };
-  if (worst) {
-    const place = where(worst);
-    return { tone: worst.level, word: capital(words(worst.kind)) + (place ? ` on ${place}` : ""), detail: worst.what + others };
-  }
-  if (told.state === "running") {
-    const missing = told.ranks_of - told.reporting;
-    if (told.step > 0 && missing > 0) return { tone: "warning", word: `${many(missing, "rank")} silent`, detail: `${told.reporting} of ${told.ranks_of} ranks report.` };
-    if (told.step > 0 && silentFor > Math.max(SILENT_S, SILENT_TIMES * stepSeconds)) return { tone: "warning", word: "No news", detail: `The last step ended ${seconds(silentFor)} ago.` };
-    if (!told.step) return { tone: "idle", word: "Starting", detail: "No step is done yet." };
-    return { tone: "good", word: "Healthy", detail: open.length ? `${many(open.length, "notice")} below; nothing that needs you.` : "Every rank reports and no alert is open." };
-  }
-  if (told.state === "finished") return { tone: "good", word: "Finished", detail: told.resolved ? `${many(told.resolved, "alert")} came up and passed.` : "No alert was left open." };
-  const why = { interrupted: "It was interrupted; `penstock resume` goes on from its newest snapshot.", unfinished: "It stopped without an end; `penstock resume` goes on from its newest snapshot." };
-  return { tone: "warning", word: told.state === "interrupted" ? "Interrupted" : "Stopped early", detail: why[told.state] };
+/** An alert in some words: "Straggler on rank 3", "Rank 3 lost". */
+export function titleOf(alert: Alert): string {
+  const place = where(alert);
+  if (alert.kind === "rank_lost" && alert.rank !== null) return `Rank ${alert.rank} lost`;
+  return capital(words(alert.kind)) + (place ? ` on ${place}` : "");
 }
+
+export function verdict(told: Overview, silentFor: number, stepSeconds: number): Verdict {
+  const bad = counted(told.alerts).filter((alert) => alert.level !== "notice");
+  return told.state === "running" ? ofRunning(told, bad, silentFor, stepSeconds) : ofEnded(told, bad);
+}
+
+function ofRunning(told: Overview, bad: Alert[], silentFor: number, stepSeconds: number): Verdict {
+  const worst = bad[0], missing = told.ranks_of - told.reporting;
+  if (worst) return { tone: worst.level, word: titleOf(worst), detail: sentences(worst.what, others(bad)) };
+  if (!told.step) return { tone: "idle", word: "Starting", detail: "No step is done yet." };
+  if (missing > 0) return { tone: "warning", word: `${many(missing, "rank")} silent`, detail: `${told.reporting} of ${told.ranks_of} ranks report.` };
+  if (silentFor > Math.max(SILENT_S, SILENT_TIMES * stepSeconds)) return { tone: "warning", word: "No news", detail: `The last step ended ${seconds(silentFor)} ago.` };
+  const notices = told.alerts.filter((alert) => alert.state !== "resolved").length;
+  return { tone: "good", word: "Healthy", detail: notices ? `${many(notices, "notice")} below; nothing that needs you.` : "Every rank reports and no alert is open." };
+}
+
+function ofEnded(told: Overview, bad: Alert[]): Verdict {
+  const failure = told.events.find((event) => event.kind === "failure")?.text;
+  const why = bad[0] ? sentences(`${titleOf(bad[0])}: ${bad[0].what}`, others(bad)) : "";
+  switch (told.state) {
+    case "failed": return { tone: "critical", word: "Failed", detail: why || sentences(failure ?? `It ended at step ${told.step}`) };
+    case "damaged": return { tone: "critical", word: "Damaged", detail: "The run's folder cannot be read in full." };
+    case "finished":
+      if (why) return { tone: "warning", word: "Finished", detail: sentences("With open alerts", why) };
+      return { tone: "good", word: "Finished", detail: told.resolved ? `${many(told.resolved, "alert")} came up and passed.` : "No alert was left open." };
+    default: return { tone: "warning", word: told.state === "interrupted" ? "Interrupted" : "Stopped early", detail: sentences(why, "`penstock resume` goes on from its newest snapshot") };
+  }
+}
+
+const others = (bad: Alert[]): string => (bad.length > 1 ? `And ${many(bad.length - 1, "more open alert")}` : "");
+const sentences = (...texts: string[]): string => texts.filter(Boolean).map((text) => capital(/[.!?]$/.test(text) ? text : `${text}.`)).join(" ");
