@@ -1,6 +1,7 @@
 """The list of runs and what is told of each: whole, damaged, being made, many, with names that are scripts."""
 
 import json
+import os
 import time
 
 import pytest
@@ -92,6 +93,13 @@ def test_links_out_of_the_folder_are_no_runs(tmp_path):
     with client(tmp_path / "runs") as browser:
         assert get(browser, "/runs")["total"] == 0
         get(browser, "/runs/linked", 404)
+
+
+def test_a_name_that_is_no_text_hides_no_other_run(tmp_path):
+    small_run(tmp_path, "whole", steps=3, ranks=1, layers=1)
+    os.rename(os.fsencode(small_run(tmp_path, "odd", steps=3, ranks=1, layers=1).path), os.fsencode(tmp_path) + b"/odd\xff")
+    with client(tmp_path) as browser:
+        assert sorted(row["name"] for row in get(browser, "/runs")["runs"]) == ["odd?", "whole"]
 
 
 def test_runs_one_folder_deeper_are_found(tmp_path):

@@ -159,8 +159,18 @@ def test_starting_runs_share_one_server_which_is_found_again(runs_dir, monkeypat
 
 
 def test_word_of_a_server_that_is_gone_is_not_believed(runs_dir):
-    (runs_dir / ".dashboard.json").write_text(json.dumps({"pid": 1, "host": "127.0.0.1", "port": 1, "token": TOKEN}))
-    assert background._answering(runs_dir) is None
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        word = {"host": "127.0.0.1", "port": listener.getsockname()[1], "token": TOKEN}
+        gone = subprocess.Popen(["true"])
+        gone.wait()
+        for pid, machine in ((gone.pid, socket.gethostname()), (os.getpid(), "another-machine")):
+            (runs_dir / ".dashboard.json").write_text(json.dumps(word | {"pid": pid, "machine": machine}))
+            assert background._answering(runs_dir) is None
+        listener.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            listener.accept()  # whoever took its port was not even asked
     (runs_dir / ".dashboard.json").write_text("[torn")
     assert background._answering(runs_dir) is None
 
@@ -186,6 +196,11 @@ def test_training_goes_on_where_no_server_can_be_started(tmp_path, monkeypatch, 
         if thread.name == "penstock-page":
             thread.join(DEADLINE_S)
     assert "no page is served (division by zero)" in capsys.readouterr().err
+
+
+def test_training_loads_nothing_of_the_server():
+    code = "import sys, penstock.engine; sys.exit(any(name in sys.modules for name in ('fastapi', 'starlette', 'uvicorn')))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=DEADLINE_S).returncode == 0
 
 
 def test_a_run_without_the_switch_starts_nothing(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from penstock.cli import output
 from penstock.cli.runs import Json, RunName, RunsDir
 
 if TYPE_CHECKING:
-    from penstock.dashboard.serve import Place
+    from penstock.dashboard.place import Place
 
 
 def dashboard(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -22,9 +23,8 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
-from penstock.dashboard.catalog import id_of_path
 from penstock.dashboard.children import environment_of_children
-from penstock.dashboard.serve import FILE, Place
+from penstock.dashboard.place import FILE, Place, id_of_path
 
 #: Seconds for one question to a server, for a new one to answer, and between two looks.
 ASK_S, START_S, LOOK_S = 2.0, 30.0, 0.1
@@ -47,6 +47,9 @@ def _answering(runs_dir: Path) -> Place | None:
     with suppress(OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
         told = json.loads((runs_dir / FILE).read_text(encoding="utf-8"))
         place = Place(str(told["host"]), int(told["port"]), str(told["token"]))
+        if told["machine"] != socket.gethostname():
+            return None
+        os.kill(int(told["pid"]), 0)  # raises OSError for one that is gone or somebody else's, which is not to get the token
         asked = "127.0.0.1" if place.host in ("0.0.0.0", "::") else place.host
         connection = http.client.HTTPConnection(asked, place.port, timeout=ASK_S)
         connection.request("GET", "/api/v1/me", headers={"X-Penstock-Token": place.token})

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from penstock.dashboard.place import id_of_path
 from penstock.dashboard.plain import Refusal
 from penstock.dashboard.rows import Row, Signature, row_of, signature_of
 from penstock.store.runs import Run
@@ -78,11 +79,6 @@ class Catalog:
             here = _is_run(f"{root}/{name}")
             paths = [name] if here else [path for one in _folders_in(f"{root}/{name}") if _is_run(f"{root}/{(path := f'{name}/{one}')}")]
             yield from ((id_of_path(path), Path(f"{root}/{path}")) for path in paths)
-
-
-def id_of_path(path: str) -> str:
-    """The id of a run at a path below the runs' folder."""
-    return path.replace("~", "~0").replace("/", "~1")
 
 
 def _folders_in(folder: str) -> list[str]:

@@ -27,8 +27,8 @@ from penstock import __version__
 from penstock.config import UserError, disk_errors
 from penstock.dashboard.access import Access, new_token
 from penstock.dashboard.app import PREFIX, build_app
-from penstock.dashboard.catalog import id_of_path
 from penstock.dashboard.page import FOLDER, INDEX
+from penstock.dashboard.place import id_of_path
 from penstock.dashboard.plain import to_json
 from penstock.store.runs import Run
 
@@ -40,7 +40,7 @@ _POINT_BYTES = 44 * 4 / 3
 PATHS = ("", "/overview", "/metrics", "/alerts", "/history")
 _SCRIPT = re.compile(r'<script\b[^>]*\bsrc="/?([^"]+)"[^>]*></script>')
 _STYLE = re.compile(r'<link\b[^>]*\bhref="/?([^"]+\.css)"[^>]*>')
-_LINK = re.compile(r'[ \t]*<link\b[^>]*\bhref="/?[^"]+"[^>]*>\n?')
+_LINK = re.compile(r'[ \t]*<link\b[^>]*\bhref="(?!data:)[^"]+"[^>]*>\n?')
 
 
 def freeze(run: Run, out: Path | None = None, page: Path = FOLDER) -> dict[str, Any]:

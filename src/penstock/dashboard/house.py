@@ -15,7 +15,7 @@ from penstock.dashboard.access import Access
 from penstock.dashboard.actions import Actions
 from penstock.dashboard.catalog import Catalog
 from penstock.dashboard.live import Hub
-from penstock.dashboard.opened import Opened
+from penstock.dashboard.opened import Opened, held
 from penstock.dashboard.plain import to_json
 from penstock.dashboard.standing import Standing
 from penstock.store.runs import Run
@@ -37,7 +37,7 @@ class House:
         """How a run stands, as JSON."""
         if told := self.hub.overview(run.path):
             return told
-        with self._looking:  # several pages that open at once look once
+        with held(self._looking, run.name):  # several pages that open at once look once
             at, told = self._looks.get(run.path, (0.0, ""))
             if not told or time.monotonic() - at > FRESH_S:
                 told = to_json(Standing(run).as_dict())

@@ -16,11 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from penstock.dashboard.plain import Refusal
 from penstock.monitor.series import Kinds, Series, read_kinds
 
 T = TypeVar("T")
 #: Runs that are open at most, and seconds for which names, and the like, are not looked for again.
 MOST_OPEN, KEPT_S = 8, 5.0
+#: Longest wait for others who ask the same run, seconds.
+WAIT_S = 30.0
 
 
 class Metrics:
@@ -64,8 +67,19 @@ class Opened:
         for one in closing:
             with one.lock:
                 one.series.close()
-        with found.lock:
+        with held(found.lock, run.name):
             yield found
+
+
+@contextmanager
+def held(lock: threading.Lock, what: str) -> Iterator[None]:
+    """Hold a lock; raises `Refusal` where others hold it for long."""
+    if not lock.acquire(timeout=WAIT_S):
+        raise Refusal(503, f"others have asked for {what} for {WAIT_S:.0f} s; ask again later, or for less at once")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def place_of(folder: Path) -> int:

@@ -26,12 +26,12 @@ from typing import Any
 import uvicorn
 
 from penstock.config import UserError, disk_errors
-from penstock.dashboard.access import LEAST_TOKEN, Access, is_loopback, new_token
+from penstock.dashboard.access import LEAST_TOKEN, Access, new_token
 from penstock.dashboard.app import build_app
 from penstock.dashboard.children import TOKEN
 from penstock.dashboard.house import House
+from penstock.dashboard.place import FILE, Place
 
-FILE = ".dashboard.json"
 PORT = 8080
 #: Ports that are tried from the wanted one on.
 PORTS = 100
@@ -51,27 +51,6 @@ class Wanted:
     token_file: Path | None = None
     allowed: tuple[str, ...] = ()
     background: bool = False
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a server answers; `busy`: the port that was wanted and taken, if it was."""
-
-    host: str
-    port: int
-    token: str
-    busy: int | None = None
-
-    @property
-    def url(self) -> str:
-        """The page's address, without the token."""
-        name = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(self.host, self.host)
-        return f"http://[{name}]:{self.port}/" if ":" in name else f"http://{name}:{self.port}/"
-
-    @property
-    def link(self) -> str:
-        """The page's address with the token, for the owner's terminal alone."""
-        return f"{self.url}#token={self.token}"
 
 
 def serve(wanted: Wanted, tell: Callable[[Place], None]) -> None:
@@ -175,7 +154,8 @@ def _listener(host: str, port: int) -> tuple[socket.socket, int | None]:
 
 def _write(file: Path, place: Place) -> bool:
     """Leave word where the server is, for the owner alone; whether that could be done (a folder may be read-only)."""
-    told: dict[str, Any] = {"pid": os.getpid(), "host": place.host, "port": place.port, "token": place.token, "local": is_loopback(place.host)}
+    told: dict[str, Any] = {"pid": os.getpid(), "host": place.host, "port": place.port, "token": place.token}
+    told["machine"] = socket.gethostname()
     partial = file.with_name(f"{FILE}.{os.getpid()}.partial")
     with suppress(UserError, OSError), disk_errors(file.parent, "leaving word of the dashboard"):
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

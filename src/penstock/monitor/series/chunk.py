@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ MAGIC = b"PCC1"
 HEAD = struct.Struct("<4sIIIIQQqqd4x")
 FIELDS = ("value", "low", "high", "low_rank", "high_rank")
 KEYS = 3
+_of_thread = threading.local()
 #: Bytes of about and table that are believed.
 MOST_FRONT = 1 << 27
 
@@ -114,12 +116,23 @@ def unpack_block(packed: bytes, rows: int, dtype: str) -> np.ndarray:
     """A column; raises ValueError if it is damaged."""
     kind = np.dtype(dtype)
     try:
-        plain = zstandard.ZstdDecompressor().decompress(packed, max_output_size=rows * kind.itemsize)
+        plain = _unpacker().decompress(packed, max_output_size=rows * kind.itemsize)
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from None
     if len(plain) != rows * kind.itemsize:
         raise ValueError(f"{len(plain)} bytes are not {rows} numbers")
-    return np.ascontiguousarray(np.frombuffer(plain, np.uint8).reshape(kind.itemsize, rows).T).view(kind)[:, 0]
+    numbers = np.empty((rows, kind.itemsize), np.uint8)
+    for place, column in enumerate(np.frombuffer(plain, np.uint8).reshape(kind.itemsize, rows)):
+        numbers[:, place] = column
+    return numbers.view(kind)[:, 0]
+
+
+def _unpacker() -> zstandard.ZstdDecompressor:
+    """A decompressor of this thread's: making one takes longer than using it."""
+    if not hasattr(_of_thread, "unpacker"):
+        _of_thread.unpacker = zstandard.ZstdDecompressor()
+    found: zstandard.ZstdDecompressor = _of_thread.unpacker
+    return found
 
 
 def _shuffled(column: np.ndarray) -> bytes:

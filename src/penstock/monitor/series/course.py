@@ -1,6 +1,7 @@
 """A metric's course: its five numbers at the steps where it was measured, gathered piece by piece within bounded memory.
 
-Cost: a gatherer of n points holds at most 4 n rows of 44 bytes and thins them when they are more (`thin.py`). When not to use it: for all ranks' own
+Cost: a gatherer of n points holds at most 4 n rows of 44 bytes and thins them when they are more (`thin.py`). Where it is known how many rows there
+will be, each piece is thinned to its share of them as it comes, so that a long course is looked at once. When not to use it: for all ranks' own
 values, of which a course has the lowest, the highest and the whole.
 """
 
@@ -16,6 +17,8 @@ from penstock.monitor.series.thin import extremes
 
 #: Rows that a gatherer holds, as a multiple of the points asked for, before it thins them.
 SLACK = 4
+#: Rows of a piece that are kept at least.
+LEAST = 8
 #: Bytes of a row.
 ROW_BYTES = 52
 
@@ -38,10 +41,12 @@ class Course:
 
 
 class Gatherer:
-    """Takes pieces of a metric's course; with `points` > 0 at most about so many rows come out."""
+    """Takes pieces of a metric's course, of about `expected` rows (0: nobody knows); with `points` > 0 at most about so many rows come out."""
 
-    def __init__(self, name: str, kind: Kind, points: int) -> None:
+    def __init__(self, name: str, kind: Kind, points: int, expected: int = 0) -> None:
         self._name, self._kind, self._points = name, kind, points
+        #: Rows of a piece that are kept, as a share of them.
+        self._share = min(1.0, SLACK * points / expected) if points and expected else 1.0
         self._pieces: list[tuple[np.ndarray, ...]] = []
         self._rows = 0
         self.measured = 0
@@ -49,10 +54,12 @@ class Gatherer:
     def add(self, steps: np.ndarray, times: np.ndarray, five: list[np.ndarray]) -> None:
         """A piece that follows those before: steps, times and the five numbers, [rows] each; rows in which it was not measured are left out."""
         there = np.ascontiguousarray(five[0]).view(np.uint64) != ABSENT_BITS
-        piece = [steps, times, *five]
-        self._pieces.append(tuple(piece) if there.all() else tuple(column[there] for column in piece))
-        count = int(there.sum())
-        self._rows, self.measured = self._rows + count, self.measured + count
+        piece = (steps, times, *five)
+        piece = piece if there.all() else tuple(column[there] for column in piece)
+        self.measured += len(piece[0])
+        piece = self._thinned(piece, max(LEAST, int(self._share * len(piece[0])))) if self._share < 1.0 else piece
+        self._pieces.append(piece)
+        self._rows += len(piece[0])
         if self._points and self._rows > SLACK * self._points:
             self._thin(2 * self._points)
 
@@ -70,6 +77,11 @@ class Gatherer:
         return tuple(np.concatenate(columns) for columns in zip(*self._pieces))
 
     def _thin(self, points: int) -> None:
-        columns = self._joined()
-        kept = extremes(columns[3], columns[4], points)
-        self._pieces, self._rows = [tuple(column[kept] for column in columns)], len(kept)
+        self._pieces = [self._thinned(self._joined(), points)]
+        self._rows = len(self._pieces[0][0])
+
+    def _thinned(self, piece: tuple[np.ndarray, ...], points: int) -> tuple[np.ndarray, ...]:
+        if len(piece[0]) <= points:
+            return piece
+        kept = extremes(piece[3], piece[4], points)
+        return tuple(column[kept] for column in piece)

@@ -21,7 +21,7 @@ import numpy as np
 
 from penstock.config import UserError, nearest
 from penstock.monitor.series.chunk import FIELDS
-from penstock.monitor.series.columns import ColumnReader
+from penstock.monitor.series.columns import NOTHING, ColumnReader, Stored
 from penstock.monitor.series.course import ROW_BYTES, SLACK, Course, Gatherer
 from penstock.monitor.series.frames import HEADER
 from penstock.monitor.series.gather import Gather, generations_of
@@ -137,13 +137,25 @@ class Series:
         return list((self._store.generations | {generation.number: generation for generation in generations_of(self.folder)}).values())
 
     def _stored(self, names: Sequence[str], window: _Window, points: int) -> dict[str, Gatherer]:
-        gatherers = {name: Gatherer(name, self.kinds.of(name), points) for name in names}
-        self._add_stored(gatherers, window, last_steps(self._generations()))
+        chunks = list(self._inside(window))
+        expected = sum(chunk.head.steps for chunk in chunks)
+        gatherers = {name: Gatherer(name, self.kinds.of(name), points, expected) for name in names}
+        self._add_stored(chunks, gatherers, window, last_steps(self._generations()))
         return gatherers
 
-    def _add_stored(self, gatherers: dict[str, Gatherer], window: _Window, until: dict[int, int]) -> None:
+    def _inside(self, window: _Window) -> Iterator[Stored]:
+        """The chunks that may have rows in the window."""
+        before = NOTHING
         for chunk in self._store.chunks:
-            if chunk.head.time < window.begin or chunk.head.last[1] < window.first or chunk.places.keys().isdisjoint(gatherers):
+            # of one generation with the chunk before, which ends behind the window, so it begins there
+            beyond = chunk.head.last[0] == before[0] and before[1] >= window.last
+            before = chunk.head.last
+            if chunk.head.time >= window.begin and chunk.head.last[1] >= window.first and not beyond:
+                yield chunk
+
+    def _add_stored(self, chunks: list[Stored], gatherers: dict[str, Gatherer], window: _Window, until: dict[int, int]) -> None:
+        for chunk in chunks:
+            if chunk.places.keys().isdisjoint(gatherers):
                 continue
             keys = self._store.keys(chunk)
             if keys is None:

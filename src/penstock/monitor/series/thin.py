@@ -26,7 +26,10 @@ def extremes(low: np.ndarray, high: np.ndarray, points: int) -> np.ndarray:
     if picks == 3:
         first = _stretches(nan.astype(np.float64), width, 0.0, None)
         chosen.append((starts + first.argmax(1))[first.any(1)])
-    return np.unique(np.minimum(np.concatenate(chosen), rows - 1))
+    kept = np.zeros(rows, bool)  # quicker than sorting and joining row numbers
+    for some in chosen:
+        kept[np.minimum(some, rows - 1)] = True
+    return np.flatnonzero(kept)
 
 
 def _stretches(values: np.ndarray, width: int, fill: float, nan: np.ndarray | None) -> np.ndarray:
