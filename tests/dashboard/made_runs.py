@@ -119,13 +119,14 @@ class MadeRun:
 
     def shots(self, steps: tuple[int, ...], stages: int = 0, micros: int = 8, slow: int = -1) -> None:
         """What ranks did in some steps: phases and waits, and 1F1B over so many stages; and the plan of the pipeline."""
+        scale = 0.36 / max(sum(one_f_one_b(stage, stages, micros, 1.6 if slow >= 0 else 1.0)[-1][1:]) for stage in range(max(1, stages))) if stages else 0.0
         for rank in range(self.values.ranks):
             shots = StepShots(self.metrics / f"rank-{rank:05d}", rank)
             shots._about["host"] = f"node{rank * 2 // self.values.ranks}"
             for step in steps:
                 start, spans = self.time(step) - STEP_S, []
                 actions = one_f_one_b(rank // max(1, self.values.ranks // stages), stages, micros, 1.6 if rank == slow else 1.0) if stages else []
-                spans += [(f"pipeline.{name}", start + 0.02 + 0.36 * begin, 0.36 * took) for name, begin, took in actions]
+                spans += [(f"pipeline.{name}", start + 0.02 + scale * begin, scale * took) for name, begin, took in actions]
                 spans += [("data", start, 0.015), ("forward_backward", start + 0.018, 0.37), ("exchange", start + 0.39, 0.03), ("optimizer", start + 0.42, 0.025)]
                 spans += [("replicate.gradients", start + 0.392, 0.02), ("world.norm", start + 0.413, 0.006)]
                 shots.keep(step, start, start + STEP_S, sorted(spans, key=lambda span: span[1]))
@@ -142,7 +143,8 @@ class MadeRun:
     def start(self) -> None:
         """The event with which a run begins."""
         ranks = self.values.ranks
-        self.event("start", f"began on {ranks} ranks (replicate {ranks}) on cpu, float32", 0, snapshot=None, layout=self._layout)
+        axes = " · ".join(f"{name} {size}" for name, size in self._layout.items() if type(size) is int and size > 1 and name not in ("ranks", "node"))
+        self.event("start", f"began on {ranks} ranks ({axes}) on cpu, float32", 0, snapshot=None, layout=self._layout)
 
     def snapshot(self, step: int) -> None:
         """A snapshot of nearly nothing, with its manifest and event."""

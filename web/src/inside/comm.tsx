@@ -59,8 +59,8 @@ function Table({ ways }: { ways: Way[] }) {
         <tbody>{ways.map((way) => (
           <tr key={way.key} class={way.step < last ? "soft" : ""}>
             <th scope="row">{words(way.axis)}</th><td>{words(way.purpose)}{way.step < last && <small> (step {whole(way.step)})</small>}</td><td class="right">{way.calls ? whole(way.calls) : ""}</td>
-            <td><Pair a={way.inside / most} b={way.between / most} looks={[0, 1]} /></td><td class="right">{si(way.inside, "B")}</td><td class="right">{way.between ? si(way.between, "B") : "–"}</td>
-            <td><Pair a={way.exposed / longest} b={way.hidden / longest} looks={[0, 1]} /></td><td class="right">{seconds(way.exposed)}</td><td class="right">{way.hidden ? seconds(way.hidden) : "–"}</td>
+            <td><Pair a={way.inside / most} b={way.between / most} looks={[0, 1]} /></td><td class="right">{way.inside ? si(way.inside, "B") : "–"}</td><td class="right">{way.between ? si(way.between, "B") : "–"}</td>
+            <td><Pair a={way.exposed / longest} b={way.hidden / longest} looks={[0, 1]} /></td><td class="right">{way.exposed ? seconds(way.exposed) : "–"}</td><td class="right">{way.hidden ? seconds(way.hidden) : "–"}</td>
           </tr>
         ))}</tbody>
       </table></div>
@@ -80,7 +80,7 @@ function OverTime({ ways, courses }: { ways: Way[]; courses: Courses }) {
     const there = ways.filter((way) => courses.get(name(way))?.rows && !(shown !== "bytes" && way.key === "exchange" && ways.some((other) => other.purpose === "gradients")));
     const size = (way: Way): number => { const values = courses.get(name(way))!.value; return values.reduce((sum, value) => sum + (Number.isFinite(value) ? value : 0), 0); };
     const sorted = there.map((way) => ({ way, size: size(way) })).filter((one) => one.size > 0).sort((a, b) => b.size - a.size);
-    const found = columnsOf(sorted.map((one) => courses.get(name(one.way))), POINTS);
+    const found = columnsOf(sorted.map((one) => courses.get(name(one.way))), POINTS, false);
     const main = sorted.slice(0, LAYERS).map((one, i) => ({ name: `${words(one.way.axis)}: ${words(one.way.purpose)}`, values: found.values[i]!, look: i }));
     const rest = found.steps.map((_, column) => found.values.slice(LAYERS).reduce((sum, row) => sum + (Number.isFinite(row[column]!) ? row[column]! : 0), 0));
     return { layers: sorted.length > LAYERS ? [...main, { name: "all others", values: rest, look: 8 }] : main, steps: found.steps };

@@ -60,5 +60,5 @@ export function HeatMap({ cells, rowNames, columnName, show, label, log = false 
 const within = (value: number, count: number): number => Math.max(0, Math.min(count - 1, Math.floor(value)));
 
 function Scale({ cells, show }: { cells: Cells; show: (value: number) => string }) {
-  return <div class="heat-scale"><span>{show(cells.low)}</span><i aria-hidden="true" /><span>{show(cells.high)}</span></div>;
+  return <div class="heat-scale"><span>{show(cells.low)}</span><i aria-hidden="true" /><span>{show(cells.high)}{cells.beyond ? " and more" : ""}</span></div>;
 }

@@ -15,6 +15,9 @@ interface Axis { name: string; size: number; meaning: string }
 interface Stage { first: number; last: number; embedding: boolean; head: boolean; rank: number }
 interface Told { axes: Axis[]; ranks: number; drawn: number; experts: number; text: string; hosts: string[]; own: Num[]; step: number; stages: Stage[] }
 
+/** How many times the fastest rank's time the colours' end is at least, so that ranks which differ little look alike. */
+const LEAST = 1.5;
+
 export function LayoutView({ run }: { run: RunModel }) {
   const told = useLoad((signal) => api.inside<Told>(run.id, "layout", signal), [run.id]);
   useFresh(run, told.again);
@@ -26,9 +29,9 @@ export function LayoutView({ run }: { run: RunModel }) {
 
 function Drawn({ told }: { told: Told }) {
   const [at, setAt] = useState<number | null>(null);
-  const own = told.own.map(number), known = own.filter(Number.isFinite).sort((a, b) => a - b), low = known[0] ?? 0, high = known.at(-1) ?? 0;
+  const own = told.own.map(number), known = own.filter(Number.isFinite).sort((a, b) => a - b), low = known[0] ?? 0, high = known.at(-1) ?? 0, end = Math.max(high, low * LEAST);
   const middle = known[Math.floor((known.length - 1) / 2)] ?? NaN, slow = high > 1.25 * middle ? own.indexOf(high) : -1;
-  const paint = (rank: number): { background?: string; color?: string } => (Number.isFinite(own[rank] ?? NaN) ? css(high > low * 1.02 ? (own[rank]! - low) / (high - low) : 0.1) : {});
+  const paint = (rank: number): { background?: string; color?: string } => (Number.isFinite(own[rank] ?? NaN) ? css(end > low ? (own[rank]! - low) / (end - low) : 0) : {});
   const here = at ?? (slow >= 0 ? slow : 0);
   return (
     <>
@@ -38,7 +41,7 @@ function Drawn({ told }: { told: Told }) {
         <div class="mesh" onMouseLeave={() => setAt(null)}><Level told={told} axes={told.axes} first={0} paint={paint} slow={slow} at={at} choose={setAt} /></div>
         {told.drawn < told.ranks && <p class="soft">The first {whole(told.drawn)} ranks are drawn.</p>}
         <p class="mesh-says" role="status">{says(told, here, own)}</p>
-        {known.length > 0 && <div class="heat-scale plain"><span>{seconds(low)}</span><i aria-hidden="true" /><span>{seconds(high)}</span><span>own time of a step</span></div>}
+        {known.length > 0 && <div class="heat-scale plain"><span>{seconds(low)}</span><i aria-hidden="true" /><span>{seconds(end)}</span><span>own time of a step</span></div>}
       </Panel>
       {told.stages.length > 0 && <Stages told={told} />}
     </>

@@ -1,6 +1,6 @@
 // The pixels of a heat-map: one pixel a cell in an image, which the canvas stretches without smoothing; thus 100 × 1,000 cells take about a millisecond.
 
-export interface Cells { rows: number; columns: number; values: Float32Array; absent?: Uint8Array; low: number; high: number }
+export interface Cells { rows: number; columns: number; values: Float32Array; absent?: Uint8Array; low: number; high: number; /** Whether some values lie beyond the scale. */ beyond: boolean }
 
 /** Some colours of cividis, from the low end to the high. */
 const CIVIDIS: readonly (readonly [number, number, number])[] = [
@@ -13,11 +13,15 @@ function shade(share: number): readonly [number, number, number] {
   return [a[0] + (b[0] - a[0]) * part, a[1] + (b[1] - a[1]) * part, a[2] + (b[2] - a[2]) * part];
 }
 
-/** Cells with their scale: the 1st and 99th percentile, so that one wild value does not turn all others into one colour. */
+/** Up to how many times the 99th percentile the largest value may be to be the scale's end: a slow rank shall stand out from one that is a little slow. */
+const STANDS_OUT = 6;
+
+/** Cells with their scale: from the 1st percentile to the largest value, or to the 99th percentile where the largest would turn all others into one colour. */
 export function cellsOf(rows: number, columns: number, values: Float32Array, absent?: Uint8Array): Cells {
   const finite = values.filter((value, at) => Number.isFinite(value) && !absent?.[at]).sort();
   const at = (share: number): number => finite[Math.round(share * (finite.length - 1))] ?? 0;
-  return { rows, columns, values, ...(absent ? { absent } : {}), low: at(0.01), high: at(0.99) };
+  const low = at(0.01), usual = at(0.99), largest = at(1), high = largest <= STANDS_OUT * usual ? largest : usual;
+  return { rows, columns, values, ...(absent ? { absent } : {}), low, high, beyond: largest > high };
 }
 
 export function drawHeat(canvas: HTMLCanvasElement, cells: Cells, wide: number, tall: number, log: boolean, broken: string, empty: string): void {
@@ -49,5 +53,5 @@ function rgb(hex: string): [number, number, number] {
 /** A share of the scale as colours of an element: the ground, and ink that is read on it. */
 export function css(share: number): { background: string; color: string } {
   const [r, g, b] = shade(share);
-  return { background: `rgb(${r | 0},${g | 0},${b | 0})`, color: 0.299 * r + 0.587 * g + 0.114 * b > 125 ? "#15191d" : "#ffffff" };
+  return { background: `rgb(${r | 0},${g | 0},${b | 0})`, color: 0.299 * r + 0.587 * g + 0.114 * b > 117 ? "#000000" : "#ffffff" };
 }

@@ -18,6 +18,8 @@ from penstock.monitor.series.shots import FILE, MOST_SPANS, PLAN
 
 #: Ranks that are told at a time, bytes of a file that are read, and letters of a name.
 MOST_RANKS, MOST_BYTES, MOST_LETTERS = 64, 4 << 20, 100
+#: What reading a thing of another form than it should have raises.
+UNTRUE = (AttributeError, KeyError, OverflowError, TypeError, ValueError)
 
 
 def timeline_told(metrics: Path, step: int | None, first: int) -> dict[str, Any]:
@@ -46,8 +48,9 @@ def timeline_told(metrics: Path, step: int | None, first: int) -> dict[str, Any]
 def plan_told(metrics: Path) -> dict[str, Any] | None:
     """The pipeline's plan: stages, the rank of each, what each rank is to do when (in a unit of its own), and its bubble; None without one."""
     told = _object(metrics / PLAN)
-    with suppress(KeyError, TypeError, ValueError):
-        assert told is not None
+    if told is None:
+        return None
+    with suppress(*UNTRUE):
         rank_of = [int(rank) for rank in told["rank_of"]]
         parts = [{"first": int(a), "last": int(b) - 1, "embedding": bool(c), "head": bool(d)} for a, b, c, d in told["parts"]]
         stages = [part | {"rank": rank} for part, rank in zip(parts, rank_of)]
@@ -66,7 +69,7 @@ def hosts_told(metrics: Path, ranks: int) -> list[str]:
 
 def _shot(told: Any) -> dict[str, Any] | None:
     """A step of a rank, if it is one."""
-    with suppress(KeyError, TypeError, ValueError):
+    with suppress(*UNTRUE):
         spans = [span for one in told["spans"][:MOST_SPANS] if (span := _span(one))]
         number = {"step": int(told["step"]), "start": _number(told["start"]), "end": _number(told["end"])}
         return number | {"spans": spans, "left_out": int(told.get("left_out", 0))}
@@ -75,7 +78,7 @@ def _shot(told: Any) -> dict[str, Any] | None:
 
 def _span(told: Any) -> list[Any] | None:
     """Name, start and seconds of a span, if it is one."""
-    with suppress(TypeError, ValueError):
+    with suppress(*UNTRUE):
         name, start, seconds = told
         return [str(name)[:MOST_LETTERS], _number(start), _number(seconds)]
     return None
