@@ -6,7 +6,7 @@ import { Failed, Message, Waiting } from "../ui/bits";
 import { seconds, si, whole, words } from "../ui/format";
 import { columnsOf } from "./columns";
 import { type Courses, lastOf, lastStep, useCourses } from "./courses";
-import { Choice, Keys, Panel } from "./panel";
+import { Choice, Keys, Panel, Wide } from "./panel";
 import { Stack } from "./stack";
 
 const POINTS = 200, LAYERS = 6;
@@ -54,7 +54,7 @@ function Table({ ways }: { ways: Way[] }) {
   return (
     <Panel title={`Exchanges of step ${whole(last)}`} about="Bytes are those of all ranks together; seconds are a rank's, the mean over ranks. What happens seldom has the step in which it last did.">
       <Keys of={[{ name: "inside nodes, or exposed", look: 0 }, { name: "between nodes, or hidden", look: 1 }]} />
-      <div class="scroll"><table class="differences ways">
+      <Wide label="Exchanges by axis and purpose"><table class="differences">
         <thead><tr><th scope="col">Axis</th><th scope="col">Purpose</th><th scope="col" class="right">Calls</th><th scope="col">Bytes</th><th scope="col" class="right">inside</th><th scope="col" class="right">between</th><th scope="col">Seconds</th><th scope="col" class="right">exposed</th><th scope="col" class="right">hidden</th></tr></thead>
         <tbody>{ways.map((way) => (
           <tr key={way.key} class={way.step < last ? "soft" : ""}>
@@ -63,7 +63,7 @@ function Table({ ways }: { ways: Way[] }) {
             <td><Pair a={way.exposed / longest} b={way.hidden / longest} looks={[0, 1]} /></td><td class="right">{way.exposed ? seconds(way.exposed) : "–"}</td><td class="right">{way.hidden ? seconds(way.hidden) : "–"}</td>
           </tr>
         ))}</tbody>
-      </table></div>
+      </table></Wide>
     </Panel>
   );
 }

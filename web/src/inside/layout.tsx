@@ -9,7 +9,7 @@ import { useLoad } from "../ui/load";
 import { digits, many, seconds, whole, words } from "../ui/format";
 import { useFresh } from "./courses";
 import { css } from "./paint";
-import { Panel } from "./panel";
+import { Panel, Wide } from "./panel";
 
 interface Axis { name: string; size: number; meaning: string }
 interface Stage { first: number; last: number; embedding: boolean; head: boolean; rank: number }
@@ -82,10 +82,10 @@ const holds = (stage: Stage): string => [stage.embedding ? "embedding" : "", sta
 function Stages({ told }: { told: Told }) {
   return (
     <Panel title="Stages of the pipeline" about="Which layers each stage has, and the rank of the pipeline that runs it.">
-      <div class="scroll"><table class="differences">
+      <Wide label="Stages and what they hold"><table class="differences">
         <thead><tr><th scope="col">Stage</th><th scope="col">Holds</th><th scope="col">Pipeline rank</th></tr></thead>
         <tbody>{told.stages.map((stage, at) => <tr key={at}><th scope="row">{at}</th><td>{holds(stage)}</td><td>{stage.rank}</td></tr>)}</tbody>
-      </table></div>
+      </table></Wide>
     </Panel>
   );
 }

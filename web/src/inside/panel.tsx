@@ -23,6 +23,9 @@ export function Damage({ told }: { told: string[] }) {
   return told.length ? <p class="bad-text" role="alert">{told.join("; ")}</p> : null;
 }
 
+/** A table that may be wider than the screen: it scrolls by itself, by keys too. */
+export const Wide = ({ label, children }: { label: string; children: ComponentChildren }) => <div class="scroll" tabIndex={0} role="region" aria-label={label}>{children}</div>;
+
 export interface Key { name: string; look: number }
 /** What colours stand for. */
 export function Keys({ of }: { of: Key[] }) {

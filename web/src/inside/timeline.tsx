@@ -8,7 +8,7 @@ import { useLoad } from "../ui/load";
 import { capital, many, percent, seconds, whole, words } from "../ui/format";
 import { useFresh } from "./courses";
 import type { Bar, Lane, View } from "./lanes";
-import { Damage, Keys, Panel } from "./panel";
+import { Damage, Keys, Panel, Wide } from "./panel";
 import { Timeline, panned, zoomed } from "./zoom";
 
 type Span = [name: string, start: number, seconds: number];
@@ -99,12 +99,12 @@ function Planned({ plan }: { plan: Plan }) {
 function Table({ figures }: { figures: Figures[] }) {
   return (
     <Panel title="By rank">
-      <div class="scroll"><table class="differences">
+      <Wide label="Seconds by rank"><table class="differences">
         <thead><tr><th scope="col">Rank</th><th scope="col">Stages</th>{Object.values(WORKS).filter((work) => figures.some((one) => one.by.has(work.name))).map((work) => <th key={work.name} scope="col" class="right">{capital(work.name)}</th>)}<th scope="col" class="right">Works</th><th scope="col" class="right">Idle</th><th scope="col" class="right">Bubble</th></tr></thead>
         <tbody>{figures.map((one) => (
           <tr key={one.rank}><th scope="row">{one.rank}</th><td>{one.stages.join(", ")}</td>{Object.values(WORKS).filter((work) => figures.some((other) => other.by.has(work.name))).map((work) => <td key={work.name} class="right">{seconds(one.by.get(work.name) ?? 0)}</td>)}<td class="right">{seconds(one.busy)}</td><td class="right">{seconds(one.idle)}</td><td class="right">{percent(one.bubble)}</td></tr>
         ))}</tbody>
-      </table></div>
+      </table></Wide>
     </Panel>
   );
 }
