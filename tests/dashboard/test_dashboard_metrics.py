@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -235,6 +236,36 @@ def test_rows_that_a_monitor_stores_meanwhile_are_told_once(run):
 def test_what_is_no_position_is_refused(browser, text):
     assert Position.parse(text) is None
     assert not text or browser.get("/api/v1/runs/long/live", params={"after": text}).status_code == 422
+
+
+def test_a_stream_ends_with_the_folder_of_its_run(run):
+    async def watch():
+        hub = Hub()
+        stream = await hub.stream(Run(run.path), ("loss/total",), None)
+        await anext(stream)
+        shutil.rmtree(run.path)
+        async with asyncio.timeout(30):
+            async for _ in stream:
+                pass
+        assert hub.viewers == 0
+
+    asyncio.run(watch())
+
+
+def test_a_fault_of_a_reader_ends_the_stream_and_is_told(run, monkeypatch, capsys):
+    async def watch():
+        hub = Hub()
+        stream = await hub.stream(Run(run.path), ("loss/total",), None)
+        await anext(stream)
+        monkeypatch.setattr(Reader, "turn", lambda self: 1 / 0)
+        async with asyncio.timeout(30):
+            async for _ in stream:
+                pass
+        await asyncio.sleep(0)
+        assert not hub._feeds
+
+    asyncio.run(watch())
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 async def _until(stream, kind):

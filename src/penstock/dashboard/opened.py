@@ -21,7 +21,7 @@ from penstock.monitor.series import Kinds, Series, read_kinds
 
 T = TypeVar("T")
 #: Runs that are open at most, and seconds for which names, and the like, are not looked for again.
-MOST_OPEN, KEPT_S = 8, 5.0
+MOST_OPEN, KEPT_S = 6, 5.0
 #: Longest wait for others who ask the same run, seconds.
 WAIT_S = 30.0
 

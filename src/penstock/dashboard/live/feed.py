@@ -11,14 +11,14 @@ import asyncio
 import time
 from typing import Any
 
-from penstock.dashboard.live.reader import Reader
+from penstock.dashboard.live.reader import Reader, Turn
 from penstock.dashboard.live.ring import Position
 from penstock.dashboard.plain import to_json
 from penstock.monitor.alerts import Book
 
 #: Seconds between two looks at a run that trains, and at one that does not; and the most that a costly look spreads them to.
 LOOK_S, IDLE_S, MOST_S = 0.25, 1.0, 2.0
-#: A look is taken again after so many times what it cost.
+#: A look is taken again after so many times what it took of a core.
 SHARE = 20.0
 #: Seconds between two overviews, between signs of life, and for which a reader stays without viewers.
 OVERVIEW_S, PING_S, LINGER_S = 1.0, 15.0, 10.0
@@ -44,30 +44,34 @@ class Feed:
         self._rows: dict[tuple[Position, tuple[str, ...]], str] = {}
 
     async def keep(self) -> None:
-        """Look at the run until nobody has watched it for a while, or it cannot be read any more."""
+        """Look at the run until nobody has watched it for a while, or its folder is gone."""
         left = time.monotonic()
         self._tell(alerts=True)
         try:
-            while self.viewers or time.monotonic() - left < LINGER_S:
+            while (self.viewers or time.monotonic() - left < LINGER_S) and self.reader.run.path.is_dir():
                 left = time.monotonic() if self.viewers else left
-                began = time.monotonic()
-                steps = await self._look()
+                steps, cost = await self._look()
                 usual = LOOK_S if self._shown["state"] == "running" or steps else IDLE_S
-                await asyncio.sleep(min(MOST_S, max(usual, SHARE * (time.monotonic() - began))))
+                await asyncio.sleep(min(MOST_S, max(usual, SHARE * cost)))
         finally:
             self.ended = True
             async with self._changed:
                 self._changed.notify_all()
 
-    async def _look(self) -> bool:
-        """Look at the run once, and wake the viewers; whether there were new steps."""
+    async def _look(self) -> tuple[bool, float]:
+        """Look at the run once, and wake the viewers; whether there were new steps, and the seconds of a core that the look took."""
         async with self.reading:
-            turn = await asyncio.to_thread(self.reader.turn)
+            turn, cost = await asyncio.to_thread(self._turn)
             self._rows.clear()
             self._tell(turn.alerts)
         async with self._changed:
             self._changed.notify_all()
-        return turn.steps
+        return turn.steps, cost
+
+    def _turn(self) -> tuple[Turn, float]:
+        began = time.thread_time()
+        turn = self.reader.turn()
+        return turn, time.thread_time() - began
 
     async def wait(self) -> None:
         """Wait for the next look."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -69,6 +70,8 @@ class Hub:
         self._tasks.discard(task)
         self._feeds.pop(run, None)
         self._making.pop(run, None)
+        if not task.cancelled() and (error := task.exception()):
+            traceback.print_exception(error)  # a fault of ours; its viewers come again and get a new feed
 
     async def _events(self, feed: Feed, names: tuple[str, ...], after: Position | None) -> AsyncIterator[str]:
         feed.viewers += 1

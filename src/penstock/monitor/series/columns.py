@@ -23,6 +23,10 @@ from penstock.monitor.series.merge import Generation, Key
 from penstock.monitor.series.tail import Damage
 
 FILE_BYTES = 256 << 20
+#: Rows whose keys an open store keeps, for the next who asks.
+KEPT_ROWS = 1_250_000
+#: Generations, steps and times of rows.
+Keys = tuple[np.ndarray, np.ndarray, np.ndarray]
 NOTHING: Key = (-1, -1)
 _FILE = re.compile(r"columns-(\d+)\.pcc")
 #: Bytes read at once where a damaged chunk's successor is looked for.
@@ -57,6 +61,8 @@ class ColumnReader:
         self.torn = 0
         self._abouts: dict[bytes, tuple[About, dict[str, int]]] = {}
         self._files: dict[Path, int] = {}
+        self._keys: dict[tuple[Path, int], Keys] = {}
+        self._kept_rows = 0
         self._ends: dict[Path, int] = {}
         self.refresh()
 
@@ -95,8 +101,17 @@ class ColumnReader:
             found.append(column)
         return found
 
-    def keys(self, chunk: Stored) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """Generations, steps (int64) and times of a chunk's rows; None if they are damaged, which is then told."""
+    def keys(self, chunk: Stored) -> Keys | None:
+        """Generations, steps (int64) and times of a chunk's rows; None if they are damaged, which is then told. Those of many rows are kept."""
+        place = chunk.path, chunk.start
+        if place not in self._keys and (keys := self._read_keys(chunk)):
+            if self._kept_rows + chunk.head.steps > KEPT_ROWS:
+                return keys
+            self._kept_rows += chunk.head.steps
+            self._keys[place] = keys
+        return self._keys.get(place)
+
+    def _read_keys(self, chunk: Stored) -> Keys | None:
         found = [self._block(chunk, i, dtype, "of a chunk's steps") for i, dtype in enumerate(("<i8", "<i8", "<f8"))]
         generations, steps, times = found
         return None if generations is None or steps is None or times is None else (generations, steps, times)
