@@ -22,7 +22,7 @@ NAMES = (
     "micro_batch", "codec", "balance", "exchange", "store", "survive", "monitor_cost",
 )  # fmt: skip
 #: Parts of others, and studies of hours, which run only when named.
-PARTS = ("monitor_store", "numenta", "detect_cost", "store_bytes", "store_scale", "store_training", "exchange_learning")
+PARTS = ("dashboard_page", "monitor_store", "numenta", "detect_cost", "store_bytes", "store_scale", "store_training", "exchange_learning")
 
 
 def main() -> int:

@@ -98,6 +98,37 @@ def test_list_of_runs_shows_sorts_searches_and_chooses_for_a_comparison(look):
     expect(page).to_have_url(re.compile("/compare.run=.*&run="))
 
 
+def test_a_thousand_runs_scroll_with_few_rows_in_the_page(look):
+    row = look.page.request.get(f"{look.url}/api/v1/runs").json()["runs"][-1]
+    rows = [row | {"id": f"run-{number}", "name": f"run-{number}"} for number in range(1000)]
+
+    def answer(route):
+        asked = {key: int(value) for key, value in re.findall(r"(limit|offset)=(\d+)", route.request.url)}
+        route.fulfill(json={"total": 1000, "runs": rows[asked["offset"] : asked["offset"] + asked["limit"]]})
+
+    look.page.route("**/api/v1/runs?*", answer)
+    page = look.at("/")
+    expect(page.get_by_text("1,000 runs")).to_be_visible()
+    expect(page.locator("table")).to_have_attribute("aria-rowcount", "1001")
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    expect(page.get_by_role("link", name="run-999", exact=True)).to_be_visible()
+    assert page.locator("tr.run").count() < 100
+    page.unroute_all()
+
+
+def test_no_runs_and_no_such_run_say_what_to_do(look):
+    page = look.page
+    page.route("**/api/v1/runs?*", lambda route: route.fulfill(json={"total": 0, "runs": []}))
+    look.at("/")
+    expect(page.get_by_text("penstock train demo")).to_be_visible()
+    page.unroute_all()
+    look.at("/r/nothing/overview")
+    expect(page.get_by_role("heading", name="This run cannot be read")).to_be_visible()
+    page.get_by_role("link", name="All runs", exact=True).click()
+    expect(page.locator("tr.run")).to_have_count(4)
+    look.errors[:] = [told for told in look.errors if "404" not in told]  # the browser itself tells of answers that are none
+
+
 def test_keyboard_reaches_everything_and_says_how(look):
     page = look.at("/")
     expect(page.locator("tr.run")).to_have_count(4)
@@ -228,7 +259,7 @@ def test_explore_has_one_cross_hair_and_tells_of_marks(look):
 
 
 def test_explore_explains_enlarges_and_exports(look, tmp_path):
-    page = look.at(f"{DONE}/explore?q=loss/total")
+    page = look.at(f"{DONE}/explore?q=loss")
     found = drawn(page, "loss/total")
     page.get_by_role("button", name="What loss/total means").click()
     expect(found).to_contain_text("cross-entropy")
@@ -307,6 +338,7 @@ def test_compare_overlays_and_says_what_differs(look):
     expect(page.locator(".legend li")).to_have_count(2)
     expect(page.get_by_label("Settings that differ")).to_contain_text("optim.lr")
     expect(page.get_by_label("Results", exact=True)).to_contain_text("validation loss")
+    expect(page.get_by_label("Differences")).to_contain_text("ended as no number")
     expect(page.get_by_label("Differences")).to_contain_text("±")
     page.get_by_label("Metric", exact=True).fill("grad_norm/total")
     expect(page.get_by_role("heading", name="grad_norm/total")).to_be_visible()

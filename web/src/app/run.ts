@@ -1,6 +1,6 @@
 // What is known of the run that is looked at, shared by its views: how it stands, its alerts, its metrics, and the live stream that keeps them true.
 import { computed, signal } from "@preact/signals";
-import { api, frozen } from "../api/client";
+import { api, ApiError, frozen } from "../api/client";
 import { Live } from "../api/live";
 import type { Alert, LiveRows, Metric, Overview } from "../api/types";
 
@@ -36,7 +36,7 @@ export class RunModel {
   }
 
   read(): void {
-    api.overview(this.id, this.control.signal).then((told) => this.take(told), (error: Error) => { if (!this.control.signal.aborted) this.error.value = error; });
+    api.overview(this.id, this.control.signal).then((told) => this.take(told), (error: Error) => this.failed(error));
     this.readAlerts();
     this.readMetrics();
   }
@@ -60,6 +60,12 @@ export class RunModel {
     this.error.value = null;
     if (!frozen) this.ahead.value = Date.now() / 1000 - told.time;
     if (before && before.step === 0 && told.step > 0) void this.readMetrics();
+  }
+
+  private failed(error: Error): void {
+    if (this.control.signal.aborted) return;
+    this.error.value = error;
+    if (error instanceof ApiError && error.status === 404) this.live.close();
   }
 
   private refetch(): void {

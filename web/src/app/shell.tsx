@@ -10,6 +10,7 @@ import { A } from "../ui/link";
 import { Icon } from "../ui/icon";
 import { Message, StateBadge } from "../ui/bits";
 import { Token } from "../ui/token";
+import { sentence } from "../ui/format";
 import { LiveMark } from "./live-mark";
 import { RunsView } from "../runs/view";
 import { OverviewView } from "../overview/view";
@@ -39,7 +40,7 @@ export function Shell() {
         {at.page === "run" && <RunHead id={at.id} tab={at.tab} />}
         {at.page === "compare" && <h1 class="crumb">Compare</h1>}
         <div class="bar-end">
-          {at.page === "run" && current.value && <LiveMark run={current.value} />}
+          {at.page === "run" && current.value && !(current.value.error.value && !current.value.overview.value) && <LiveMark run={current.value} />}
           {!frozen && me.value?.may_act && <span class="chip soft-chip" title="This browser may act on runs">may act</span>}
           <button type="button" class="quiet square" aria-label={`Theme: ${THEMES[theme.value]}`} title={`Theme: ${THEMES[theme.value]}`} onClick={nextTheme}>
             <Icon name={theme.value === "system" ? "system" : theme.value === "light" ? "sun" : "moon"} />
@@ -92,7 +93,7 @@ function View() {
   if (!run || run.id !== at.id) return null;
   const failed = run.error.value;
   if (failed && !run.overview.value) {
-    return <Message title="This run cannot be read" kind="error"><p>{failed.message}</p><p><button type="button" onClick={() => run.read()}>Try again</button> <A to="/">All runs</A></p></Message>;
+    return <Message title="This run cannot be read" kind="error"><p>{sentence(failed.message)}</p><p><button type="button" onClick={() => run.read()}>Try again</button> <A to="/">All runs</A></p></Message>;
   }
   switch (at.tab) {
     case "overview": return <OverviewView run={run} />;

@@ -34,11 +34,11 @@ function One({ id, a, b, axis, share, better, place }: { id: string; a: Course; 
   }, [told, paint]);
   const band = useMemo(() => ({ x: told.x, low: told.low, high: told.high }), [told]);
   const sure = Number.isFinite(told.half) && Math.abs(told.whole) > told.half;
-  const word = !told.rows ? "no rows in common" : !Number.isFinite(told.half) ? "too few rows to tell" : !sure ? "no difference that is sure" : better ? ((better === "low") === (told.whole < 0) ? "better" : "worse") : told.whole > 0 ? "higher" : "lower";
+  const word = told.broken ? "ended as no number" : !told.rows ? "no rows in common" : !Number.isFinite(told.half) ? "too few rows to tell" : !sure ? "no difference that is sure" : better ? ((better === "low") === (told.whole < 0) ? "better" : "worse") : told.whole > 0 ? "higher" : "lower";
   const figures = told.rows ? `${told.whole < 0 ? "−" : "+"}${inUnit(Math.abs(told.whole), a.unit)}${Number.isFinite(told.half) ? ` ± ${digits(told.half, 2)}` : ""}` : "";
   return (
     <figure>
-      <figcaption><b>{id}</b> <span class={`tag ${word}`}>{word}</span> <span class="figure-text">{figures}</span></figcaption>
+      <figcaption><b>{id}</b> <span class={`tag ${told.broken ? "worse" : word}`}>{word}</span> <span class="figure-text">{figures}</span></figcaption>
       {told.rows > 1 && <Lines lines={lines} band={band} unit={a.unit} time={false} log={false} zero label={`${id} minus the first run: ${figures}, ${word}`} />}
     </figure>
   );

@@ -10,7 +10,10 @@ const BLOCKS = 10;
 /** 97.5 % quantile of Student's t with BLOCKS − 1 degrees of freedom. */
 const T = 2.262;
 
-export interface Difference { x: number[]; each: (number | null)[]; mean: (number | null)[]; low: (number | null)[]; high: (number | null)[]; whole: number; half: number; rows: number }
+export interface Difference { x: number[]; each: (number | null)[]; mean: (number | null)[]; low: (number | null)[]; high: (number | null)[]; whole: number; half: number; rows: number;
+  /** The last that was measured of `b` is no number. */
+  broken: boolean;
+}
 
 /** A course at any x, between its rows; null outside. */
 export function valueAt(course: Course, axis: Axis, x: number): number | null {
@@ -36,9 +39,9 @@ export function difference(a: Course, b: Course, axis: Axis, share: number): Dif
     x.push(at);
     each.push(other !== null && Number.isFinite(own) ? other - own : null);
   }
-  const known = each.filter((value) => value !== null);
+  const known = each.filter((value) => value !== null), ended = b.rows > 0 && !Number.isFinite(b.value[b.rows - 1]!);
   const total = interval(known);
-  return { x, each, ...moving(each), whole: total.mean, half: total.half, rows: known.length };
+  return { x, each, ...moving(each), whole: total.mean, half: total.half, rows: known.length, broken: ended };
 }
 
 function interval(values: number[]): { mean: number; half: number } {

@@ -9,7 +9,7 @@ import { painted, colour } from "../app/theme";
 import { Lines, type Line } from "../charts/lines";
 import { type Axis, AXES, columnOf } from "../explore/clock";
 import { smoothed } from "../explore/smooth";
-import { Failed, Message, Waiting } from "../ui/bits";
+import { Failed, Message } from "../ui/bits";
 import { A } from "../ui/link";
 import { useLoad } from "../ui/load";
 import { digits, inUnit, NONE, plain, seconds, si } from "../ui/format";
@@ -40,7 +40,7 @@ export function CompareView({ ids }: { ids: string[] }) {
       </div>
       {courses.value ? <Overlay ids={ids} courses={courses.value} metric={metric} axis={axis} smooth={smooth} log={log} /> : <section class="card"><div class="plot big" /></section>}
       {courses.value && <Against ids={ids} courses={courses.value} axis={axis} better={table.value?.results.find((one) => one.name === metric)?.better ?? (/loss|time|wait|memory/.test(metric) ? "low" : null)} />}
-      {table.error ? <Failed error={table.error} again={table.again} /> : table.value ? <Tables told={table.value} ids={ids} /> : <Waiting what="what differs" />}
+      {table.error ? <Failed error={table.error} again={table.again} /> : courses.value && table.value && <Tables told={table.value} ids={ids} />}
     </div>
   );
 }
@@ -97,7 +97,7 @@ function Tables({ told, ids }: { told: Comparison; ids: string[] }) {
           {head("Figure")}
           <tbody>{told.results.map((row) => {
             const values = row.values.map(number), finite = values.filter(Number.isFinite);
-            const best = row.better && finite.length > 1 ? (row.better === "low" ? Math.min(...finite) : Math.max(...finite)) : NaN;
+            const best = row.better && new Set(finite).size > 1 ? (row.better === "low" ? Math.min(...finite) : Math.max(...finite)) : NaN;
             return <tr key={row.name}><th scope="row">{row.name}</th>{values.map((value, index) => <td key={index} class={`right ${value === best ? "best" : ""}`}>{inUnit(value, row.unit)}{value === best && <span class="sr"> best</span>}</td>)}</tr>;
           })}</tbody>
         </table>

@@ -2,7 +2,7 @@
 import { api, MOST_POINTS } from "../api/client";
 import type { Course } from "../api/series";
 import { colour, rem } from "../app/theme";
-import type { Range } from "./store";
+import type { Range } from "./queue";
 
 function save(name: string, blob: Blob): void {
   const link = document.createElement("a");

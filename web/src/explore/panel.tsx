@@ -97,9 +97,9 @@ function draw(metric: Metric, shared: Shared, host: HTMLElement, figures: HTMLEl
       row = at;
       write();
       if (!own) return;
-      const near = at === null ? null : made.markAt(left);
+      const near = at === null ? "" : made.marksAt(left);
       const box = host.getBoundingClientRect();
-      tip.value = near ? { text: near.text, left: box.left + left, top: box.top } : null;
+      tip.value = near ? { text: near, left: box.left + left, top: box.top } : null;
     },
   }, shared.stage);
   plot.current = made;
@@ -109,7 +109,7 @@ function draw(metric: Metric, shared: Shared, host: HTMLElement, figures: HTMLEl
     effect(() => {
       store.changed.value;
       const at = range.value, sight = span.value, beta = view.value.smooth;
-      store.need(metric.name, at);
+      store.need(metric.name, at, made.onScreen());
       const course = store.course(metric.name, at);
       if (!course || !sight) { write(); return; }
       if (course === shown && beta === smooth) { made.see(sight); return; }
@@ -122,7 +122,7 @@ function draw(metric: Metric, shared: Shared, host: HTMLElement, figures: HTMLEl
     effect(() => { const at = clock.value; if (at) made.mark(marks.value.map((mark) => ({ ...mark, x: at.toX(mark.step) }))); }),
   ];
   write();
-  return () => { ends.forEach((end) => end()); size.disconnect(); made.destroy(); plot.current = null; tip.value = null; };
+  return () => { store.drop(metric.name); ends.forEach((end) => end()); size.disconnect(); made.destroy(); plot.current = null; tip.value = null; };
 }
 
 /** Units that are words stand once in a line of figures. */

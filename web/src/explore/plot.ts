@@ -19,6 +19,8 @@ export interface PlotWishes extends Gestures {
 
 const RAW = 3, MAIN = 4;
 const FEW = 40;
+/** Pixels from a mark at which it is told of. */
+const REACH = 7;
 
 export class Plot implements Actor {
   private readonly u: uPlot;
@@ -67,14 +69,9 @@ export class Plot implements Actor {
     if (this.course) this.u.redraw(false);
   }
 
-  /** The mark within reach of the pointer. */
-  markAt(left: number): Placed | null {
-    let best: Placed | null = null, reach = 7;
-    for (const one of this.marks) {
-      const apart = Math.abs(this.u.valToPos(one.x, "x") - left);
-      if (apart < reach) { best = one; reach = apart; }
-    }
-    return best;
+  /** The marks within reach of the pointer, in words, the loudest first. */
+  marksAt(left: number): string {
+    return this.marks.filter((one) => Math.abs(this.u.valToPos(one.x, "x") - left) < REACH).map((one) => one.text).reverse().join("\n");
   }
 
   resize(): void {
@@ -112,7 +109,7 @@ export class Plot implements Actor {
       bands: band ? [{ series: [2, 1], fill: colour("--band") }] : [],
       cursor: {
         y: false, sync: { key: "explore", setSeries: false, scales: ["x", null] }, drag: { x: true, y: false, setScale: false },
-        points: { size: size / 2, show: (u, series) => this.cursorPoint(u, series, line) },
+        points: { size: size / 2, show: (_, series) => dot(series, line) },
       },
       hooks: {
         setCursor: [(u) => this.wishes.hover(u.cursor.left! < 0 ? null : u.cursor.idx ?? null, u.cursor.left ?? -1, this.inside)],
@@ -120,12 +117,12 @@ export class Plot implements Actor {
       },
     };
   }
+}
 
-  private cursorPoint(u: uPlot, series: number, line: string): HTMLElement {
-    const point = document.createElement("div");
-    point.style.background = line;
-    if (series !== MAIN) point.hidden = true;
-    void u;
-    return point;
-  }
+/** The dot of the cross-hair, on the value's line alone. */
+function dot(series: number, paint: string): HTMLElement {
+  const point = document.createElement("div");
+  point.style.background = paint;
+  point.hidden = series !== MAIN;
+  return point;
 }

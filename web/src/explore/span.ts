@@ -1,7 +1,7 @@
 // Spans of x and ranges of steps: turned into each other, and kept within the run.
 import type { Course } from "../api/series";
 import type { Clock } from "./clock";
-import type { Range } from "./store";
+import type { Range } from "./queue";
 
 /** The steps that a span of x stands for; null if it is the whole run. */
 export function asSteps(clock: Clock | null, base: Course | null, from: number, to: number): Range | null {

@@ -3,7 +3,7 @@
 import { signal } from "@preact/signals";
 import { query, setQuery } from "../app/route";
 import { type Axis, AXES } from "./clock";
-import type { Range } from "./store";
+import type { Range } from "./queue";
 
 export interface View { search: string; axis: Axis; smooth: number; log: boolean; band: boolean; closed: string[]; pins: string[] }
 

@@ -1,22 +1,21 @@
-// The courses behind the panels. Panels say which metrics are in sight; what is wanted within one frame goes out as few calls of up to 64 names. Each
-// metric has its whole course, and, when one looks closer, a finer one of a range somewhat wider than what is in sight, so that panning has something
-// to show at once. New rows of the live stream are put behind the whole course, which is fetched again, thinned, when it has grown too long.
+// The courses behind the panels. Panels say which metrics are in sight; what they need goes out a few names a call (`queue.ts`). Each metric has its
+// whole course, and, when one looks closer, a finer one of a range somewhat wider than what is in sight, so that panning has something to show at once.
+// New rows of the live stream are put behind the whole course, which is fetched again, thinned, when it has grown too long.
 import { signal } from "@preact/signals";
 import { api, MOST_NAMES } from "../api/client";
 import { appended, type Course } from "../api/series";
 import type { LiveRows } from "../api/types";
 import type { RunModel } from "../app/run";
+import { Queue, type Range } from "./queue";
 
-export interface Range { from: number; to: number }
 interface Held { whole: Course | null; wholeStale: boolean; close: Course | null; closeOf: Range | null; missing: boolean }
 
 const POINTS = 800;
 /** Rows in sight below which a finer course is asked for, if there are more measured. */
 const COARSE = 500;
 const LONGEST = 2600;
-const FRAME_MS = 16;
-/** A finer course is asked for when the range has rested so long. */
-const REST_MS = 150;
+/** What could not be fetched is asked for again after so long. */
+const RETRY_MS = 3000;
 
 export class Store {
   /** Counts up when courses changed; panels look at their own then. */
@@ -28,13 +27,10 @@ export class Store {
 
   private held = new Map<string, Held>();
   private wanted = new Set<string>();
-  private pending = new Map<string, null>();
+  private readonly queue = new Queue((names, range) => this.fetch(names, range));
   /** Rows that came before the course they belong to. */
   private early = new Map<string, LiveRows["courses"][string][]>();
-  private flying = new Set<string>();
-  private timer = 0;
-  private closer = new Map<string, Range>();
-  private restTimer = 0;
+  private retry = 0;
   private control = new AbortController();
   private readonly stop: () => void;
 
@@ -42,7 +38,7 @@ export class Store {
     this.stop = run.listen((rows) => this.take(rows), () => this.forget());
   }
 
-  close(): void { this.stop(); this.control.abort(); clearTimeout(this.timer); clearTimeout(this.restTimer); }
+  close(): void { this.stop(); this.control.abort(); this.queue.close(); clearTimeout(this.retry); }
 
   missing(name: string): boolean { return this.held.get(name)?.missing ?? false; }
 
@@ -60,12 +56,15 @@ export class Store {
     this.run.live.want(names.slice(0, MOST_NAMES), this.through.peek() || null);
   }
 
-  /** Fetch a metric's course, finer if a range is given and what is held is too coarse for it. */
-  need(name: string, range: Range | null): void {
+  /** Fetch a metric's course, finer if a range is given and what is held is too coarse for it; `urgent`: it is on the screen. */
+  need(name: string, range: Range | null, urgent: boolean): void {
     const held = this.held.get(name);
-    if (!held?.whole || held.wholeStale) this.ask(name, null);
-    if (range && held?.whole && this.coarse(held, range)) this.ask(name, range);
+    if (!held || held.wholeStale || (!held.whole && !held.missing)) this.queue.add({ name, range: null, urgent });
+    if (range && held?.whole && this.coarse(held, range)) this.queue.add({ name, range, urgent });
   }
+
+  /** A metric is out of sight: what of it was not fetched yet need not be. */
+  drop(name: string): void { this.queue.drop(name); }
 
   private coarse(held: Held, range: Range): boolean {
     const whole = held.whole!;
@@ -75,33 +74,8 @@ export class Store {
     return rowsWithin(best, range) < COARSE;
   }
 
-  private ask(name: string, range: Range | null): void {
-    if (this.flying.has(key(name, range))) return;
-    if (range) {
-      this.closer.set(name, range);
-      clearTimeout(this.restTimer);
-      this.restTimer = window.setTimeout(() => { this.flush(this.closer); this.closer = new Map(); }, REST_MS);
-    } else {
-      this.pending.set(name, null);
-      this.timer ||= window.setTimeout(() => { this.timer = 0; this.flush(this.pending); this.pending = new Map(); }, FRAME_MS);
-    }
-  }
-
-  private flush(asked: Map<string, Range | null>): void {
-    const groups = new Map<string, { range: Range | null; names: string[] }>();
-    for (const [name, range] of asked) {
-      const group = groups.get(key("", range)) ?? { range, names: [] };
-      group.names.push(name);
-      groups.set(key("", range), group);
-    }
-    for (const { range, names } of groups.values()) {
-      for (let at = 0; at < names.length; at += MOST_NAMES) void this.fetch(names.slice(at, at + MOST_NAMES), range);
-    }
-  }
-
   private async fetch(names: string[], range: Range | null): Promise<void> {
     const wide = range && { from: Math.max(0, range.from - (range.to - range.from) / 2), to: range.to + (range.to - range.from) / 2 };
-    names.forEach((name) => this.flying.add(key(name, range)));
     try {
       const answer = await api.series(this.run.id, names, wide ? { ...wide, points: 2 * POINTS } : { points: POINTS }, this.control.signal);
       for (const name of names) this.put(name, answer.courses.get(name) ?? null, wide);
@@ -110,7 +84,10 @@ export class Store {
     } catch (error) {
       if (this.control.signal.aborted) return;
       this.error.value = error as Error;
-    } finally { names.forEach((name) => this.flying.delete(key(name, range))); }
+      clearTimeout(this.retry);
+      this.retry = window.setTimeout(() => { this.changed.value = this.changed.peek() + 1; }, RETRY_MS);
+      return;
+    }
     this.changed.value = this.changed.peek() + 1;
   }
 
@@ -126,6 +103,7 @@ export class Store {
     for (const [name, more] of Object.entries(rows.courses)) {
       const held = this.held.get(name);
       if (!held?.whole) {
+        if (held?.missing) this.queue.add({ name, range: null, urgent: true });
         if (this.wanted.has(name)) this.early.set(name, [...(this.early.get(name) ?? []), more]);
         continue;
       }
@@ -133,7 +111,7 @@ export class Store {
       const followed = held.close && held.closeOf && held.closeOf.to >= held.whole.step[held.whole.rows - 1]! ? appended(held.close, more) : held.close;
       this.held.set(name, { ...held, whole, close: followed });
       if (name === this.base.peek()?.name) this.base.value = whole;
-      if (whole.rows > LONGEST && this.wanted.has(name)) this.ask(name, null);
+      if (whole.rows > LONGEST && this.wanted.has(name)) this.queue.add({ name, range: null, urgent: true });
     }
     this.through.value = Math.max(this.through.peek(), rows.through);
     this.changed.value = this.changed.peek() + 1;
@@ -142,11 +120,9 @@ export class Store {
   /** The run went back, or rows were missed: everything is fetched again; what is shown stays until then. */
   private forget(): void {
     for (const [name, held] of this.held) this.held.set(name, { ...held, wholeStale: true, close: null, closeOf: null });
-    for (const name of this.wanted) this.ask(name, null);
+    for (const name of this.wanted) this.queue.add({ name, range: null, urgent: true });
   }
 }
-
-const key = (name: string, range: Range | null): string => `${name} ${range ? `${range.from}:${range.to}` : ""}`;
 
 function rowsWithin(course: Course, range: Range): number {
   let rows = 0;

@@ -70,8 +70,12 @@ function useShared(run: RunModel): Shared {
 /** Groups that people look at first; the others follow in their order. */
 const FIRST = ["loss", "eval", "cost", "grad_norm", "time", "wait", "memory", "optim"];
 
+/** So few panels share the width of the page. */
+const FEW = 2;
+
 function Groups({ metrics, shared, searched }: { metrics: Metric[]; shared: Shared; searched: boolean }) {
   const { pins, closed } = view.value;
+  const few = metrics.length <= FEW;
   const pinned = pins.flatMap((name) => metrics.find((metric) => metric.name === name) ?? []);
   const groups = new Map<string, Metric[]>(searched ? [] : FIRST.map((name) => [name, []]));
   for (const metric of metrics) {
@@ -82,23 +86,23 @@ function Groups({ metrics, shared, searched }: { metrics: Metric[]; shared: Shar
   const toggle = (name: string): void => change({ closed: closed.includes(name) ? closed.filter((one) => one !== name) : [...closed, name] });
   return (
     <>
-      {pinned.length > 0 && <Group name="pinned" metrics={pinned} shared={shared} open toggle={() => undefined} pins={pins} fixed />}
+      {pinned.length > 0 && <Group name="pinned" metrics={pinned} shared={shared} open toggle={() => undefined} pins={pins} few={few} fixed />}
       {[...groups].filter(([, members]) => members.length).map(([name, members]) => (
-        <Group key={name} name={name} metrics={members} shared={shared} open={searched || !closed.includes(name)} toggle={() => toggle(name)} pins={pins} />
+        <Group key={name} name={name} metrics={members} shared={shared} open={searched || !closed.includes(name)} toggle={() => toggle(name)} pins={pins} few={few} />
       ))}
     </>
   );
 }
 
-interface GroupProps { name: string; metrics: Metric[]; shared: Shared; open: boolean; toggle: () => void; pins: string[]; fixed?: boolean }
+interface GroupProps { name: string; metrics: Metric[]; shared: Shared; open: boolean; toggle: () => void; pins: string[]; few: boolean; fixed?: boolean }
 
-function Group({ name, metrics, shared, open, toggle, pins, fixed }: GroupProps) {
+function Group({ name, metrics, shared, open, toggle, pins, few, fixed }: GroupProps) {
   const title = <>{capital(words(name))}<span class="soft count">{whole(metrics.length)}</span></>;
   return (
     <section class="group" aria-label={name}>
       <h2>{fixed ? <span class="group-name"><Icon name="pin" />{title}</span>
         : <button type="button" class="group-name" aria-expanded={open} onClick={toggle}><Icon name={open ? "down" : "right"} />{title}</button>}</h2>
-      {open && <div class="panels">{metrics.map((metric) => <Panel key={metric.name} metric={metric} shared={shared} pinned={pins.includes(metric.name)} />)}</div>}
+      {open && <div class={`panels ${few ? "few" : ""}`}>{metrics.map((metric) => <Panel key={metric.name} metric={metric} shared={shared} pinned={pins.includes(metric.name)} />)}</div>}
     </section>
   );
 }

@@ -3,7 +3,7 @@
 import { number } from "../api/types";
 import { Command } from "../ui/bits";
 import { Icon } from "../ui/icon";
-import { clock, digits, inUnit, NONE, seconds, whole } from "../ui/format";
+import { clock, digits, inUnit, NONE, quoted, seconds, whole } from "../ui/format";
 import { countOf } from "./list";
 import type { Entry, Story } from "./story";
 
@@ -33,7 +33,7 @@ export function Between({ pair, story, name, close }: { pair: [Entry, Entry]; st
       </table>
       <h3>{inner.length ? `${countOf(inner)} between` : "Nothing else happened between"}</h3>
       <ul>{inner.slice(0, 50).map((entry) => <li key={entry.key}><span class={`kind ${entry.kind}`}>{entry.kind}</span> {entry.step !== null && `step ${whole(entry.step)}: `}{entry.text}</li>)}</ul>
-      {a.snapshot?.state === "here" && b.snapshot?.state === "here" && <><p class="soft">Settings, code and weights, tensor by tensor:</p><Command text={`penstock runs diff ${name}@${a.snapshot.id.slice(0, 12)} ${name}@${b.snapshot.id.slice(0, 12)} --weights`} /></>}
+      {a.snapshot?.state === "here" && b.snapshot?.state === "here" && <><p class="soft">Settings, code and weights, tensor by tensor:</p><Command text={`penstock runs diff ${quoted(`${name}@${a.snapshot.id.slice(0, 12)}`)} ${quoted(`${name}@${b.snapshot.id.slice(0, 12)}`)} --weights`} /></>}
     </section>
   );
 }

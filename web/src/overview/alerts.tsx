@@ -6,7 +6,7 @@ import type { RunModel } from "../app/run";
 import { frozen } from "../api/client";
 import { runPath } from "../app/route";
 import { ActionDialog, type Wanted } from "../history/action";
-import { LevelMark } from "../ui/bits";
+import { LevelMark, Prose } from "../ui/bits";
 import { A } from "../ui/link";
 import { digits, inUnit, many, percent, whole } from "../ui/format";
 import { counted, titleOf } from "./verdict";
@@ -40,8 +40,8 @@ function One({ alert, run, act }: { alert: Alert; run: RunModel; act: (wanted: W
       </header>
       <p class="what">{alert.what}</p>
       <dl>
-        <div><dt>Cause</dt><dd>{alert.cause}</dd></div>
-        <div><dt>Do</dt><dd class="advice">{alert.advice}</dd></div>
+        <div><dt>Cause</dt><dd><Prose text={alert.cause} /></dd></div>
+        <div><dt>Do</dt><dd class="advice"><Prose text={alert.advice} /></dd></div>
         {alert.evidence.length > 0 && <div><dt>Moved</dt><dd><ul class="moved">{alert.evidence.slice(0, 4).map((one) => <li key={`${one.name}${one.rank}`}><Evidence one={one} /></li>)}</ul></dd></div>}
         {alert.also.length > 0 && <div><dt>Also</dt><dd>{alert.also.slice(0, 3).join("; ")}</dd></div>}
         {alert.notes.length > 0 && <div><dt>Note</dt><dd>{alert.notes.join("; ")}</dd></div>}

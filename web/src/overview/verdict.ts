@@ -1,7 +1,7 @@
 // What the large word of the overview says. The server's `health` counts alerts; here the worst of them speaks, because "1 open alert" tells a person
 // who walks by less than "Straggler on rank 3". Silence is a fault too: a run whose ranks, or whose news, stay away is not called healthy.
 import type { Alert, Level, Overview } from "../api/types";
-import { capital, many, seconds, words } from "../ui/format";
+import { capital, many, sentence, seconds, words } from "../ui/format";
 
 export type Tone = "good" | "idle" | Level;
 export interface Verdict { tone: Tone; word: string; detail: string }
@@ -56,4 +56,4 @@ function ofEnded(told: Overview, bad: Alert[]): Verdict {
 }
 
 const others = (bad: Alert[]): string => (bad.length > 1 ? `And ${many(bad.length - 1, "more open alert")}` : "");
-const sentences = (...texts: string[]): string => texts.filter(Boolean).map((text) => capital(/[.!?]$/.test(text) ? text : `${text}.`)).join(" ");
+const sentences = (...texts: string[]): string => texts.filter(Boolean).map(sentence).join(" ");

@@ -6,7 +6,7 @@ import type { RunModel } from "../app/run";
 import { Spark } from "../charts/spark";
 import { Icon } from "../ui/icon";
 import { useNow } from "../ui/load";
-import { Waiting } from "../ui/bits";
+import { Prose, Waiting } from "../ui/bits";
 import { ago, digits, inUnit, moment, NONE, percent, seconds, si, told as figure, whole } from "../ui/format";
 import { Alerts } from "./alerts";
 import { Events } from "./events";
@@ -26,7 +26,7 @@ export function OverviewView({ run }: { run: RunModel }) {
       <section class={`hero ${says.tone}`} aria-label="How the run stands">
         <div class="verdict" role="status">
           <Icon name={says.tone === "good" ? "check" : says.tone === "idle" ? "notice" : says.tone} />
-          <div><h1>{says.word}</h1><p>{says.detail}</p></div>
+          <div><h1>{says.word}</h1><p><Prose text={says.detail} /></p></div>
         </div>
         <div class="progress">
           <div class="progress-words">

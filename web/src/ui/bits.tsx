@@ -2,6 +2,7 @@
 import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
 import type { Level, RunState } from "../api/types";
+import { sentence } from "./format";
 import { Icon } from "./icon";
 
 export function Message({ title, children, kind = "empty" }: { title: string; children?: ComponentChildren; kind?: "empty" | "error" }) {
@@ -19,7 +20,7 @@ export const Waiting = ({ what }: { what: string }) => <div class="waiting" role
 export function Failed({ error, again }: { error: Error; again?: () => void }) {
   return (
     <Message title="That could not be read" kind="error">
-      <p>{error.message}</p>
+      <p>{sentence(error.message)}</p>
       {again && <button type="button" onClick={again}>Try again</button>}
     </Message>
   );
@@ -51,6 +52,9 @@ export function Command({ text }: { text: string }) {
     </div>
   );
 }
+
+/** A text in which commands stand between backticks. */
+export const Prose = ({ text }: { text: string }) => <>{text.split("`").map((part, at) => (at % 2 ? <code key={at}>{part}</code> : part))}</>;
 
 /** A name and its value in a list of facts. */
 export const Fact = ({ name, children }: { name: string; children: ComponentChildren }) => (

@@ -83,7 +83,11 @@ export const clock = (time: number): string => (Number.isFinite(time) ? CLOCK.fo
 /** `loss_spike` as words. */
 export const words = (name: string): string => name.replaceAll("_", " ");
 export const capital = (text: string): string => text.charAt(0).toUpperCase() + text.slice(1);
+/** As a sentence: a capital in front, a stop behind. */
+export const sentence = (text: string): string => capital(/[.!?)]$/.test(text) ? text : `${text}.`);
 export const many = (count: number, what: string): string => `${whole(count)} ${what}${count === 1 ? "" : "s"}`;
+/** A word of a command line as a shell must be given it: names of runs are anybody's text. */
+export const quoted = (word: string): string => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`);
 /** Any value of a setting as one line. */
 export const plain = (value: unknown): string =>
   (value === null || value === undefined ? NONE : typeof value === "string" ? value || "“”" : typeof value === "number" ? value.toLocaleString("en-US", { maximumSignificantDigits: 12, notation: value && Math.abs(value) < 1e-5 ? "scientific" : "standard" }).replace("E", "e") : JSON.stringify(value));
