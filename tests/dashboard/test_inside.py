@@ -53,13 +53,13 @@ def test_a_metric_that_no_rank_kept_is_refused_with_those_there_are(runs_dir):
     assert told(runs_dir, "ranks", run="no", status=404)["error"]
 
 
-def test_many_ranks_share_rows(runs_dir, monkeypatch):
+def test_many_ranks_share_rows_which_show_the_highest(runs_dir, monkeypatch):
     whole = grid(told(runs_dir, "ranks"))
     monkeypatch.setattr(ranks_module, "MOST_ROWS", 3)
     answer = told(runs_dir, "ranks")
     mean, most, there = grid(answer)
     assert answer["per_row"] == 2 and answer["ranks"] == 4 and mean.shape == (2, 60) and there.all()
-    assert mean[1] == pytest.approx(whole[0][2:].mean(0)) and (most[1] == whole[1][2:].max(0)).all()
+    assert (mean[1] == whole[0][2:].max(0)).all() and (most[1] == whole[1][2:].max(0)).all()
 
 
 def test_without_a_monitor_the_logs_tell_and_without_logs_the_reason(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 // The layout drawn: every rank as a cell in the order of the mesh's axes, the innermost beside each other, coloured by the seconds that it works a step of
-// its own, so that a slow rank stands out; and in words what a rank holds.
-import { useState } from "preact/hooks";
+// its own, so that a slow rank stands out; and in words what a rank holds. The mesh is one stop of Tab; arrows go from rank to rank.
+import { useRef, useState } from "preact/hooks";
 import { api } from "../api/client";
 import { type Num, number } from "../api/types";
 import type { RunModel } from "../app/run";
@@ -15,6 +15,8 @@ interface Axis { name: string; size: number; meaning: string }
 interface Stage { first: number; last: number; embedding: boolean; head: boolean; rank: number }
 interface Told { axes: Axis[]; ranks: number; drawn: number; experts: number; text: string; hosts: string[]; own: Num[]; step: number; stages: Stage[] }
 
+/** Ranks beyond which they are drawn small, without their numbers. */
+const DENSE = 128;
 /** How many times the fastest rank's time the colours' end is at least, so that ranks which differ little look alike. */
 const LEAST = 1.5;
 
@@ -32,13 +34,20 @@ function Drawn({ told }: { told: Told }) {
   const own = told.own.map(number), known = own.filter(Number.isFinite).sort((a, b) => a - b), low = known[0] ?? 0, high = known.at(-1) ?? 0, end = Math.max(high, low * LEAST);
   const middle = known[Math.floor((known.length - 1) / 2)] ?? NaN, slow = high > 1.25 * middle ? own.indexOf(high) : -1;
   const paint = (rank: number): { background?: string; color?: string } => (Number.isFinite(own[rank] ?? NaN) ? css(end > low ? (own[rank]! - low) / (end - low) : 0) : {});
-  const here = at ?? (slow >= 0 ? slow : 0);
+  const here = at ?? (slow >= 0 ? slow : 0), mesh = useRef<HTMLDivElement>(null);
+  const press = (event: KeyboardEvent): void => {
+    const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1, Home: -told.drawn, End: told.drawn }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    event.stopPropagation();
+    mesh.current?.querySelectorAll<HTMLElement>(".mesh-cell")[Math.max(0, Math.min(told.drawn - 1, here + by))]?.focus();
+  };
   return (
     <>
       <Panel title={`${many(told.ranks, "rank")} and how they lie`} about={told.text}>
         <dl class="axes">{told.axes.map((axis) => <div key={axis.name}><dt><b>{words(axis.name)}</b> × {axis.size}</dt><dd>{axis.meaning ? `ranks along it have ${axis.meaning}` : "ranks"}</dd></div>)}{told.experts > 1 && <div><dt><b>expert</b> × {told.experts}</dt><dd>experts are spread over so many of the data ranks</dd></div>}</dl>
         <p class="finding">{slow >= 0 ? `Rank ${slow} is slow: it works ${seconds(high)} a step of its own, ${digits(high / middle, 3)} times the middle one’s ${seconds(middle)} (step ${whole(told.step)}).` : known.length ? `Ranks work ${seconds(low)} to ${seconds(high)} a step of their own (step ${whole(told.step)}).` : "How long ranks work is not known: no monitor kept it (metrics.monitor)."}</p>
-        <div class="mesh" onMouseLeave={() => setAt(null)}><Level told={told} axes={told.axes} first={0} paint={paint} slow={slow} at={at} choose={setAt} /></div>
+        <div class={`mesh ${told.drawn > DENSE ? "dense" : ""}`} ref={mesh} onMouseLeave={() => setAt(null)} onKeyDown={press}><Level told={told} axes={told.axes} first={0} paint={paint} slow={slow} at={here} choose={setAt} /></div>
         {told.drawn < told.ranks && <p class="soft">The first {whole(told.drawn)} ranks are drawn.</p>}
         <p class="mesh-says" role="status">{says(told, here, own)}</p>
         {known.length > 0 && <div class="heat-scale plain"><span>{seconds(low)}</span><i aria-hidden="true" /><span>{seconds(end)}</span><span>own time of a step</span></div>}
@@ -48,7 +57,7 @@ function Drawn({ told }: { told: Told }) {
   );
 }
 
-interface LevelProps { told: Told; axes: Axis[]; first: number; paint: (rank: number) => { background?: string; color?: string }; slow: number; at: number | null; choose: (rank: number | null) => void }
+interface LevelProps { told: Told; axes: Axis[]; first: number; paint: (rank: number) => { background?: string; color?: string }; slow: number; at: number; choose: (rank: number | null) => void }
 
 /** A box for each place on the outermost axis, and in it the next; the innermost axis is a row of ranks. */
 function Level({ told, axes, first, paint, slow, at, choose }: LevelProps) {
@@ -65,7 +74,7 @@ function Level({ told, axes, first, paint, slow, at, choose }: LevelProps) {
 }
 
 function Cell({ rank, paint, slow, at, choose }: Omit<LevelProps, "axes" | "first"> & { rank: number }) {
-  return <button type="button" class={`mesh-cell ${rank === slow ? "slow" : ""}`} aria-pressed={rank === at} aria-label={`rank ${rank}${rank === slow ? ", slow" : ""}`} style={paint(rank)} onMouseEnter={() => choose(rank)} onFocus={() => choose(rank)} onClick={() => choose(rank)}>{rank}</button>;
+  return <button type="button" class={`mesh-cell ${rank === slow ? "slow" : ""}`} tabIndex={rank === at ? 0 : -1} aria-pressed={rank === at} aria-label={`rank ${rank}${rank === slow ? ", slow" : ""}`} style={paint(rank)} onMouseEnter={() => choose(rank)} onFocus={() => choose(rank)} onClick={() => choose(rank)}>{rank}</button>;
 }
 
 function says(told: Told, rank: number, own: number[]): string {

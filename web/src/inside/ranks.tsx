@@ -39,7 +39,7 @@ export function Ranks({ run }: { run: RunModel }) {
       <p class="finding">{finding(one, cells)}</p>
       <HeatMap cells={cells} rowNames={rowNames(one)} columnName={column} show={(value) => inUnit(value, one.unit)} log={log}
         label={`${words(one.name)} of ${many(one.ranks, "rank")}, to step ${whole(one.through)}`} />
-      <p class="soft small">{one.width > 1 ? `A cell is ${one.width} steps. ` : "A cell is a step. "}{one.per_row > 1 ? `A row is ${one.per_row} ranks. ` : ""}{one.source === "logs" ? "No monitor kept this; it is what the ranks’ own logs still hold." : ""}</p>
+      <p class="soft small">{one.width > 1 ? `A cell is ${one.width} steps. ` : "A cell is a step. "}{one.per_row > 1 ? `A row is ${one.per_row} ranks, of which it shows the highest. ` : ""}{one.source === "logs" ? "No monitor kept this; it is what the ranks’ own logs still hold." : ""}</p>
     </Panel>
   );
 }
@@ -65,7 +65,7 @@ function cellsIn(told: Told, most: boolean): Cells {
 
 const rowNames = (told: Told): string[] => Array.from({ length: Math.ceil(told.ranks / told.per_row) }, (_, row) => {
   const first = row * told.per_row, last = Math.min(told.ranks, first + told.per_row) - 1;
-  return last > first ? `ranks ${first}–${last}` : `rank ${first}`;
+  return last > first ? `${first}–${last}` : `rank ${first}`;
 });
 
 /** Which row stands out in the newest tenth of the run, in words. */
@@ -81,7 +81,7 @@ function finding(told: Told, cells: Cells): string {
   const known = means.filter(Number.isFinite).sort((a, b) => a - b);
   if (known.length < 2) return "";
   const middle = known[Math.floor((known.length - 1) / 2)]!, highest = known.at(-1)!, row = means.indexOf(highest);
-  const name = rowNames(told)[row]!;
+  const name = `${told.per_row > 1 ? "one of ranks " : ""}${rowNames(told)[row]!}`;
   const much = middle > 0 ? highest / middle : 1;
-  return much > 1.25 ? `Lately ${name} ${name.startsWith("ranks") ? "have" : "has"} ${digits(much, 3)} times what the middle one has: ${inUnit(highest, told.unit)} against ${inUnit(middle, told.unit)}.` : `Lately the ranks are within ${digits(Math.max(0, much - 1) * 100, 2)} % of the middle one, ${inUnit(middle, told.unit)}.`;
+  return much > 1.25 ? `Lately ${name} has ${digits(much, 3)} times what the middle one has: ${inUnit(highest, told.unit)} against ${inUnit(middle, told.unit)}.` : `Lately the ranks are within ${digits(Math.max(0, much - 1) * 100, 2)} % of the middle one, ${inUnit(middle, told.unit)}.`;
 }

@@ -1,8 +1,8 @@
 """Ranks × time: the grid that the run's monitor keeps, or what the ranks' logs still hold of it, as numbers for a heat-map.
 
 Numbers are base64 of little-endian columns, row by row: of 256 rows × 512 buckets they are some 1.5 MB, a fifth of what they would be as words. Above
-`MOST_ROWS` ranks so many neighbours share a row that there are no more: the mean of their means, the maximum of their maxima. Cost: some ms. When not
-to use it: for one rank's values of a step, which its log has.
+`MOST_ROWS` ranks so many neighbours share a row that there are no more, which shows the highest of them, so that a slow one is not averaged away. Cost:
+some ms. When not to use it: for one rank's values of a step, which its log has.
 """
 
 from __future__ import annotations
@@ -92,10 +92,9 @@ def _rows(grid: Grid, name: str, per_row: int) -> tuple[np.ndarray, np.ndarray, 
     mean, most, count = (np.pad(part[:n], ((0, 0), (0, spare))).reshape(n, -1, per_row) for part in cells.parts)
     there = count > 0
     with np.errstate(all="ignore"):
-        means = np.where(there, mean, 0.0).sum(2) / np.maximum(there.sum(2), 1)
-        highest = np.where(there, most, -np.inf).max(2)
+        means, highest = (np.where(there, part, -np.inf).max(2) for part in (mean, most))
     any_there = np.asarray(there.any(2))
-    return means.T, np.where(any_there, highest, 0.0).T, any_there.T
+    return np.where(any_there, means, 0.0).T, np.where(any_there, highest, 0.0).T, any_there.T
 
 
 def _text(values: np.ndarray, kind: str) -> str:
