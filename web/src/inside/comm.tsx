@@ -46,7 +46,8 @@ function waysOf(courses: Courses): Way[] {
     found.set(key!, way);
   }
   for (const way of found.values()) way.inside = Math.max(0, way.bytes - way.between);
-  return [...found.values()].sort((a, b) => b.exposed + b.hidden - a.exposed - a.hidden || b.bytes - a.bytes);
+  const last = Math.max(...[...found.values()].map((way) => way.step));
+  return [...found.values()].sort((a, b) => Number(b.step === last) - Number(a.step === last) || b.exposed + b.hidden - a.exposed - a.hidden || b.bytes - a.bytes);
 }
 
 function Table({ ways }: { ways: Way[] }) {
@@ -89,7 +90,7 @@ function OverTime({ ways, courses }: { ways: Way[]; courses: Courses }) {
   const controls = <Choice label="Over time" value={shown} options={[["exposed", "seconds exposed"], ["hidden", "seconds hidden"], ["bytes", "bytes"]]} choose={(id) => setQuery((now) => (id === "exposed" ? now.delete("shown") : now.set("shown", id)))} />;
   return (
     <Panel title="Communication over time" controls={controls} about={shown === "exposed" ? "Seconds a step that ranks waited for exchanges: what a faster network, or more overlap, would save." : shown === "hidden" ? "Seconds of exchange a step that ran beside the computation and held up nobody." : "Bytes that all ranks sent in a step."}>
-      {layers.length ? <Stack layers={layers} steps={steps} show={show} label={`${shown === "bytes" ? "Bytes" : `Seconds ${shown}`} by axis and purpose over the steps`} /> : <p class="nothing">{shown === "hidden" ? "No exchange ran beside the computation. exchange.overlap, or a layout with shard above 1, lets it." : "There was none."}</p>}
+      {layers.length ? <Stack layers={layers} steps={steps} show={show} label={`${shown === "bytes" ? "Bytes" : `Seconds ${shown}`} by axis and purpose over the steps`} /> : <p class="nothing">{shown === "hidden" ? <>No exchange ran beside the computation. Gradients do where there are several replicas (<code>layout.replicate</code>), weights where <code>layout.shard</code> is above 1.</> : "There was none."}</p>}
     </Panel>
   );
 }

@@ -23,7 +23,7 @@ export function Experts({ run }: { run: RunModel }) {
   const metrics = run.metrics.value;
   const names = useMemo(() => (metrics ?? []).map((one) => one.name).filter((name) => name.startsWith("expert_load/layer.")), [metrics]);
   if (!metrics) return <Waiting what="the run's metrics" />;
-  if (!names.length) return <Message title="This run has no experts"><p>Its layers are dense: every token goes through the same weights. <code>model.experts = 8</code>, or the preset <code>tiny-moe</code>, makes a mixture of experts.</p></Message>;
+  if (!names.length) return <Message title="This run has no experts"><p>Its layers are dense: every token goes through the same weights. <code>model.moe.experts = 8</code>, or the preset <code>tiny-moe</code>, makes a mixture of experts.</p></Message>;
   return <><OfLayer run={run} names={names} /><OfAll run={run} names={names} /></>;
 }
 
