@@ -19,7 +19,7 @@ set_waiting(os.environ)  # as the command line does
 
 NAMES = (
     "cpu_speed", "step_overhead", "cost_growth", "learning", "gpu_speed", "expert_balance", "layouts", "pipelines", "pipeline_runs", "slow_rank",
-    "micro_batch", "codec", "balance", "exchange", "store", "survive", "monitor_cost",
+    "micro_batch", "codec", "balance", "exchange", "store", "survive", "monitor_cost", "dashboard",
 )  # fmt: skip
 #: Parts of others, and studies of hours, which run only when named.
 PARTS = ("dashboard_page", "monitor_store", "numenta", "detect_cost", "store_bytes", "store_scale", "store_training", "exchange_learning")

@@ -9,7 +9,12 @@ const DEADLINE_MS = 30_000;
 const ACTION_DEADLINE_MS = 180_000;
 
 export class ApiError extends Error {
-  constructor(message: string, readonly status: number) { super(message); }
+  constructor(
+    message: string,
+    readonly status: number,
+  ) {
+    super(message);
+  }
 }
 
 /** Whether the server wants its token even for looking, which it does unless it listens on this machine alone. */
@@ -42,7 +47,7 @@ async function call(path: string, signal?: AbortSignal, init: RequestInit = {}, 
   }
   if (response.ok) return response;
   if (response.status === 401 && init.method !== "POST") locked.value = true;
-  const told = await response.json().catch(() => null) as { error?: unknown } | null;
+  const told = (await response.json().catch(() => null)) as { error?: unknown } | null;
   throw new ApiError(typeof told?.error === "string" ? told.error : `The server answered ${response.status}.`, response.status);
 }
 
@@ -62,7 +67,11 @@ async function post<T>(path: string, body: unknown, deadline?: number): Promise<
   return (response.status === 204 ? {} : await response.json().catch(() => ({}))) as T;
 }
 
-export interface SeriesQuery { from?: number; to?: number; points: number }
+export interface SeriesQuery {
+  from?: number;
+  to?: number;
+  points: number;
+}
 
 /** The most names that one call of series may have. */
 export const MOST_NAMES = 64;
@@ -74,10 +83,12 @@ function thaw(id: string): Answer {
   const known = thawed.get(id);
   if (known) return known;
   const prefix = `${PREFIX}${of(id)}/series`;
-  const parts = Object.entries(frozen ?? {}).filter(([key]) => key === prefix || key.startsWith(`${prefix}?`)).map(([, value]) => {
-    const bytes = Uint8Array.from(atob((value as { base64: string }).base64), (letter) => letter.charCodeAt(0));
-    return decodeSeries(bytes.buffer);
-  });
+  const parts = Object.entries(frozen ?? {})
+    .filter(([key]) => key === prefix || key.startsWith(`${prefix}?`))
+    .map(([, value]) => {
+      const bytes = Uint8Array.from(atob((value as { base64: string }).base64), (letter) => letter.charCodeAt(0));
+      return decodeSeries(bytes.buffer);
+    });
   const all = merged(parts);
   thawed.set(id, all);
   return all;

@@ -37,7 +37,10 @@ export class Live {
   private timers: Record<"retry" | "silent" | "hidden" | "rename", number> = { retry: 0, silent: 0, hidden: 0, rename: 0 };
   private missed = false;
 
-  constructor(private readonly id: string, private readonly listener: Listener) {
+  constructor(
+    private readonly id: string,
+    private readonly listener: Listener,
+  ) {
     if (frozen) return;
     document.addEventListener("visibilitychange", this.seen);
     window.addEventListener("online", this.wake);
@@ -52,7 +55,9 @@ export class Live {
     this.names = sorted;
     this.after = after;
     clearTimeout(this.timers.rename);
-    this.timers.rename = window.setTimeout(() => { if (this.link.value !== "paused") this.open(); }, RENAME_MS);
+    this.timers.rename = window.setTimeout(() => {
+      if (this.link.value !== "paused") this.open();
+    }, RENAME_MS);
   }
 
   close(): void {
@@ -94,7 +99,10 @@ export class Live {
     this.heard.value = Date.now();
     this.wait = FIRST_WAIT_MS;
     this.listen();
-    if (this.missed) { this.missed = false; this.listener.refetch(); }
+    if (this.missed) {
+      this.missed = false;
+      this.listener.refetch();
+    }
   }
 
   private listen(): void {
@@ -116,7 +124,11 @@ export class Live {
   private readonly seen = (): void => {
     clearTimeout(this.timers.hidden);
     if (document.hidden) {
-      this.timers.hidden = window.setTimeout(() => { this.link.value = "paused"; this.source?.close(); this.source = null; }, HIDDEN_MS);
+      this.timers.hidden = window.setTimeout(() => {
+        this.link.value = "paused";
+        this.source?.close();
+        this.source = null;
+      }, HIDDEN_MS);
     } else this.wake();
   };
 

@@ -3,13 +3,30 @@
 import { type LiveRows, number } from "./types";
 
 export interface Course {
-  name: string; unit: string; rows: number; measured: number;
-  step: Float64Array; time: Float64Array; tokens: Float64Array; value: Float32Array; low: Float32Array; high: Float32Array;
-  lowRank: Int32Array; highRank: Int32Array;
+  name: string;
+  unit: string;
+  rows: number;
+  measured: number;
+  step: Float64Array;
+  time: Float64Array;
+  tokens: Float64Array;
+  value: Float32Array;
+  low: Float32Array;
+  high: Float32Array;
+  lowRank: Int32Array;
+  highRank: Int32Array;
 }
-export interface Answer { courses: Map<string, Course>; through: number; missing: string[] }
+export interface Answer {
+  courses: Map<string, Course>;
+  through: number;
+  missing: string[];
+}
 
-interface Header { courses: { name: string; unit: string; rows: number; measured: number; offset: number }[]; through: number | null; missing?: string[] }
+interface Header {
+  courses: { name: string; unit: string; rows: number; measured: number; offset: number }[];
+  through: number | null;
+  missing?: string[];
+}
 
 /** The answer of `series`: a length, a JSON header, and the columns of each course at its offset. */
 export function decodeSeries(body: ArrayBuffer): Answer {
@@ -21,12 +38,24 @@ export function decodeSeries(body: ArrayBuffer): Answer {
 
 function decodeCourse(body: ArrayBuffer, told: Header["courses"][number]): Course {
   let at = told.offset;
-  const take = (bytes: number): ArrayBuffer => { const part = body.slice(at, at + bytes * told.rows); at += bytes * told.rows; return part; };
+  const take = (bytes: number): ArrayBuffer => {
+    const part = body.slice(at, at + bytes * told.rows);
+    at += bytes * told.rows;
+    return part;
+  };
   return {
-    name: told.name, unit: told.unit, rows: told.rows, measured: told.measured,
-    step: new Float64Array(take(8)), time: new Float64Array(take(8)), tokens: new Float64Array(take(8)),
-    value: new Float32Array(take(4)), low: new Float32Array(take(4)), high: new Float32Array(take(4)),
-    lowRank: new Int32Array(take(4)), highRank: new Int32Array(take(4)),
+    name: told.name,
+    unit: told.unit,
+    rows: told.rows,
+    measured: told.measured,
+    step: new Float64Array(take(8)),
+    time: new Float64Array(take(8)),
+    tokens: new Float64Array(take(8)),
+    value: new Float32Array(take(4)),
+    low: new Float32Array(take(4)),
+    high: new Float32Array(take(4)),
+    lowRank: new Int32Array(take(4)),
+    highRank: new Int32Array(take(4)),
   };
 }
 
@@ -53,9 +82,16 @@ export function appended(course: Course, rows: LiveRows["courses"][string]): Cou
   const step = rows.step.slice(first);
   const ranks = (column: number[] | undefined): number[] => (column ? column.slice(first) : step.map(() => -1));
   return {
-    ...course, rows: course.rows + step.length, measured: course.measured + step.length,
-    step: joined(course.step, step), time: joined(course.time, tail(rows.time)), tokens: joined(course.tokens, tail(rows.tokens)),
-    value: joined(course.value, tail(rows.value)), low: joined(course.low, tail(rows.low)), high: joined(course.high, tail(rows.high)),
-    lowRank: joined(course.lowRank, ranks(rows.low_rank)), highRank: joined(course.highRank, ranks(rows.high_rank)),
+    ...course,
+    rows: course.rows + step.length,
+    measured: course.measured + step.length,
+    step: joined(course.step, step),
+    time: joined(course.time, tail(rows.time)),
+    tokens: joined(course.tokens, tail(rows.tokens)),
+    value: joined(course.value, tail(rows.value)),
+    low: joined(course.low, tail(rows.low)),
+    high: joined(course.high, tail(rows.high)),
+    lowRank: joined(course.lowRank, ranks(rows.low_rank)),
+    highRank: joined(course.highRank, ranks(rows.high_rank)),
   };
 }

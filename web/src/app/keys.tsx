@@ -3,7 +3,11 @@ import { signal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { Dialog } from "../ui/dialog";
 
-export interface Shortcut { keys: string; what: string; act: () => void }
+export interface Shortcut {
+  keys: string;
+  what: string;
+  act: () => void;
+}
 
 const known = signal<Shortcut[][]>([]);
 export const helping = signal(false);
@@ -14,12 +18,17 @@ let firstAt = 0;
 export function useKeys(shortcuts: Shortcut[], keys: readonly unknown[] = []): void {
   useEffect(() => {
     known.value = [...known.peek(), shortcuts];
-    return () => { known.value = known.peek().filter((one) => one !== shortcuts); };
+    return () => {
+      known.value = known.peek().filter((one) => one !== shortcuts);
+    };
   }, keys);
 }
 
 function typing(target: EventTarget | null): boolean {
-  return target instanceof HTMLElement && (target.isContentEditable || /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName) && !/^(range|checkbox)$/.test((target as HTMLInputElement).type));
+  return (
+    target instanceof HTMLElement &&
+    (target.isContentEditable || (/^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName) && !/^(range|checkbox)$/.test((target as HTMLInputElement).type)))
+  );
 }
 
 window.addEventListener("keydown", (event) => {
@@ -38,10 +47,22 @@ window.addEventListener("keydown", (event) => {
 export function Shortcuts() {
   if (!helping.value) return null;
   return (
-    <Dialog title="Keyboard" close={() => { helping.value = false; }}>
+    <Dialog
+      title="Keyboard"
+      close={() => {
+        helping.value = false;
+      }}
+    >
       <dl class="keys">
         {known.value.flat().map((one) => (
-          <div key={one.keys}><dt>{one.keys.split(" ").map((key) => <kbd key={key}>{key}</kbd>)}</dt><dd>{one.what}</dd></div>
+          <div key={one.keys}>
+            <dt>
+              {one.keys.split(" ").map((key) => (
+                <kbd key={key}>{key}</kbd>
+              ))}
+            </dt>
+            <dd>{one.what}</dd>
+          </div>
         ))}
       </dl>
       <p class="soft">Tab and Enter reach everything; Escape closes what is open.</p>

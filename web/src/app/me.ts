@@ -8,7 +8,11 @@ export const me = signal<Me | null>(null);
 
 export async function refreshMe(): Promise<void> {
   if (frozen) return;
-  try { me.value = await api.me(); } catch { /* the view that is shown tells of a server that does not answer */ }
+  try {
+    me.value = await api.me();
+  } catch {
+    /* the view that is shown tells of a server that does not answer */
+  }
 }
 
 export async function login(token: string): Promise<void> {
@@ -23,7 +27,11 @@ export async function arrive(): Promise<void> {
   const token = new URLSearchParams(location.hash.slice(1)).get("token");
   if (token) {
     history.replaceState(null, "", location.pathname + location.search);
-    try { await login(token); } catch { /* an old token: reading may be allowed without it */ }
+    try {
+      await login(token);
+    } catch {
+      /* an old token: reading may be allowed without it */
+    }
   }
   await refreshMe();
 }

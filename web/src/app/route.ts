@@ -4,11 +4,7 @@ import { frozen, frozenRuns } from "../api/client";
 
 export type Tab = "overview" | "explore" | "inside" | "history" | "facts";
 export const TABS: readonly Tab[] = ["overview", "explore", "inside", "history", "facts"];
-export type Route =
-  | { page: "runs" }
-  | { page: "run"; id: string; tab: Tab }
-  | { page: "compare"; ids: string[] }
-  | { page: "nowhere" };
+export type Route = { page: "runs" } | { page: "run"; id: string; tab: Tab } | { page: "compare"; ids: string[] } | { page: "nowhere" };
 
 const here = (): URL => new URL(frozen ? location.hash.slice(1) || "/" : location.href, "http://page");
 
@@ -56,4 +52,6 @@ function arrived(): void {
 }
 
 window.addEventListener("popstate", arrived);
-window.addEventListener("hashchange", () => { if (frozen) arrived(); });
+window.addEventListener("hashchange", () => {
+  if (frozen) arrived();
+});

@@ -32,21 +32,35 @@ export class RunModel {
   listen(rows: (told: LiveRows) => void, reset: () => void): () => void {
     this.rowListeners.add(rows);
     this.resetListeners.add(reset);
-    return () => { this.rowListeners.delete(rows); this.resetListeners.delete(reset); };
+    return () => {
+      this.rowListeners.delete(rows);
+      this.resetListeners.delete(reset);
+    };
   }
 
   read(): void {
-    api.overview(this.id, this.control.signal).then((told) => this.take(told), (error: Error) => this.failed(error));
+    api.overview(this.id, this.control.signal).then(
+      (told) => this.take(told),
+      (error: Error) => this.failed(error),
+    );
     this.readAlerts();
     this.readMetrics();
   }
 
   async readMetrics(): Promise<void> {
-    try { this.metrics.value = await api.metrics(this.id, this.control.signal); } catch { this.metrics.value ??= []; }
+    try {
+      this.metrics.value = await api.metrics(this.id, this.control.signal);
+    } catch {
+      this.metrics.value ??= [];
+    }
   }
 
   async readAlerts(): Promise<void> {
-    try { this.alerts.value = await api.alerts(this.id, this.control.signal); } catch { /* the overview carries the open ones */ }
+    try {
+      this.alerts.value = await api.alerts(this.id, this.control.signal);
+    } catch {
+      /* the overview carries the open ones */
+    }
   }
 
   close(): void {

@@ -5,7 +5,9 @@ export type Theme = "system" | "light" | "dark";
 const KEY = "penstock.theme";
 const system = matchMedia("(prefers-color-scheme: dark)");
 const systemDark = signal(system.matches);
-system.addEventListener("change", (event) => { systemDark.value = event.matches; });
+system.addEventListener("change", (event) => {
+  systemDark.value = event.matches;
+});
 
 export const theme = signal<Theme>(kept());
 /** Grows when colours change. */
@@ -15,13 +17,19 @@ function kept(): Theme {
   try {
     const value = localStorage.getItem(KEY);
     return value === "light" || value === "dark" ? value : "system";
-  } catch { return "system"; }
+  } catch {
+    return "system";
+  }
 }
 
 effect(() => {
   const dark = theme.value === "system" ? systemDark.value : theme.value === "dark";
   document.documentElement.dataset.theme = dark ? "dark" : "light";
-  try { localStorage.setItem(KEY, theme.value); } catch { /* a page from a file may have no storage */ }
+  try {
+    localStorage.setItem(KEY, theme.value);
+  } catch {
+    /* a page from a file may have no storage */
+  }
   painted.value = painted.peek() + 1;
 });
 

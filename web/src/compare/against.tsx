@@ -7,7 +7,12 @@ import type { Axis } from "../explore/clock";
 import { digits, inUnit, percent } from "../ui/format";
 import { difference } from "./stats";
 
-interface Props { ids: string[]; courses: (Course | null)[]; axis: Axis; better: "low" | "high" | null }
+interface Props {
+  ids: string[];
+  courses: (Course | null)[];
+  axis: Axis;
+  better: "low" | "high" | null;
+}
 
 export function Against({ ids, courses, axis, better }: Props) {
   const [share, setShare] = useState(0.25);
@@ -16,30 +21,89 @@ export function Against({ ids, courses, axis, better }: Props) {
   if (!base) return null;
   return (
     <section class="card" aria-label="Differences">
-      <header><h2>Against {ids[0]}</h2>
-        <label class="slider">over the last<input type="range" min={0.05} max={1} step={0.05} value={share} aria-label="Share of the run" onInput={(event) => setShare(Number(event.currentTarget.value))} /><output>{percent(share, 2)}</output></label>
+      <header>
+        <h2>Against {ids[0]}</h2>
+        <label class="slider">
+          over the last
+          <input
+            type="range"
+            min={0.05}
+            max={1}
+            step={0.05}
+            value={share}
+            aria-label="Share of the run"
+            onInput={(event) => setShare(Number(event.currentTarget.value))}
+          />
+          <output>{percent(share, 2)}</output>
+        </label>
       </header>
       <p class="soft">Mean difference with a 95 % interval from ten stretches of the course, since steps are not independent. Aligned by {own}.</p>
-      <div class="against">{others.map((course, index) => course && <One key={ids[index + 1]} id={ids[index + 1]!} a={base} b={course} axis={own} share={share} better={better} place={index + 1} />)}</div>
+      <div class="against">
+        {others.map(
+          (course, index) =>
+            course && (
+              <One key={ids[index + 1]} id={ids[index + 1]!} a={base} b={course} axis={own} share={share} better={better} place={index + 1} />
+            ),
+        )}
+      </div>
     </section>
   );
 }
 
-function One({ id, a, b, axis, share, better, place }: { id: string; a: Course; b: Course; axis: Axis; share: number; better: "low" | "high" | null; place: number }) {
+function One({
+  id,
+  a,
+  b,
+  axis,
+  share,
+  better,
+  place,
+}: {
+  id: string;
+  a: Course;
+  b: Course;
+  axis: Axis;
+  share: number;
+  better: "low" | "high" | null;
+  place: number;
+}) {
   const paint = painted.value;
   const told = useMemo(() => difference(a, b, axis, share), [a, b, axis, share]);
   const lines = useMemo(() => {
     const own = colour(`--c${place % 8}`);
-    return [{ name: "each", x: told.x, y: told.each, colour: colour("--raw"), faint: true }, { name: "mean", x: told.x, y: told.mean, colour: own }];
+    return [
+      { name: "each", x: told.x, y: told.each, colour: colour("--raw"), faint: true },
+      { name: "mean", x: told.x, y: told.mean, colour: own },
+    ];
   }, [told, paint]);
   const band = useMemo(() => ({ x: told.x, low: told.low, high: told.high }), [told]);
   const sure = Number.isFinite(told.half) && Math.abs(told.whole) > told.half;
-  const word = told.broken ? "ended as no number" : !told.rows ? "no rows in common" : !Number.isFinite(told.half) ? "too few rows to tell" : !sure ? "no difference that is sure" : better ? ((better === "low") === (told.whole < 0) ? "better" : "worse") : told.whole > 0 ? "higher" : "lower";
-  const figures = told.rows ? `${told.whole < 0 ? "−" : "+"}${inUnit(Math.abs(told.whole), a.unit)}${Number.isFinite(told.half) ? ` ± ${digits(told.half, 2)}` : ""}` : "";
+  const word = told.broken
+    ? "ended as no number"
+    : !told.rows
+      ? "no rows in common"
+      : !Number.isFinite(told.half)
+        ? "too few rows to tell"
+        : !sure
+          ? "no difference that is sure"
+          : better
+            ? (better === "low") === told.whole < 0
+              ? "better"
+              : "worse"
+            : told.whole > 0
+              ? "higher"
+              : "lower";
+  const figures = told.rows
+    ? `${told.whole < 0 ? "−" : "+"}${inUnit(Math.abs(told.whole), a.unit)}${Number.isFinite(told.half) ? ` ± ${digits(told.half, 2)}` : ""}`
+    : "";
   return (
     <figure>
-      <figcaption><b>{id}</b> <span class={`tag ${told.broken ? "worse" : word}`}>{word}</span> <span class="figure-text">{figures}</span></figcaption>
-      {told.rows > 1 && <Lines lines={lines} band={band} unit={a.unit} time={false} log={false} zero label={`${id} minus the first run: ${figures}, ${word}`} />}
+      <figcaption>
+        <b>{id}</b> <span class={`tag ${told.broken ? "worse" : word}`}>{word}</span> <span class="figure-text">{figures}</span>
+      </figcaption>
+      {told.rows > 1 && (
+        <Lines lines={lines} band={band} unit={a.unit} time={false} log={false} zero label={`${id} minus the first run: ${figures}, ${word}`} />
+      )}
     </figure>
   );
 }

@@ -7,7 +7,11 @@ import type { Stage } from "./stage";
 import type { Store } from "./store";
 
 export interface Shared {
-  run: string; id: string; store: Store; sight: Sight; stage: Stage;
+  run: string;
+  id: string;
+  store: Store;
+  sight: Sight;
+  stage: Stage;
   clock: ReadonlySignal<Clock | null>;
   /** What of x is in sight. */
   span: ReadonlySignal<[number, number] | null>;

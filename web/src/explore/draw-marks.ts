@@ -4,7 +4,9 @@ import type uPlot from "uplot";
 import { colour, rem } from "../app/theme";
 import type { Mark } from "./marks";
 
-export interface Placed extends Mark { x: number }
+export interface Placed extends Mark {
+  x: number;
+}
 
 export function drawMarks(u: uPlot, marks: Placed[], xs: Float64Array, values: Float32Array): void {
   const { ctx } = u;
@@ -35,9 +37,13 @@ export function drawMarks(u: uPlot, marks: Placed[], xs: Float64Array, values: F
   ctx.beginPath();
   for (let row = 0; row < values.length; row++) {
     if (Number.isFinite(values[row]!)) continue;
-    const x = u.valToPos(xs[row]!, "x", true), y = top + height - 1.6 * size, arm = size * 0.7;
-    ctx.moveTo(x - arm, y - arm); ctx.lineTo(x + arm, y + arm);
-    ctx.moveTo(x + arm, y - arm); ctx.lineTo(x - arm, y + arm);
+    const x = u.valToPos(xs[row]!, "x", true),
+      y = top + height - 1.6 * size,
+      arm = size * 0.7;
+    ctx.moveTo(x - arm, y - arm);
+    ctx.lineTo(x + arm, y + arm);
+    ctx.moveTo(x + arm, y - arm);
+    ctx.lineTo(x - arm, y + arm);
   }
   ctx.stroke();
   ctx.restore();

@@ -11,39 +11,63 @@ export interface Gestures {
 }
 
 export function gestures(u: uPlot, { sight: now, span, all }: Gestures): void {
-  let frame = 0, next: [number, number] | null = null, brushing = false;
+  let frame = 0,
+    next: [number, number] | null = null,
+    brushing = false;
   const soon = (from: number, to: number): void => {
     next = [from, to];
-    frame ||= requestAnimationFrame(() => { frame = 0; if (next) span(...next); next = null; });
+    frame ||= requestAnimationFrame(() => {
+      frame = 0;
+      if (next) span(...next);
+      next = null;
+    });
   };
   const sight = (): [number, number] => next ?? now();
 
-  u.over.addEventListener("mousedown", (event) => {
-    if (event.shiftKey || event.button === 1) {
-      event.preventDefault();
+  u.over.addEventListener(
+    "mousedown",
+    (event) => {
+      if (event.shiftKey || event.button === 1) {
+        event.preventDefault();
+        event.stopImmediatePropagation();
+        pan(u, event, sight(), soon);
+      } else brushing = event.button === 0;
+    },
+    true,
+  );
+  u.hooks.setSelect = [
+    ...(u.hooks.setSelect ?? []),
+    () => {
+      const { left, width } = u.select;
+      if (brushing && width > 4) span(u.posToVal(left, "x"), u.posToVal(left + width, "x"));
+      brushing = false;
+      if (width) u.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+    },
+  ];
+  u.over.addEventListener(
+    "dblclick",
+    (event) => {
       event.stopImmediatePropagation();
-      pan(u, event, sight(), soon);
-    } else brushing = event.button === 0;
-  }, true);
-  u.hooks.setSelect = [...(u.hooks.setSelect ?? []), () => {
-    const { left, width } = u.select;
-    if (brushing && width > 4) span(u.posToVal(left, "x"), u.posToVal(left + width, "x"));
-    brushing = false;
-    if (width) u.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
-  }];
-  u.over.addEventListener("dblclick", (event) => { event.stopImmediatePropagation(); all(); }, true);
-  u.over.addEventListener("wheel", (event) => {
-    const [from, to] = sight();
-    if (event.ctrlKey || event.metaKey) {
-      const at = from + ((to - from) * (event.clientX - u.over.getBoundingClientRect().left)) / u.over.clientWidth;
-      const factor = Math.exp(Math.max(-60, Math.min(60, event.deltaY)) / 200);
-      soon(at - (at - from) * factor, at + (to - at) * factor);
-    } else if (event.shiftKey || Math.abs(event.deltaX) > Math.abs(event.deltaY)) {
-      const by = ((event.deltaX || event.deltaY) / u.over.clientWidth) * (to - from);
-      soon(from + by, to + by);
-    } else return;
-    event.preventDefault();
-  }, { passive: false });
+      all();
+    },
+    true,
+  );
+  u.over.addEventListener(
+    "wheel",
+    (event) => {
+      const [from, to] = sight();
+      if (event.ctrlKey || event.metaKey) {
+        const at = from + ((to - from) * (event.clientX - u.over.getBoundingClientRect().left)) / u.over.clientWidth;
+        const factor = Math.exp(Math.max(-60, Math.min(60, event.deltaY)) / 200);
+        soon(at - (at - from) * factor, at + (to - at) * factor);
+      } else if (event.shiftKey || Math.abs(event.deltaX) > Math.abs(event.deltaY)) {
+        const by = ((event.deltaX || event.deltaY) / u.over.clientWidth) * (to - from);
+        soon(from + by, to + by);
+      } else return;
+      event.preventDefault();
+    },
+    { passive: false },
+  );
 }
 
 function pan(u: uPlot, begin: MouseEvent, [from, to]: [number, number], soon: (from: number, to: number) => void): void {
@@ -51,7 +75,10 @@ function pan(u: uPlot, begin: MouseEvent, [from, to]: [number, number], soon: (f
     const by = ((begin.clientX - event.clientX) / u.over.clientWidth) * (to - from);
     soon(from + by, to + by);
   };
-  const end = (): void => { window.removeEventListener("mousemove", move); window.removeEventListener("mouseup", end); };
+  const end = (): void => {
+    window.removeEventListener("mousemove", move);
+    window.removeEventListener("mouseup", end);
+  };
   window.addEventListener("mousemove", move);
   window.addEventListener("mouseup", end);
 }

@@ -12,12 +12,16 @@ import { smoothed } from "./smooth";
 import type { Actor, Stage } from "./stage";
 
 export interface PlotWishes extends Gestures {
-  unit: string; axis: Axis; log: boolean; band: boolean;
+  unit: string;
+  axis: Axis;
+  log: boolean;
+  band: boolean;
   /** The row under the cross-hair, and how far from the left it is in pixels; null when there is none. */
   hover: (row: number | null, left: number, own: boolean) => void;
 }
 
-const RAW = 3, MAIN = 4;
+const RAW = 3,
+  MAIN = 4;
 const FEW = 40;
 /** Pixels from a mark at which it is told of. */
 const REACH = 7;
@@ -29,17 +33,26 @@ export class Plot implements Actor {
   private marks: Placed[] = [];
   private inside = false;
 
-  constructor(private readonly host: HTMLElement, private readonly wishes: PlotWishes, private readonly stage: Stage) {
+  constructor(
+    private readonly host: HTMLElement,
+    private readonly wishes: PlotWishes,
+    private readonly stage: Stage,
+  ) {
     this.u = new uPlot(this.options(), [[], [], [], [], []], host);
-    this.u.over.addEventListener("mouseenter", () => { this.inside = true; });
-    this.u.over.addEventListener("mouseleave", () => { this.inside = false; });
+    this.u.over.addEventListener("mouseenter", () => {
+      this.inside = true;
+    });
+    this.u.over.addEventListener("mouseleave", () => {
+      this.inside = false;
+    });
     this.sliding = new Slide(this.u);
     gestures(this.u, wishes);
   }
 
   show(course: Course, beta: number, sight: [number, number]): void {
     this.course = course;
-    const clean = (column: Float32Array): (number | null)[] => Array.from(column, (value) => (Number.isFinite(value) && (!this.wishes.log || value > 0) ? value : null));
+    const clean = (column: Float32Array): (number | null)[] =>
+      Array.from(column, (value) => (Number.isFinite(value) && (!this.wishes.log || value > 0) ? value : null));
     const value = clean(course.value);
     this.stage.done(this);
     this.u.batch(() => {
@@ -55,9 +68,13 @@ export class Plot implements Actor {
     if (this.course && (min !== sight[0] || max !== sight[1])) this.stage.move(this, sight);
   }
 
-  slide(sight: [number, number]): void { this.sliding.to(sight); }
+  slide(sight: [number, number]): void {
+    this.sliding.to(sight);
+  }
 
-  draw(sight: [number, number]): void { this.u.setScale("x", { min: sight[0], max: sight[1] }); }
+  draw(sight: [number, number]): void {
+    this.u.setScale("x", { min: sight[0], max: sight[1] });
+  }
 
   onScreen(): boolean {
     const { top, bottom } = this.host.getBoundingClientRect();
@@ -71,7 +88,11 @@ export class Plot implements Actor {
 
   /** The marks within reach of the pointer, in words, the loudest first. */
   marksAt(left: number): string {
-    return this.marks.filter((one) => Math.abs(this.u.valToPos(one.x, "x") - left) < REACH).map((one) => one.text).reverse().join("\n");
+    return this.marks
+      .filter((one) => Math.abs(this.u.valToPos(one.x, "x") - left) < REACH)
+      .map((one) => one.text)
+      .reverse()
+      .join("\n");
   }
 
   resize(): void {
@@ -80,7 +101,9 @@ export class Plot implements Actor {
   }
 
   /** The drawn canvas. */
-  get canvas(): HTMLCanvasElement { return this.u.ctx.canvas; }
+  get canvas(): HTMLCanvasElement {
+    return this.u.ctx.canvas;
+  }
 
   destroy(): void {
     this.stage.done(this);
@@ -89,31 +112,65 @@ export class Plot implements Actor {
 
   private options(): uPlot.Options {
     const { unit, axis, log, band } = this.wishes;
-    const size = rem(), font = `${0.6875 * size}px system-ui, sans-serif`;
-    const line = colour("--c0"), soft = colour("--soft"), rule = colour("--rule");
-    const grid = { stroke: rule, width: 1 }, ticks = { show: false };
+    const size = rem(),
+      font = `${0.6875 * size}px system-ui, sans-serif`;
+    const line = colour("--c0"),
+      soft = colour("--soft"),
+      rule = colour("--rule");
+    const grid = { stroke: rule, width: 1 },
+      ticks = { show: false };
     const hidden = { stroke: "transparent", width: 0, points: { show: false }, show: band };
     const few: uPlot.Series.Points.Show = (_, __, first, last) => last - first < FEW;
     return {
-      width: this.host.clientWidth || 300, height: this.host.clientHeight || 150, padding: [0.5 * size, 0.75 * size, 0, 0], legend: { show: false },
+      width: this.host.clientWidth || 300,
+      height: this.host.clientHeight || 150,
+      padding: [0.5 * size, 0.75 * size, 0, 0],
+      legend: { show: false },
       scales: { x: { time: axis === "time" }, y: { distr: log ? 3 : 1 } },
       axes: [
-        { stroke: soft, grid, ticks, font, size: 1.5 * size, gap: 0.3 * size, space: 5.2 * size, ...(axis === "time" ? {} : { values: (_: uPlot, splits: number[]) => splits.map((value) => si(value)) }) },
-        { stroke: soft, grid, ticks, font, size: 3.6 * size, gap: 0.3 * size, space: 2 * size, values: (_, splits) => splits.map((value) => (value === null ? "" : axisValue(value, unit))) },
+        {
+          stroke: soft,
+          grid,
+          ticks,
+          font,
+          size: 1.5 * size,
+          gap: 0.3 * size,
+          space: 5.2 * size,
+          ...(axis === "time" ? {} : { values: (_: uPlot, splits: number[]) => splits.map((value) => si(value)) }),
+        },
+        {
+          stroke: soft,
+          grid,
+          ticks,
+          font,
+          size: 3.6 * size,
+          gap: 0.3 * size,
+          space: 2 * size,
+          values: (_, splits) => splits.map((value) => (value === null ? "" : axisValue(value, unit))),
+        },
       ],
       series: [
-        {}, { ...hidden }, { ...hidden },
+        {},
+        { ...hidden },
+        { ...hidden },
         { stroke: colour("--raw"), width: 1, show: false, points: { show: false } },
         { stroke: line, width: Math.max(1.5, size / 10.5), points: { show: few, size: size / 3.2, fill: line, stroke: line } },
       ],
       bands: band ? [{ series: [2, 1], fill: colour("--band") }] : [],
       cursor: {
-        y: false, sync: { key: "explore", setSeries: false, scales: ["x", null] }, drag: { x: true, y: false, setScale: false },
+        y: false,
+        sync: { key: "explore", setSeries: false, scales: ["x", null] },
+        drag: { x: true, y: false, setScale: false },
         points: { size: size / 2, show: (_, series) => dot(series, line) },
       },
       hooks: {
-        setCursor: [(u) => this.wishes.hover(u.cursor.left! < 0 ? null : u.cursor.idx ?? null, u.cursor.left ?? -1, this.inside)],
-        draw: [(u) => { this.sliding?.drawn(); if (this.course) drawMarks(u, this.marks, columnOf(this.course, axis), this.course.value); }],
+        setCursor: [(u) => this.wishes.hover(u.cursor.left! < 0 ? null : (u.cursor.idx ?? null), u.cursor.left ?? -1, this.inside)],
+        draw: [
+          (u) => {
+            this.sliding?.drawn();
+            if (this.course) drawMarks(u, this.marks, columnOf(this.course, axis), this.course.value);
+          },
+        ],
       },
     };
   }

@@ -1,8 +1,15 @@
 // What is to be fetched, and in which order: what is on the screen before what is next to it, a few names a call and two calls at a time, so that the
 // first panels are drawn while the others are still on their way; whole courses at once, finer ones when the range has rested.
 
-export interface Range { from: number; to: number }
-interface Wish { name: string; range: Range | null; urgent: boolean }
+export interface Range {
+  from: number;
+  to: number;
+}
+interface Wish {
+  name: string;
+  range: Range | null;
+  urgent: boolean;
+}
 
 const NAMES = 6;
 const CALLS = 2;
@@ -27,7 +34,13 @@ export class Queue {
     this.wishes.set(key, wish);
     if (this.timer && !wish.range) return;
     clearTimeout(this.timer);
-    this.timer = window.setTimeout(() => { this.timer = 0; this.go(); }, wish.range ? REST_MS : FRAME_MS);
+    this.timer = window.setTimeout(
+      () => {
+        this.timer = 0;
+        this.go();
+      },
+      wish.range ? REST_MS : FRAME_MS,
+    );
   }
 
   drop(name: string): void {
@@ -45,9 +58,15 @@ export class Queue {
       const first = all.find((wish) => wish.urgent) ?? all[0]!;
       const some = all.filter((wish) => wish.urgent === first.urgent && place(wish.range) === place(first.range)).slice(0, NAMES);
       const keys = some.map((wish) => `${wish.name} ${place(wish.range)}`);
-      keys.forEach((key) => { this.wishes.delete(key); this.flying.add(key); });
+      keys.forEach((key) => {
+        this.wishes.delete(key);
+        this.flying.add(key);
+      });
       this.calls++;
-      void this.fetch(some.map((wish) => wish.name), first.range).finally(() => {
+      void this.fetch(
+        some.map((wish) => wish.name),
+        first.range,
+      ).finally(() => {
         this.calls--;
         keys.forEach((key) => this.flying.delete(key));
         if (!this.timer) this.go();

@@ -4,13 +4,20 @@ import type { Metric } from "../api/types";
 
 /** Letters in their order: each as the next one, else at the beginning of a part, else anywhere, which costs what is skipped. */
 function subsequence(text: string, word: string): number {
-  let at = -1, skipped = 0;
+  let at = -1,
+    skipped = 0;
   for (const letter of word) {
-    if (text[at + 1] === letter) { at++; continue; }
+    if (text[at + 1] === letter) {
+      at++;
+      continue;
+    }
     let next = text.indexOf(letter, at + 1);
     const anywhere = next;
     while (next >= 0 && !/[/._]/.test(text[next - 1] ?? "/")) next = text.indexOf(letter, next + 1);
-    if (next < 0) { skipped += anywhere - at - 1; next = anywhere; }
+    if (next < 0) {
+      skipped += anywhere - at - 1;
+      next = anywhere;
+    }
     if (next < 0) return 0;
     at = next;
   }
@@ -36,7 +43,10 @@ export function search(metrics: Metric[], text: string): Metric[] {
     let sum = 0;
     for (const word of asked) {
       const points = score(metric, word);
-      if (!points) { sum = 0; break; }
+      if (!points) {
+        sum = 0;
+        break;
+      }
       sum += points;
     }
     if (sum) scored.push([sum, metric]);

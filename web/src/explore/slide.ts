@@ -10,7 +10,9 @@ export class Slide {
   constructor(private readonly u: uPlot) {}
 
   /** The plot has been drawn: what was kept of it is old. */
-  drawn(): void { this.picture = null; }
+  drawn(): void {
+    this.picture = null;
+  }
 
   to(sight: [number, number]): void {
     const { ctx, bbox, scales } = this.u;
@@ -23,7 +25,8 @@ export class Slide {
       this.picture.height = ctx.canvas.height;
       this.picture.getContext("2d")!.drawImage(ctx.canvas, -bbox.left, 0);
     }
-    const [from, to] = this.sight, scale = bbox.width / (sight[1] - sight[0]);
+    const [from, to] = this.sight,
+      scale = bbox.width / (sight[1] - sight[0]);
     ctx.save();
     ctx.setTransform(1, 0, 0, 1, 0, 0);
     ctx.beginPath();

@@ -1,7 +1,11 @@
 // Which plots are drawn in a frame while the axis moves. Each frame all that are on the screen slide to what is in sight, and one of them, in turn, is
 // drawn anew; when the axis rests, the others are, a few a frame. So a frame costs about the same with three panels as with forty.
 
-export interface Actor { slide(sight: [number, number]): void; draw(sight: [number, number]): void; onScreen(): boolean }
+export interface Actor {
+  slide(sight: [number, number]): void;
+  draw(sight: [number, number]): void;
+  onScreen(): boolean;
+}
 
 /** After so long without a move, the axis rests. */
 const REST_MS = 120;
@@ -21,9 +25,16 @@ export class Stage {
   }
 
   /** A plot was drawn for another reason, or is gone. */
-  done(actor: Actor): void { this.due.delete(actor); }
+  done(actor: Actor): void {
+    this.due.delete(actor);
+  }
 
-  private soon(): void { this.frame ||= requestAnimationFrame(() => { this.frame = 0; this.play(); }); }
+  private soon(): void {
+    this.frame ||= requestAnimationFrame(() => {
+      this.frame = 0;
+      this.play();
+    });
+  }
 
   private play(): void {
     const resting = performance.now() - this.movedAt > REST_MS;

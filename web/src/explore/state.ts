@@ -5,7 +5,15 @@ import { query, setQuery } from "../app/route";
 import { type Axis, AXES } from "./clock";
 import type { Range } from "./queue";
 
-export interface View { search: string; axis: Axis; smooth: number; log: boolean; band: boolean; closed: string[]; pins: string[] }
+export interface View {
+  search: string;
+  axis: Axis;
+  smooth: number;
+  log: boolean;
+  band: boolean;
+  closed: string[];
+  pins: string[];
+}
 
 const KEY = "penstock.pins";
 const WRITE_MS = 250;
@@ -20,15 +28,21 @@ function read(): View {
   const axis = asked.get("x") as Axis;
   const smooth = Number(asked.get("smooth") ?? 0);
   return {
-    search: asked.get("q") ?? "", axis: AXES.includes(axis) ? axis : "step", smooth: smooth >= 0 && smooth < 1 ? smooth : 0,
-    log: asked.get("log") === "1", band: asked.get("band") !== "0", closed: asked.getAll("closed"), pins: asked.has("pin") ? asked.getAll("pin") : keptPins(),
+    search: asked.get("q") ?? "",
+    axis: AXES.includes(axis) ? axis : "step",
+    smooth: smooth >= 0 && smooth < 1 ? smooth : 0,
+    log: asked.get("log") === "1",
+    band: asked.get("band") !== "0",
+    closed: asked.getAll("closed"),
+    pins: asked.has("pin") ? asked.getAll("pin") : keptPins(),
   };
 }
 
 function readRange(): Range | null {
   const asked = query.peek();
   if (!asked.has("from") && !asked.has("to")) return null;
-  const from = Number(asked.get("from") ?? 0), to = Number(asked.get("to") ?? Infinity);
+  const from = Number(asked.get("from") ?? 0),
+    to = Number(asked.get("to") ?? Infinity);
   return from < to ? { from, to } : null;
 }
 
@@ -36,7 +50,9 @@ function keptPins(): string[] {
   try {
     const kept: unknown = JSON.parse(localStorage.getItem(KEY) ?? "[]");
     return Array.isArray(kept) ? kept.filter((name) => typeof name === "string") : [];
-  } catch { return []; }
+  } catch {
+    return [];
+  }
 }
 
 /** Take up what the address says: on arriving, and when one goes back. */
@@ -47,7 +63,12 @@ export function arriveExplore(): void {
 
 export function change(part: Partial<View>): void {
   view.value = { ...view.peek(), ...part };
-  if (part.pins) try { localStorage.setItem(KEY, JSON.stringify(part.pins)); } catch { /* no storage: the address has them */ }
+  if (part.pins)
+    try {
+      localStorage.setItem(KEY, JSON.stringify(part.pins));
+    } catch {
+      /* no storage: the address has them */
+    }
   write();
 }
 
@@ -75,7 +96,10 @@ function write(): void {
       put("smooth", smooth ? String(smooth) : null);
       put("log", log ? "1" : null);
       put("band", band ? null : "0");
-      for (const [name, values] of [["closed", closed], ["pin", pins]] as const) {
+      for (const [name, values] of [
+        ["closed", closed],
+        ["pin", pins],
+      ] as const) {
         asked.delete(name);
         values.forEach((value) => asked.append(name, value));
       }

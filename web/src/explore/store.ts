@@ -8,7 +8,13 @@ import type { LiveRows } from "../api/types";
 import type { RunModel } from "../app/run";
 import { Queue, type Range } from "./queue";
 
-interface Held { whole: Course | null; wholeStale: boolean; close: Course | null; closeOf: Range | null; missing: boolean }
+interface Held {
+  whole: Course | null;
+  wholeStale: boolean;
+  close: Course | null;
+  closeOf: Range | null;
+  missing: boolean;
+}
 
 const POINTS = 800;
 /** Rows in sight below which a finer course is asked for, if there are more measured. */
@@ -35,12 +41,22 @@ export class Store {
   private readonly stop: () => void;
 
   constructor(private readonly run: RunModel) {
-    this.stop = run.listen((rows) => this.take(rows), () => this.forget());
+    this.stop = run.listen(
+      (rows) => this.take(rows),
+      () => this.forget(),
+    );
   }
 
-  close(): void { this.stop(); this.control.abort(); this.queue.close(); clearTimeout(this.retry); }
+  close(): void {
+    this.stop();
+    this.control.abort();
+    this.queue.close();
+    clearTimeout(this.retry);
+  }
 
-  missing(name: string): boolean { return this.held.get(name)?.missing ?? false; }
+  missing(name: string): boolean {
+    return this.held.get(name)?.missing ?? false;
+  }
 
   /** The best course at hand for what is in sight. */
   course(name: string, range: Range | null): Course | null {
@@ -64,7 +80,9 @@ export class Store {
   }
 
   /** A metric is out of sight: what of it was not fetched yet need not be. */
-  drop(name: string): void { this.queue.drop(name); }
+  drop(name: string): void {
+    this.queue.drop(name);
+  }
 
   private coarse(held: Held, range: Range): boolean {
     const whole = held.whole!;
@@ -85,7 +103,9 @@ export class Store {
       if (this.control.signal.aborted) return;
       this.error.value = error as Error;
       clearTimeout(this.retry);
-      this.retry = window.setTimeout(() => { this.changed.value = this.changed.peek() + 1; }, RETRY_MS);
+      this.retry = window.setTimeout(() => {
+        this.changed.value = this.changed.peek() + 1;
+      }, RETRY_MS);
       return;
     }
     this.changed.value = this.changed.peek() + 1;
@@ -108,7 +128,8 @@ export class Store {
         continue;
       }
       const whole = appended(held.whole, more);
-      const followed = held.close && held.closeOf && held.closeOf.to >= held.whole.step[held.whole.rows - 1]! ? appended(held.close, more) : held.close;
+      const followed =
+        held.close && held.closeOf && held.closeOf.to >= held.whole.step[held.whole.rows - 1]! ? appended(held.close, more) : held.close;
       this.held.set(name, { ...held, whole, close: followed });
       if (name === this.base.peek()?.name) this.base.value = whole;
       if (whole.rows > LONGEST && this.wanted.has(name)) this.queue.add({ name, range: null, urgent: true });

@@ -12,9 +12,14 @@ import { capital } from "../ui/format";
 import { asked, Fields, filled, nothingToFill, type Values } from "./fields";
 
 export type Kind = "snapshot" | "scale" | "change" | "fork" | "stop" | "acknowledge" | "silence";
-export interface Wanted { kind: Kind; alert?: Alert; at?: string }
+export interface Wanted {
+  kind: Kind;
+  alert?: Alert;
+  at?: string;
+}
 
-type Stage = { at: "fill" } | { at: "token" } | { at: "confirm"; command: string } | { at: "work"; command: string } | { at: "done"; outcome: Outcome };
+type Stage =
+  { at: "fill" } | { at: "token" } | { at: "confirm"; command: string } | { at: "work"; command: string } | { at: "done"; outcome: Outcome };
 
 const WHAT: Record<Kind, string> = {
   snapshot: "Write a snapshot now. Training goes on after it.",
@@ -26,7 +31,12 @@ const WHAT: Record<Kind, string> = {
   silence: "Tell nobody of alerts of this kind any more.",
 };
 
-interface Props { run: RunModel; wanted: Wanted; close: () => void; done: () => void }
+interface Props {
+  run: RunModel;
+  wanted: Wanted;
+  close: () => void;
+  done: () => void;
+}
 
 export function ActionDialog({ run, wanted, close, done }: Props) {
   const [values, setValues] = useState<Values>(() => filled(wanted));
@@ -35,7 +45,10 @@ export function ActionDialog({ run, wanted, close, done }: Props) {
   const [busy, setBusy] = useState(false);
 
   const ask = async (dry: boolean): Promise<void> => {
-    if (!me.value?.may_act) { setStage({ at: "token" }); return; }
+    if (!me.value?.may_act) {
+      setStage({ at: "token" });
+      return;
+    }
     setBusy(true);
     setError("");
     try {
@@ -47,20 +60,43 @@ export function ActionDialog({ run, wanted, close, done }: Props) {
     } catch (problem) {
       const { message, status } = problem as ApiError;
       if (status === 401 || status === 403) setStage({ at: "token" });
-      else { setError(message); setStage({ at: "fill" }); }
-    } finally { setBusy(false); }
+      else {
+        setError(message);
+        setStage({ at: "fill" });
+      }
+    } finally {
+      setBusy(false);
+    }
   };
   const simple = nothingToFill(wanted.kind);
-  useEffect(() => { if (simple) void ask(true); }, []);
+  useEffect(() => {
+    if (simple) void ask(true);
+  }, []);
 
   return (
     <Dialog title={capital(wanted.kind)} close={close}>
       <p class="soft">{WHAT[wanted.kind]}</p>
       {stage.at === "fill" && (
-        <form onSubmit={(event) => { event.preventDefault(); void ask(true); }}>
+        <form
+          onSubmit={(event) => {
+            event.preventDefault();
+            void ask(true);
+          }}
+        >
           <Fields wanted={wanted} values={values} change={setValues} />
-          {error && <p class="bad-text" role="alert">{error}</p>}
-          <footer><button type="button" onClick={close}>Cancel</button><button type="submit" class="main" disabled={busy}>{busy ? "Asking …" : "Show the command"}</button></footer>
+          {error && (
+            <p class="bad-text" role="alert">
+              {error}
+            </p>
+          )}
+          <footer>
+            <button type="button" onClick={close}>
+              Cancel
+            </button>
+            <button type="submit" class="main" disabled={busy}>
+              {busy ? "Asking …" : "Show the command"}
+            </button>
+          </footer>
         </form>
       )}
       {stage.at === "token" && <Token told="Acting on a run needs the token." close={close} done={() => void ask(true)} />}
@@ -69,8 +105,12 @@ export function ActionDialog({ run, wanted, close, done }: Props) {
           <p>This runs on the dashboard's host:</p>
           <Command text={stage.command} />
           <footer>
-            <button type="button" onClick={close}>Cancel</button>
-            <button type="button" class={wanted.kind === "stop" ? "danger" : "main"} disabled={stage.at === "work"} onClick={() => void ask(false)}>{stage.at === "work" ? "Working …" : "Run it"}</button>
+            <button type="button" onClick={close}>
+              Cancel
+            </button>
+            <button type="button" class={wanted.kind === "stop" ? "danger" : "main"} disabled={stage.at === "work"} onClick={() => void ask(false)}>
+              {stage.at === "work" ? "Working …" : "Run it"}
+            </button>
           </footer>
         </>
       )}
@@ -83,10 +123,20 @@ function Result({ outcome, close }: { outcome: Outcome; close: () => void }) {
   const well = outcome.exit === 0;
   return (
     <>
-      <p role="status" class={well ? "good-text" : "bad-text"}>{well ? "Done." : outcome.exit === null ? "It was not run." : `It ended with exit code ${outcome.exit}.`}</p>
+      <p role="status" class={well ? "good-text" : "bad-text"}>
+        {well ? "Done." : outcome.exit === null ? "It was not run." : `It ended with exit code ${outcome.exit}.`}
+      </p>
       <Command text={outcome.command} />
-      {outcome.text && <pre class="output" tabIndex={0}>{outcome.text}</pre>}
-      <footer><button type="button" class="main" onClick={close}>Close</button></footer>
+      {outcome.text && (
+        <pre class="output" tabIndex={0}>
+          {outcome.text}
+        </pre>
+      )}
+      <footer>
+        <button type="button" class="main" onClick={close}>
+          Close
+        </button>
+      </footer>
     </>
   );
 }

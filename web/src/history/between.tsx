@@ -9,14 +9,18 @@ import type { Entry, Story } from "./story";
 
 export function Between({ pair, story, name, close }: { pair: [Entry, Entry]; story: Story; name: string; close: () => void }) {
   const [a, b] = pair[0].time <= pair[1].time ? pair : [pair[1], pair[0]];
-  const first = story.entries.indexOf(a), last = story.entries.indexOf(b);
+  const first = story.entries.indexOf(a),
+    last = story.entries.indexOf(b);
   const inner = story.entries.slice(first + 1, last + 1).filter((entry) => entry.kind !== "snapshot" && entry.kind !== "gc");
   const rows: [string, string, string, string][] = [
     ["step", whole(a.step ?? NaN), whole(b.step ?? NaN), a.step !== null && b.step !== null ? signed(b.step - a.step, whole) : NONE],
     ["time", clock(a.time), clock(b.time), seconds(b.time - a.time)],
   ];
   if (a.snapshot && b.snapshot) {
-    for (const [title, key] of [["loss", "loss"], ["validation loss", "val_loss"]] as const) {
+    for (const [title, key] of [
+      ["loss", "loss"],
+      ["validation loss", "val_loss"],
+    ] as const) {
       const [x, y] = [number(a.snapshot[key]), number(b.snapshot[key])];
       rows.push([title, digits(x), digits(y), signed(y - x, (value) => digits(value))]);
     }
@@ -25,17 +29,56 @@ export function Between({ pair, story, name, close }: { pair: [Entry, Entry]; st
   }
   return (
     <section class="card between" aria-label="Between two entries">
-      <header><h2>From {a.kind} {a.step !== null && `at step ${whole(a.step)} `}to {b.kind} {b.step !== null && `at step ${whole(b.step)}`}</h2>
-        <button type="button" class="quiet square" aria-label="Close" onClick={close}><Icon name="close" /></button></header>
+      <header>
+        <h2>
+          From {a.kind} {a.step !== null && `at step ${whole(a.step)} `}to {b.kind} {b.step !== null && `at step ${whole(b.step)}`}
+        </h2>
+        <button type="button" class="quiet square" aria-label="Close" onClick={close}>
+          <Icon name="close" />
+        </button>
+      </header>
       <table>
-        <thead><tr><td /><th class="right">before</th><th class="right">after</th><th class="right">difference</th></tr></thead>
-        <tbody>{rows.map(([title, ...cells]) => <tr key={title}><th>{title}</th>{cells.map((cell, index) => <td key={index} class="right">{cell}</td>)}</tr>)}</tbody>
+        <thead>
+          <tr>
+            <td />
+            <th class="right">before</th>
+            <th class="right">after</th>
+            <th class="right">difference</th>
+          </tr>
+        </thead>
+        <tbody>
+          {rows.map(([title, ...cells]) => (
+            <tr key={title}>
+              <th>{title}</th>
+              {cells.map((cell, index) => (
+                <td key={index} class="right">
+                  {cell}
+                </td>
+              ))}
+            </tr>
+          ))}
+        </tbody>
       </table>
       <h3>{inner.length ? `${countOf(inner)} between` : "Nothing else happened between"}</h3>
-      <ul>{inner.slice(0, 50).map((entry) => <li key={entry.key}><span class={`kind ${entry.kind}`}>{entry.kind}</span> {entry.step !== null && `step ${whole(entry.step)}: `}{entry.text}</li>)}</ul>
-      {a.snapshot?.state === "here" && b.snapshot?.state === "here" && <><p class="soft">Settings, code and weights, tensor by tensor:</p><Command text={`penstock runs diff ${quoted(`${name}@${a.snapshot.id.slice(0, 12)}`)} ${quoted(`${name}@${b.snapshot.id.slice(0, 12)}`)} --weights`} /></>}
+      <ul>
+        {inner.slice(0, 50).map((entry) => (
+          <li key={entry.key}>
+            <span class={`kind ${entry.kind}`}>{entry.kind}</span> {entry.step !== null && `step ${whole(entry.step)}: `}
+            {entry.text}
+          </li>
+        ))}
+      </ul>
+      {a.snapshot?.state === "here" && b.snapshot?.state === "here" && (
+        <>
+          <p class="soft">Settings, code and weights, tensor by tensor:</p>
+          <Command
+            text={`penstock runs diff ${quoted(`${name}@${a.snapshot.id.slice(0, 12)}`)} ${quoted(`${name}@${b.snapshot.id.slice(0, 12)}`)} --weights`}
+          />
+        </>
+      )}
     </section>
   );
 }
 
-const signed = (value: number, show: (value: number) => string): string => (!Number.isFinite(value) ? NONE : value === 0 ? "the same" : `${value > 0 ? "+" : "−"}${show(Math.abs(value))}`);
+const signed = (value: number, show: (value: number) => string): string =>
+  !Number.isFinite(value) ? NONE : value === 0 ? "the same" : `${value > 0 ? "+" : "−"}${show(Math.abs(value))}`;

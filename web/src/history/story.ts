@@ -3,21 +3,47 @@
 import type { History, RunEvent, Snapshot } from "../api/types";
 import { moment, whole } from "../ui/format";
 
-export interface Entry { key: string; time: number; step: number | null; kind: string; text: string; snapshot: Snapshot | null; event: RunEvent | null; lane: number }
-export interface Branch { lane: number; from: { step: number; lane: number } | null; steps: number[] }
-export interface Story { entries: Entry[]; branches: Branch[]; lanes: number }
+export interface Entry {
+  key: string;
+  time: number;
+  step: number | null;
+  kind: string;
+  text: string;
+  snapshot: Snapshot | null;
+  event: RunEvent | null;
+  lane: number;
+}
+export interface Branch {
+  lane: number;
+  from: { step: number; lane: number } | null;
+  steps: number[];
+}
+export interface Story {
+  entries: Entry[];
+  branches: Branch[];
+  lanes: number;
+}
 export type Row = { fold: null; entry: Entry } | { fold: Entry[]; entry: Entry };
 
 /** Snapshots by id, and what else happened, oldest first, each on its lane of the tree. */
 export function storyOf(told: History): Story {
   const snapshots = new Map(told.snapshots.map((snapshot) => [snapshot.id, snapshot]));
   const entries: Entry[] = told.events.map((event) => {
-    const snapshot = event.kind === "snapshot" ? snapshots.get(String(event.data?.id ?? "")) ?? null : null;
+    const snapshot = event.kind === "snapshot" ? (snapshots.get(String(event.data?.id ?? "")) ?? null) : null;
     if (snapshot) snapshots.delete(snapshot.id);
     return { key: `e${event.seq}`, time: moment(event.time), step: event.step, kind: event.kind, text: event.text, snapshot, event, lane: 0 };
   });
   for (const snapshot of snapshots.values()) {
-    entries.push({ key: `s${snapshot.id}`, time: moment(snapshot.time), step: snapshot.step, kind: "snapshot", text: "", snapshot, event: null, lane: 0 });
+    entries.push({
+      key: `s${snapshot.id}`,
+      time: moment(snapshot.time),
+      step: snapshot.step,
+      kind: "snapshot",
+      text: "",
+      snapshot,
+      event: null,
+      lane: 0,
+    });
   }
   entries.sort((a, b) => a.time - b.time || (a.event?.seq ?? 0) - (b.event?.seq ?? 0));
   return { entries, ...grow(entries) };
@@ -28,12 +54,16 @@ function grow(entries: Entry[]): { branches: Branch[]; lanes: number } {
   const placed = new Map<string, { step: number; lane: number }>();
   const heads: (string | null)[] = [];
   let at = 0;
-  const branch = (from: Branch["from"]): number => { branches.push({ lane: branches.length, from, steps: [] }); heads.push(null); return branches.length - 1; };
+  const branch = (from: Branch["from"]): number => {
+    branches.push({ lane: branches.length, from, steps: [] });
+    heads.push(null);
+    return branches.length - 1;
+  };
   branch(null);
   for (const entry of entries) {
     const { snapshot } = entry;
     if (snapshot) {
-      const parent = snapshot.parent ? placed.get(snapshot.parent) ?? null : null;
+      const parent = snapshot.parent ? (placed.get(snapshot.parent) ?? null) : null;
       const head = snapshot.parent ? heads.indexOf(snapshot.parent) : -1;
       at = head >= 0 ? head : parent ? branch(parent) : heads[0] === null ? 0 : branch(null);
       heads[at] = snapshot.id;
@@ -57,7 +87,10 @@ export function rowsOf(entries: Entry[]): Row[] {
     folded = [];
   };
   for (const entry of [...entries].reverse()) {
-    if (entry.snapshot?.state === "dropped" || entry.kind === "gc") { folded.push(entry); continue; }
+    if (entry.snapshot?.state === "dropped" || entry.kind === "gc") {
+      folded.push(entry);
+      continue;
+    }
     flush();
     rows.push({ fold: null, entry });
   }

@@ -9,9 +9,15 @@ export function InsideView({ run }: { run: RunModel }) {
   return (
     <div class="inside">
       {VIEWS.length > 1 && (
-        <div class="tools"><div class="segments" role="group" aria-label="View">
-          {VIEWS.map((one) => <button key={one.id} type="button" aria-pressed={one === shown} onClick={() => setQuery((now) => now.set("view", one.id))}>{one.title}</button>)}
-        </div></div>
+        <div class="tools">
+          <div class="segments" role="group" aria-label="View">
+            {VIEWS.map((one) => (
+              <button key={one.id} type="button" aria-pressed={one === shown} onClick={() => setQuery((now) => now.set("view", one.id))}>
+                {one.title}
+              </button>
+            ))}
+          </div>
+        </div>
       )}
       <shown.view run={run} />
     </div>

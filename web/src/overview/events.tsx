@@ -10,14 +10,22 @@ export function Events({ run, told }: { run: RunModel; told: Overview }) {
   const now = useNow(10_000);
   return (
     <section class="card events" aria-label="Last events">
-      <header><h2>Last events</h2><A to={runPath(run.id, "history")} class="button quiet">History</A></header>
+      <header>
+        <h2>Last events</h2>
+        <A to={runPath(run.id, "history")} class="button quiet">
+          History
+        </A>
+      </header>
       {!told.events.length && <p class="soft">Nothing has happened yet.</p>}
       <ol>
         {told.events.slice(0, 12).map((event) => (
           <li key={`${event.seq}${event.text}`}>
             <span class={`kind ${event.kind}`}>{event.kind}</span>
             <span class="event-text">{event.text}</span>
-            <span class="soft when" title={clock(moment(event.time))}>{event.step !== null && `step ${whole(event.step)} · `}{ago(moment(event.time), now)}</span>
+            <span class="soft when" title={clock(moment(event.time))}>
+              {event.step !== null && `step ${whole(event.step)} · `}
+              {ago(moment(event.time), now)}
+            </span>
           </li>
         ))}
       </ol>

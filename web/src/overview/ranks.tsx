@@ -21,9 +21,17 @@ export function Ranks({ told }: { told: Overview }) {
   return (
     <div class={`tile ${running && told.step > 0 && told.reporting < told.ranks_of ? "warned" : ""}`}>
       <h2>Ranks</h2>
-      <p class="figure">{running ? whole(told.reporting) : whole(told.ranks_of)}<small> {running ? `of ${whole(told.ranks_of)} alive` : "at the end"}</small></p>
+      <p class="figure">
+        {running ? whole(told.reporting) : whole(told.ranks_of)}
+        <small> {running ? `of ${whole(told.ranks_of)} alive` : "at the end"}</small>
+      </p>
       <ul class="ranks" aria-label="Ranks">
-        {cells.map((cell) => <li key={cell.rank} class={cell.state} title={`rank ${cell.rank}: ${cell.says}`}>{cells.length <= 32 ? cell.rank : ""}<span class="sr">{cells.length <= 32 ? `: ${cell.says}` : `rank ${cell.rank}: ${cell.says}`}</span></li>)}
+        {cells.map((cell) => (
+          <li key={cell.rank} class={cell.state} title={`rank ${cell.rank}: ${cell.says}`}>
+            {cells.length <= 32 ? cell.rank : ""}
+            <span class="sr">{cells.length <= 32 ? `: ${cell.says}` : `rank ${cell.rank}: ${cell.says}`}</span>
+          </li>
+        ))}
       </ul>
       <p class="note">{hidden > 0 ? `and ${many(hidden, "more")}` : told.watched ? "watched by the monitor" : running ? "no monitor watches" : ""}</p>
     </div>

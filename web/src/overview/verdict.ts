@@ -4,7 +4,11 @@ import type { Alert, Level, Overview } from "../api/types";
 import { capital, many, sentence, seconds, words } from "../ui/format";
 
 export type Tone = "good" | "idle" | Level;
-export interface Verdict { tone: Tone; word: string; detail: string }
+export interface Verdict {
+  tone: Tone;
+  word: string;
+  detail: string;
+}
 
 const RANKING: Record<Level, number> = { critical: 0, warning: 1, notice: 2 };
 /** Without a new step for so many times the usual, and at least so many seconds, a running run is called silent. */
@@ -33,25 +37,42 @@ export function verdict(told: Overview, silentFor: number, stepSeconds: number):
 }
 
 function ofRunning(told: Overview, bad: Alert[], silentFor: number, stepSeconds: number): Verdict {
-  const worst = bad[0], missing = told.ranks_of - told.reporting;
+  const worst = bad[0],
+    missing = told.ranks_of - told.reporting;
   if (worst) return { tone: worst.level, word: titleOf(worst), detail: sentences(worst.what, others(bad)) };
   if (!told.step) return { tone: "idle", word: "Starting", detail: "No step is done yet." };
   if (missing > 0) return { tone: "warning", word: `${many(missing, "rank")} silent`, detail: `${told.reporting} of ${told.ranks_of} ranks report.` };
-  if (silentFor > Math.max(SILENT_S, SILENT_TIMES * stepSeconds)) return { tone: "warning", word: "No news", detail: `The last step ended ${seconds(silentFor)} ago.` };
+  if (silentFor > Math.max(SILENT_S, SILENT_TIMES * stepSeconds))
+    return { tone: "warning", word: "No news", detail: `The last step ended ${seconds(silentFor)} ago.` };
   const notices = told.alerts.filter((alert) => alert.state !== "resolved").length;
-  return { tone: "good", word: "Healthy", detail: notices ? `${many(notices, "notice")} below; nothing that needs you.` : "Every rank reports and no alert is open." };
+  return {
+    tone: "good",
+    word: "Healthy",
+    detail: notices ? `${many(notices, "notice")} below; nothing that needs you.` : "Every rank reports and no alert is open.",
+  };
 }
 
 function ofEnded(told: Overview, bad: Alert[]): Verdict {
   const failure = told.events.find((event) => event.kind === "failure")?.text;
   const why = bad[0] ? sentences(`${titleOf(bad[0])}: ${bad[0].what}`, others(bad)) : "";
   switch (told.state) {
-    case "failed": return { tone: "critical", word: "Failed", detail: why || sentences(failure ?? `It ended at step ${told.step}`) };
-    case "damaged": return { tone: "critical", word: "Damaged", detail: "The run's folder cannot be read in full." };
+    case "failed":
+      return { tone: "critical", word: "Failed", detail: why || sentences(failure ?? `It ended at step ${told.step}`) };
+    case "damaged":
+      return { tone: "critical", word: "Damaged", detail: "The run's folder cannot be read in full." };
     case "finished":
       if (why) return { tone: "warning", word: "Finished", detail: sentences("With open alerts", why) };
-      return { tone: "good", word: "Finished", detail: told.resolved ? `${many(told.resolved, "alert")} came up and passed.` : "No alert was left open." };
-    default: return { tone: "warning", word: told.state === "interrupted" ? "Interrupted" : "Stopped early", detail: sentences(why, "`penstock resume` goes on from its newest snapshot") };
+      return {
+        tone: "good",
+        word: "Finished",
+        detail: told.resolved ? `${many(told.resolved, "alert")} came up and passed.` : "No alert was left open.",
+      };
+    default:
+      return {
+        tone: "warning",
+        word: told.state === "interrupted" ? "Interrupted" : "Stopped early",
+        detail: sentences(why, "`penstock resume` goes on from its newest snapshot"),
+      };
   }
 }
 

@@ -26,11 +26,18 @@ export function OverviewView({ run }: { run: RunModel }) {
       <section class={`hero ${says.tone}`} aria-label="How the run stands">
         <div class="verdict" role="status">
           <Icon name={says.tone === "good" ? "check" : says.tone === "idle" ? "notice" : says.tone} />
-          <div><h1>{says.word}</h1><p><Prose text={says.detail} /></p></div>
+          <div>
+            <h1>{says.word}</h1>
+            <p>
+              <Prose text={says.detail} />
+            </p>
+          </div>
         </div>
         <div class="progress">
           <div class="progress-words">
-            <span><b>step {whole(told.step)}</b> of {told.steps ? whole(told.steps) : NONE}</span>
+            <span>
+              <b>step {whole(told.step)}</b> of {told.steps ? whole(told.steps) : NONE}
+            </span>
             <span>{percent(share)}</span>
             <span class="eta">{eta(told, now)}</span>
           </div>
@@ -39,7 +46,13 @@ export function OverviewView({ run }: { run: RunModel }) {
       </section>
       <section class="tiles" aria-label="Main figures">
         <Tile title="Loss" value={figure(told.metrics["loss/total"]?.last ?? told.loss)} note={lossNote(told)} line={told.metrics["loss/total"]} />
-        <Tile title="Speed" value={si(number(told.tokens_per_s))} unit="tokens/s" note={`${percent(number(told.mfu))} of the hardware's peak`} line={told.metrics["cost/tokens_per_s"]} />
+        <Tile
+          title="Speed"
+          value={si(number(told.tokens_per_s))}
+          unit="tokens/s"
+          note={`${percent(number(told.mfu))} of the hardware's peak`}
+          line={told.metrics["cost/tokens_per_s"]}
+        />
         <Tile title="Tokens" value={si(number(told.tokens))} note={`a step takes ${seconds(stepSeconds)}`} />
         <Cost told={told} />
         <Ranks told={told} />
@@ -61,7 +74,8 @@ function lastStepTime(run: RunModel, told: Overview): number {
 }
 
 function eta(told: Overview, now: number): string {
-  const left = number(told.eta_s), newest = told.events[0];
+  const left = number(told.eta_s),
+    newest = told.events[0];
   if (told.state !== "running") return newest ? `last event ${ago(moment(newest.time), now)}` : "";
   return Number.isFinite(left) ? `${seconds(left)} left` : "time left not known yet";
 }
@@ -71,13 +85,23 @@ function lossNote(told: Overview): string {
   return values.length ? `lowest ${digits(Math.min(...values))} · highest ${digits(Math.max(...values))}` : "nothing measured yet";
 }
 
-interface TileProps { title: string; value: string; unit?: string; note: string; line?: Line | undefined; children?: ComponentChildren }
+interface TileProps {
+  title: string;
+  value: string;
+  unit?: string;
+  note: string;
+  line?: Line | undefined;
+  children?: ComponentChildren;
+}
 
 function Tile({ title, value, unit, note, line }: TileProps) {
   return (
     <div class="tile">
       <h2>{title}</h2>
-      <p class="figure">{value}{unit && <small> {unit}</small>}</p>
+      <p class="figure">
+        {value}
+        {unit && <small> {unit}</small>}
+      </p>
       <p class="note">{note}</p>
       {line ? <Spark values={line.values} label={`${title}: last ${inUnit(number(line.last), line.unit)}`} /> : <div class="spark" />}
     </div>
@@ -85,13 +109,21 @@ function Tile({ title, value, unit, note, line }: TileProps) {
 }
 
 function Cost({ told }: { told: Overview }) {
-  const hours = number(told.cost?.rank_hours), spent = number(told.cost?.seconds), money = number(told.cost?.money);
+  const hours = number(told.cost?.rank_hours),
+    spent = number(told.cost?.seconds),
+    money = number(told.cost?.money);
   const paid = Number.isFinite(money);
   return (
     <div class="tile">
       <h2>Cost so far</h2>
-      <p class="figure">{paid ? digits(money, 4) : digits(hours, 3)}<small> {paid ? "" : "rank-hours"}</small></p>
-      <p class="note">{paid ? `${digits(hours, 3)} rank-hours · ` : ""}{seconds(spent)} of run time</p>
+      <p class="figure">
+        {paid ? digits(money, 4) : digits(hours, 3)}
+        <small> {paid ? "" : "rank-hours"}</small>
+      </p>
+      <p class="note">
+        {paid ? `${digits(hours, 3)} rank-hours · ` : ""}
+        {seconds(spent)} of run time
+      </p>
       <div class="spark" />
     </div>
   );
@@ -107,10 +139,16 @@ function Sparks({ told }: { told: Overview }) {
       <ul>
         {lines.map(([name, line]) => {
           const [low, high] = [number(line.low), number(line.high)];
-          const between = Number.isFinite(high) && high !== low ? `${inUnit(low, line.unit)} – ${inUnit(high, line.unit)}, highest on rank ${line.high_rank}` : "the same on all ranks";
+          const between =
+            Number.isFinite(high) && high !== low
+              ? `${inUnit(low, line.unit)} – ${inUnit(high, line.unit)}, highest on rank ${line.high_rank}`
+              : "the same on all ranks";
           return (
             <li key={name} title={name}>
-              <div><span class="soft">{line.title.replace(/, s$/, "")}</span><b>{figure(line.last, line.unit)}</b></div>
+              <div>
+                <span class="soft">{line.title.replace(/, s$/, "")}</span>
+                <b>{figure(line.last, line.unit)}</b>
+              </div>
               <Spark values={line.values} label={`${line.title}: last ${inUnit(number(line.last), line.unit)}; ${between}`} />
               <small class="soft">{between}</small>
             </li>

@@ -8,7 +8,12 @@ const PAGE = 500;
 /** Rows that are kept here; beyond that the server searches. */
 export const MOST = 3000;
 
-export interface Listed { rows: RunRow[]; total: number; error: Error | null; done: boolean }
+export interface Listed {
+  rows: RunRow[];
+  total: number;
+  error: Error | null;
+  done: boolean;
+}
 
 export const listed = signal<Listed>({ rows: [], total: 0, error: null, done: false });
 /** Runs that are ticked for a comparison; kept while one looks elsewhere. */
@@ -45,5 +50,7 @@ export async function refreshRuns(search: string): Promise<void> {
     const page = await api.runs(search, FIRST, 0);
     const fresh = new Set(page.runs.map((row) => row.id));
     listed.value = { ...known, total: page.total, rows: [...page.runs, ...known.rows.filter((row) => !fresh.has(row.id))] };
-  } catch (error) { listed.value = { ...known, error: error as Error }; }
+  } catch (error) {
+    listed.value = { ...known, error: error as Error };
+  }
 }

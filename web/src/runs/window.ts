@@ -21,11 +21,17 @@ export function useWindow(count: number) {
       const last = Math.min(count, Math.ceil((above + innerHeight) / tall) + SPARE);
       setRange((was) => (was[0] === first && was[1] === last ? was : [first, last]));
     };
-    const soon = (): void => { frame ||= requestAnimationFrame(look); };
+    const soon = (): void => {
+      frame ||= requestAnimationFrame(look);
+    };
     look();
     window.addEventListener("scroll", soon, { passive: true });
     window.addEventListener("resize", soon);
-    return () => { cancelAnimationFrame(frame); window.removeEventListener("scroll", soon); window.removeEventListener("resize", soon); };
+    return () => {
+      cancelAnimationFrame(frame);
+      window.removeEventListener("scroll", soon);
+      window.removeEventListener("resize", soon);
+    };
   }, [count, height]);
   const first = Math.min(range[0], Math.max(0, count - 1));
   const last = Math.min(count, Math.max(range[1], first));

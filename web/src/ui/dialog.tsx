@@ -10,11 +10,26 @@ export function Dialog({ title, close, children }: { title: string; close: () =>
     box.current?.showModal();
     return () => before?.focus?.();
   }, []);
-  const outside = (event: MouseEvent): void => { if (event.target === box.current) close(); };
+  const outside = (event: MouseEvent): void => {
+    if (event.target === box.current) close();
+  };
   return (
-    <dialog ref={box} aria-label={title} onCancel={(event: Event) => { event.preventDefault(); close(); }} onMouseDown={outside}>
+    <dialog
+      ref={box}
+      aria-label={title}
+      onCancel={(event: Event) => {
+        event.preventDefault();
+        close();
+      }}
+      onMouseDown={outside}
+    >
       <div class="dialog">
-        <header><h2>{title}</h2><button type="button" class="quiet square" aria-label="Close" onClick={close}><Icon name="close" /></button></header>
+        <header>
+          <h2>{title}</h2>
+          <button type="button" class="quiet square" aria-label="Close" onClick={close}>
+            <Icon name="close" />
+          </button>
+        </header>
         {children}
       </div>
     </dialog>

@@ -1,7 +1,13 @@
 // Numbers for people, with their units: SI prefixes, seconds as people say them, four significant digits, words where there is no number.
 import { type Num, number } from "../api/types";
 
-const PREFIXES: readonly [number, string][] = [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
+const PREFIXES: readonly [number, string][] = [
+  [1e15, "P"],
+  [1e12, "T"],
+  [1e9, "G"],
+  [1e6, "M"],
+  [1e3, "k"],
+];
 export const NONE = "–";
 
 /** Significant digits without a trail of noughts. */
@@ -36,7 +42,8 @@ export function seconds(value: number): string {
   if (size < 60) return `${digits(value, 3)} s`;
   const all = Math.round(size);
   const two = (big: number, bigName: string, small: number, smallName: string): string => {
-    const many = Math.floor(all / big), rest = Math.floor((all % big) / small);
+    const many = Math.floor(all / big),
+      rest = Math.floor((all % big) / small);
     return `${value < 0 ? "−" : ""}${many} ${bigName}${rest ? ` ${rest} ${smallName}` : ""}`;
   };
   if (all < 3600) return two(60, "min", 1, "s");
@@ -48,11 +55,17 @@ export function seconds(value: number): string {
 export function inUnit(value: number, unit: string): string {
   if (!Number.isFinite(value)) return digits(value);
   switch (unit) {
-    case "s": return seconds(value);
-    case "bytes": return si(value, "B");
-    case "": case "1": return Math.abs(value) >= 1e5 ? si(value) : digits(value);
-    case "nats": return `${digits(value)} nats`;
-    default: return si(value, unit, 4);
+    case "s":
+      return seconds(value);
+    case "bytes":
+      return si(value, "B");
+    case "":
+    case "1":
+      return Math.abs(value) >= 1e5 ? si(value) : digits(value);
+    case "nats":
+      return `${digits(value)} nats`;
+    default:
+      return si(value, unit, 4);
   }
 }
 
@@ -67,8 +80,7 @@ export function axisValue(value: number, unit: string): string {
 export const told = (value: Num | undefined, unit = ""): string => (value === "nan" ? "NaN" : inUnit(number(value), unit));
 
 /** A moment as unix seconds; the history has it as text. */
-export const moment = (time: string | number | null | undefined): number =>
-  (typeof time === "number" ? time : time ? Date.parse(time) / 1000 : NaN);
+export const moment = (time: string | number | null | undefined): number => (typeof time === "number" ? time : time ? Date.parse(time) / 1000 : NaN);
 
 export function ago(time: number, now: number): string {
   const passed = now - time;
@@ -90,4 +102,12 @@ export const many = (count: number, what: string): string => `${whole(count)} ${
 export const quoted = (word: string): string => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`);
 /** Any value of a setting as one line. */
 export const plain = (value: unknown): string =>
-  (value === null || value === undefined ? NONE : typeof value === "string" ? value || "“”" : typeof value === "number" ? value.toLocaleString("en-US", { maximumSignificantDigits: 12, notation: value && Math.abs(value) < 1e-5 ? "scientific" : "standard" }).replace("E", "e") : JSON.stringify(value));
+  value === null || value === undefined
+    ? NONE
+    : typeof value === "string"
+      ? value || "“”"
+      : typeof value === "number"
+        ? value
+            .toLocaleString("en-US", { maximumSignificantDigits: 12, notation: value && Math.abs(value) < 1e-5 ? "scientific" : "standard" })
+            .replace("E", "e")
+        : JSON.stringify(value);

@@ -23,5 +23,9 @@ const PATHS = {
 export type IconName = keyof typeof PATHS;
 
 export function Icon({ name, class: look = "" }: { name: IconName; class?: string }) {
-  return <svg class={`icon ${name === "logo" ? "logo" : ""} ${look}`} viewBox="0 0 16 16" aria-hidden="true" focusable="false"><path d={PATHS[name]} /></svg>;
+  return (
+    <svg class={`icon ${name === "logo" ? "logo" : ""} ${look}`} viewBox="0 0 16 16" aria-hidden="true" focusable="false">
+      <path d={PATHS[name]} />
+    </svg>
+  );
 }

@@ -3,7 +3,14 @@ import type { ComponentChildren } from "preact";
 import { go, href } from "../app/route";
 import { frozen } from "../api/client";
 
-interface Props { to: string; class?: string; current?: boolean; label?: string; title?: string; children: ComponentChildren }
+interface Props {
+  to: string;
+  class?: string;
+  current?: boolean;
+  label?: string;
+  title?: string;
+  children: ComponentChildren;
+}
 
 export function A({ to, class: look, current, label, title, children }: Props) {
   const click = (event: MouseEvent): void => {
@@ -11,5 +18,9 @@ export function A({ to, class: look, current, label, title, children }: Props) {
     event.preventDefault();
     go(to);
   };
-  return <a href={href(to)} class={look} aria-current={current ? "page" : undefined} aria-label={label} title={title} onClick={click}>{children}</a>;
+  return (
+    <a href={href(to)} class={look} aria-current={current ? "page" : undefined} aria-label={label} title={title} onClick={click}>
+      {children}
+    </a>
+  );
 }

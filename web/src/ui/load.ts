@@ -2,7 +2,11 @@
 // a read that is no longer wanted is aborted.
 import { useCallback, useEffect, useState } from "preact/hooks";
 
-export interface Loaded<T> { value: T | null; error: Error | null; again: () => void }
+export interface Loaded<T> {
+  value: T | null;
+  error: Error | null;
+  again: () => void;
+}
 
 export function useLoad<T>(read: (signal: AbortSignal) => Promise<T>, keys: readonly unknown[]): Loaded<T> {
   const [state, setState] = useState<{ value: T | null; error: Error | null; keys: string }>({ value: null, error: null, keys: "" });
@@ -11,8 +15,12 @@ export function useLoad<T>(read: (signal: AbortSignal) => Promise<T>, keys: read
   useEffect(() => {
     const control = new AbortController();
     read(control.signal).then(
-      (value) => { if (!control.signal.aborted) setState({ value, error: null, keys: key }); },
-      (error: Error) => { if (!control.signal.aborted) setState((before) => ({ value: before.keys === key ? before.value : null, error, keys: key })); },
+      (value) => {
+        if (!control.signal.aborted) setState({ value, error: null, keys: key });
+      },
+      (error: Error) => {
+        if (!control.signal.aborted) setState((before) => ({ value: before.keys === key ? before.value : null, error, keys: key }));
+      },
     );
     return () => control.abort();
   }, [key, turn]);
@@ -24,7 +32,9 @@ export function useLoad<T>(read: (signal: AbortSignal) => Promise<T>, keys: read
 /** Call back every so many milliseconds while the page is in sight. */
 export function useEvery(milliseconds: number, call: () => void): void {
   useEffect(() => {
-    const timer = setInterval(() => { if (!document.hidden) call(); }, milliseconds);
+    const timer = setInterval(() => {
+      if (!document.hidden) call();
+    }, milliseconds);
     return () => clearInterval(timer);
   }, [milliseconds, call]);
 }
