@@ -10,7 +10,11 @@ import { Memory } from "./memory";
 import { Ranks } from "./ranks";
 import { PipelineView } from "./timeline";
 
-export interface InsideTab { id: string; title: string; view: ComponentType<{ run: RunModel }> }
+export interface InsideTab {
+  id: string;
+  title: string;
+  view: ComponentType<{ run: RunModel }>;
+}
 
 export const VIEWS: readonly InsideTab[] = [
   { id: "ranks", title: "Ranks", view: Ranks },
