@@ -1,7 +1,7 @@
 """Ranks × time: the grid that the run's monitor keeps, or what the ranks' logs still hold of it, as numbers for a heat-map.
 
 Numbers are base64 of little-endian columns, row by row: of 256 rows × 512 buckets they are some 1.5 MB, a fifth of what they would be as words. Above
-`MOST_ROWS` ranks so many neighbours share a row that there are no more, which shows the highest of them, so that a slow one is not averaged away. Cost:
+`MOST_ROWS` ranks so many neighbours share a row that there are no more, which shows the highest of them, so that no slow one is averaged away. Cost:
 some ms. When not to use it: for one rank's values of a step, which its log has.
 """
 
