@@ -19,9 +19,11 @@ from penstock.config import load_config, to_toml
 from penstock.monitor.alerts import Alert, Book, kind_of
 from penstock.monitor.bus.catalogue import CATALOGUE
 from penstock.monitor.detect import Moved
-from penstock.monitor.series import RowLog, write_kinds
+from penstock.monitor.series import Gather, Grid, RowLog, read_grid, write_kinds
+from penstock.monitor.series.grid_file import write_grid
 from penstock.monitor.series.keeper import Keeper
 from penstock.monitor.series.kinds import Kinds
+from penstock.monitor.series.shots import PLAN, StepShots, write_beside
 from penstock.monitor.store import MetricStore
 from penstock.store.chunks import ChunkEntry
 from penstock.store.folder import LocalFolder
@@ -104,6 +106,36 @@ class MadeRun:
             store.append("sample", {"time": self.time(step), "step": step, "prompt": "", "text": f"Once upon a step {step} <b>there</b> was a loss"})
         store.close()
 
+    def lie(self, **axes: int) -> None:
+        """Lay the ranks out another way, before the start is told."""
+        self._layout |= {"replicate": 1} | axes
+
+    def watch(self) -> None:
+        """Keep the grid of ranks over time as a monitor does: what it had, and the rows that are still in the ranks' logs."""
+        grid, gather = read_grid(self.metrics) or Grid(), Gather(self.metrics)
+        for merged in gather.rest():
+            grid.add(merged, gather.merger.generations[merged.generation])
+        write_grid(grid, self.metrics)
+
+    def shots(self, steps: tuple[int, ...], stages: int = 0, micros: int = 8, slow: int = -1) -> None:
+        """What ranks did in some steps: phases and waits, and 1F1B over so many stages; and the plan of the pipeline."""
+        scale = 0.36 / max(sum(one_f_one_b(stage, stages, micros, 1.6 if slow >= 0 else 1.0)[-1][1:]) for stage in range(max(1, stages))) if stages else 0.0
+        for rank in range(self.values.ranks):
+            shots = StepShots(self.metrics / f"rank-{rank:05d}", rank)
+            shots._about["host"] = f"node{rank * 2 // self.values.ranks}"
+            for step in steps:
+                start, spans = self.time(step) - STEP_S, []
+                actions = one_f_one_b(rank // max(1, self.values.ranks // stages), stages, micros, 1.6 if rank == slow else 1.0) if stages else []
+                spans += [(f"pipeline.{name}", start + 0.02 + scale * begin, scale * took) for name, begin, took in actions]
+                spans += [("data", start, 0.015), ("forward_backward", start + 0.018, 0.37), ("exchange", start + 0.39, 0.03), ("optimizer", start + 0.42, 0.025)]
+                spans += [("replicate.gradients", start + 0.392, 0.02), ("world.norm", start + 0.413, 0.006)]
+                shots.keep(step, start, start + STEP_S, sorted(spans, key=lambda span: span[1]))
+        if stages:
+            parts = [[3 * stage, 3 * stage + 3, stage == 0, stage == stages - 1] for stage in range(stages)]
+            schedule, rows = {"kind": "1f1b", "micro_batches": micros}, [one_f_one_b(rank, stages, micros) for rank in range(stages)]
+            plan = {"step": 1, "parts": parts, "rank_of": list(range(stages)), "schedule": schedule, "bubble": 0.24, "spans": rows}
+            write_beside(self.metrics / PLAN, plan)
+
     def event(self, kind: str, text: str, step: int | None = None, **data: object) -> None:
         """An event of the history."""
         append_event(self.path, kind, text, step, **data)
@@ -111,7 +143,8 @@ class MadeRun:
     def start(self) -> None:
         """The event with which a run begins."""
         ranks = self.values.ranks
-        self.event("start", f"began on {ranks} ranks (replicate {ranks}) on cpu, float32", 0, snapshot=None, layout=self._layout)
+        axes = " · ".join(f"{name} {size}" for name, size in self._layout.items() if type(size) is int and size > 1 and name not in ("ranks", "node"))
+        self.event("start", f"began on {ranks} ranks ({axes}) on cpu, float32", 0, snapshot=None, layout=self._layout)
 
     def snapshot(self, step: int) -> None:
         """A snapshot of nearly nothing, with its manifest and event."""
@@ -148,6 +181,22 @@ class MadeRun:
         (self.path / "summary.json").write_text(json.dumps(told), encoding="utf-8")
 
 
+def one_f_one_b(rank: int, ranks: int, micros: int, slow: float = 1.0) -> list[tuple[str, float, float]]:
+    """Name, start and length of a rank's actions in a 1F1B schedule, in shares of the step."""
+    unit, found, at = 1 / (3 * (micros + ranks - 1)), [], 0.0
+    ends: dict[tuple[str, int], float] = {}
+    warm = min(micros, ranks - rank - 1)
+    order = [("F", micro) for micro in range(warm)]
+    for micro in range(micros):
+        order += ([("F", micro + warm)] if micro + warm < micros else []) + [("B", micro)]
+    for work, micro in order:
+        ready = unit * (rank + micro) if work == "F" else unit * (ranks + 2 * (ranks - rank - 1) + 3 * micro)
+        start, took = max(at, ready), unit * (1 if work == "F" else 2) * slow
+        ends[work, micro] = at = start + took
+        found.append((f"{rank}{work}{micro}", start, took))
+    return found
+
+
 def small_run(parent: Path, name: str = "small", steps: int = 40, ranks: int = 2, layers: int = 2, **options: object) -> MadeRun:
     """A finished run of few steps with rows, an evaluation and a start."""
     run = MadeRun(parent, name, MadeValues(ranks=ranks, layers=layers, total=steps), **options)
@@ -168,6 +217,7 @@ def demo(out: Path) -> MadeRun:
         done.snapshot(step)
     done.event("change", "optim.lr 0.0006 → 0.0003", 1500, settings={"optim.lr": [0.0006, 0.0003]}, command="change", who="somebody@host")
     done.alert("throughput_drop", 900, state="resolved")
+    done.watch()
     done.keep()
     done.evaluate(100, 3000)
     done.finish(3000)
@@ -195,12 +245,16 @@ def demo(out: Path) -> MadeRun:
     faulty.alert("rank_lost", 1100, rank=3)
     faulty.event("change", "optim.lr 0.0006 → 0.0003", 1300, settings={"optim.lr": [0.0006, 0.0003]}, command="change", who="somebody@host")
     faulty.finish(1400, "interrupted")
-    live = MadeRun(out, "llama-live", MadeValues(ranks=8, total=20000, seed=4, faults=Faults(straggler=(1500, 5))), now - 1600 * STEP_S)
+    live = MadeRun(out, "llama-live", MadeValues(ranks=8, total=20000, seed=4, experts=8, device=True, faults=Faults(straggler=(1500, 5))), now - 1600 * STEP_S)
+    live.lie(pipeline=4, replicate=2, node=2)
     live.start()
     live.rows(1, 1000)
     live.snapshot(1000)
+    live.watch()
     live.keep()
     live.rows(1001, 1600)
+    live.shots((512, 1024, 1536, 1600), stages=4, slow=5)
+    live.watch()
     live.evaluate(100, 1600)
     live.alert("straggler", 1512, rank=5, what="rank 5 takes 2.2 times as long as the others", moved=(Moved("time/own", 1500, 0.95, 0.43, 33.0, 5),))
     return live

@@ -30,6 +30,9 @@ class MadeValues:
     total: int = 2000
     seed: int = 0
     rate: float = 6e-4
+    #: Experts of each layer, and whether ranks have a device and lie on two nodes.
+    experts: int = 0
+    device: bool = False
     faults: Faults = field(default_factory=Faults)
 
     def at(self, steps: np.ndarray) -> Values:
@@ -92,4 +95,29 @@ class MadeValues:
             "cost/parameters": same(PARAMETERS + 0 * noise(0)), "cost/ranks": same(self.ranks + 0 * noise(0)), "snapshot/age": same(step % 50 + 0 * noise(0)),
             "fault/non_finite": same(0.0 + ~np.isfinite(loss)), "fault/recoveries": same(0 * noise(0)), "monitor/seconds": 2e-4 + np.abs(noise(2e-5)),
         }  # fmt: skip
+        if self.experts:
+            for layer in range(self.layers):
+                even = 1 + np.sin(np.arange(self.experts) + layer) * np.exp(-step / 300) + 0.05 * random.standard_normal((len(steps), self.experts))
+                for expert in range(self.experts):
+                    load = even[:, expert : expert + 1] * (0.0 if (layer, expert) == (1, 2) else 1.0)
+                    values[f"expert_load/layer.{layer:02d}.expert.{expert:03d}"] = np.repeat(np.maximum(load, 0), self.ranks, 1)
+        if self.device:
+            values |= self._of_device(noise, same, full - own)
         return values
+
+    def _of_device(self, noise, same, waited) -> Values:
+        """What ranks with a device on two nodes measure besides."""
+        still = same(0 * noise(0))
+        ways = {
+            "replicate.gradients": (4e8, 0.02, 0.15), "node.gradients": (1e8, 0.3, 0.4), "shard.weights": (6e8, 0.05, 0.2), "tensor.activations": (3e8, 0.25, 0.0),
+            "pipeline.activations": (2e7, 0.1, 0.0), "context.keys": (5e7, 0.06, 0.05), "expert.tokens": (1.2e8, 0.12, 0.0),
+        }  # fmt: skip
+        found = {
+            "memory/allocated": 3.1e9 + noise(2e7), "memory/allocated_peak": 5.2e9 + noise(5e7), "memory/reserved": 5.9e9 + still, "memory/device_total": 8.5e9 + still,
+            "memory/averages": 2.5e8 + still, "device/temperature": 61 + 4 * np.arange(self.ranks) / self.ranks + noise(0.5), "device/busy": 0.9 + noise(0.01),
+        }  # fmt: skip
+        for way, (size, exposed, hidden) in ways.items():
+            found |= {f"bytes/{way}": size + still, f"calls/{way}": 12 + still, f"wait/{way}": exposed * (waited + 0.01), f"wait/{way}.hidden": hidden * (0.05 + np.abs(noise(0.005)))}
+            if way.startswith(("node", "pipeline")):
+                found[f"bytes/{way}.between"] = size + still
+        return found

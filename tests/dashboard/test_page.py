@@ -347,7 +347,7 @@ def test_compare_overlays_and_says_what_differs(look):
 
 
 def test_inside_tells_a_cell_of_the_heat_map_by_keyboard(look):
-    page = look.at(f"{LIVE}/inside")
+    page = look.at(f"{LIVE}/inside?view=layers")
     canvas = page.locator(".heat canvas")
     expect(canvas).to_be_visible()
     page.get_by_label("Quantity").select_option("grad_norm")

@@ -1,5 +1,6 @@
 """Rows of whole runs: hundreds of named metrics in any layout, also of the step that fails; the run is the same with them, without, or with a disk that hangs."""
 
+import json
 import math
 import threading
 import time
@@ -68,9 +69,27 @@ def test_every_layout_records_hundreds_of_metrics_that_the_catalogue_knows(tmp_p
     assert read_kinds(run.path / "metrics").all == CATALOGUE
     for row in (step for rank in by_rank for step in rank.values()):
         assert 0 <= row["time/own"] <= row["time/step"] and row["data/tokens"] == 128 and all(map(math.isfinite, row.values()))
+    _every_rank_told_what_it_did(run.path, ranks, piped="layout__pipeline" in settings)
+    experts = {name for name in measured if ".expert." in name}
+    assert experts == ({f"expert_load/layer.{layer:02d}.expert.{n:03d}" for layer in (1, 2, 3) for n in range(4)} if "layout__expert" in settings else set())
     without = make_run(small_config(tmp_path, **FOUR | settings, metrics__rows=False), "test", "test", tmp_path / "without", None)
     assert run_ranks(go_on, ranks, without.path)[0]["weights_digest"] == digest
     assert not rank_folders(without.path / "metrics")
+
+
+def _every_rank_told_what_it_did(run, ranks, piped):
+    """Phases of steps 1 and 2, and in a pipeline all actions of the plan, within the step."""
+    plan = json.loads((run / "metrics" / "pipeline.json").read_text()) if piped else None
+    for rank in range(ranks):
+        shots = json.loads((run / "metrics" / f"rank-{rank:05d}" / "steps.json").read_text())["steps"]
+        assert [shot["step"] for shot in shots] == [1, 2]
+        for shot in shots:
+            names = [name for name, _, _ in shot["spans"]]
+            assert {"forward_backward", "optimizer"} <= set(names) and shot["left_out"] == 0
+            assert all(shot["start"] - 2e-3 <= start and start + seconds <= shot["end"] + 2e-3 for name, start, seconds in shot["spans"])
+            actions = [name.removeprefix("pipeline.") for name in names if name.startswith("pipeline.") and not name.endswith(("activations", "export"))]
+            assert actions == ([name for name, _, _ in plan["spans"][rank]] if plan else [])
+    assert plan is None or (plan["rank_of"] and 0 <= plan["bubble"] < 1)
 
 
 def test_the_step_that_fails_has_its_row_which_names_the_micro_batch(tmp_path, monkeypatch):

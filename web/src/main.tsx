@@ -7,6 +7,7 @@ import "./styles/runs.css";
 import "./styles/overview.css";
 import "./styles/explore.css";
 import "./styles/history.css";
+import "./styles/inside.css";
 import { arrive } from "./app/me";
 import { Shell } from "./app/shell";
 

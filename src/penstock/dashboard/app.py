@@ -28,6 +28,7 @@ from penstock.dashboard.page import FOLDER, page_files, page_router
 from penstock.dashboard.plain import Answer, Refusal, refused
 from penstock.dashboard.routes import access as access_routes
 from penstock.dashboard.routes import actions as action_routes
+from penstock.dashboard.routes import inside as inside_routes
 from penstock.dashboard.routes import metrics as metrics_routes
 from penstock.dashboard.routes import runs as runs_routes
 
@@ -53,7 +54,7 @@ def build_app(runs_dir: Path, access: Access, page: Path = FOLDER) -> FastAPI:
     app = FastAPI(title="Penstock's dashboard", version=__version__, openapi_url=description, docs_url=None, redoc_url=None, lifespan=living)
     app.state.house = House(runs_dir, access)
     app.add_middleware(Guard, access=access)
-    for routes in (runs_routes, metrics_routes, access_routes, action_routes):
+    for routes in (runs_routes, metrics_routes, inside_routes, access_routes, action_routes):
         app.include_router(routes.router, prefix=PREFIX, responses=_MISTAKES)
     app.include_router(page_router(page_files(page)))
     _tell_mistakes(app)

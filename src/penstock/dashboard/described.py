@@ -144,6 +144,54 @@ class Compared(Told):
     code: dict[str, Any]
 
 
+class RanksTold(Told):
+    """A metric of every rank over time: base64 of float32 (`mean`, `most`) and bytes (`there`) [rows, buckets]; a bucket has first and last step."""
+
+    names: list[str]
+    source: str
+    damage: list[str]
+    through: int
+    ranks_of: int
+    name: str
+    unit: str
+    meaning: str
+    ranks: int
+    per_row: int
+    width: int
+    buckets: list[list[int]]
+    mean: str
+    most: str
+    there: str
+
+
+class TimelineTold(Told):
+    """A step as ranks ran it: of each rank its spans (name, start in unix seconds, seconds); and the pipeline's plan."""
+
+    steps: list[dict[str, int]]
+    step: int | None
+    start: float
+    seconds: float
+    rows: list[dict[str, Any]]
+    ranks: int
+    first: int
+    plan: dict[str, Any] | None
+    damage: list[str]
+
+
+class LayoutTold(Told):
+    """Where ranks lie: axes outermost first, hosts and own seconds by rank, and the pipeline's stages."""
+
+    axes: list[dict[str, Any]]
+    ranks: int
+    drawn: int
+    experts: int
+    text: str
+    hosts: list[str]
+    own: list[Number | None]
+    step: int
+    stages: list[dict[str, Any]]
+
+
 class Me(Told):
     """Who asks, and whom."""
 

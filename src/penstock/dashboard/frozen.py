@@ -34,10 +34,12 @@ from penstock.store.runs import Run
 
 #: Points a metric at most and at least, and bytes of all courses that decide between them.
 POINTS, LEAST_POINTS, MOST_BYTES = 2000, 100, 12 << 20
+#: Bytes of the pictures of ranks over time.
+GRID_BYTES = 6 << 20
 #: Bytes of a point in the file: 44, written in base64.
 _POINT_BYTES = 44 * 4 / 3
 #: What is asked of a run, below its address.
-PATHS = ("", "/overview", "/metrics", "/alerts", "/history")
+PATHS = ("", "/overview", "/metrics", "/alerts", "/history", "/inside/ranks", "/inside/pipeline", "/inside/layout")
 _SCRIPT = re.compile(r'<script\b[^>]*\bsrc="/?([^"]+)"[^>]*></script>')
 _STYLE = re.compile(r'<link\b[^>]*\bhref="/?([^"]+\.css)"[^>]*>')
 _LINK = re.compile(r'[ \t]*<link\b[^>]*\bhref="(?!data:)[^"]+"[^>]*>\n?')
@@ -74,10 +76,24 @@ async def _answers(run: Run) -> dict[str, Any]:
         found[address] = {"base64": base64.b64encode(body).decode()}
         course = json.loads(body[4 : 4 + int.from_bytes(body[:4], "little")])["courses"][0]
         thinned += [name] if course["rows"] < course["measured"] else []
+    found |= await _grids(app, f"{here}/inside/ranks", found[f"{here}/inside/ranks"]["names"])
     row = found[here]["row"]
     nobody = {"may_act": False, "host": "", "version": __version__, "runs_dir": "", "pid": 0}
     found |= {f"{PREFIX}/runs": {"total": 1, "runs": [row]}, f"{PREFIX}/me": nobody}
     return found | {"/frozen": {"run": row["id"], "time": time.time(), "points": points, "metrics": len(names), "thinned": thinned}}
+
+
+async def _grids(app: FastAPI, address: str, names: list[str]) -> dict[str, Any]:
+    """Ranks over time of as many metrics as fit."""
+    found: dict[str, Any] = {}
+    size = 0
+    for name in names:
+        body = await ask(app, f"{address}?name={_encoded(name)}")
+        size += len(body)
+        if size > GRID_BYTES:
+            break
+        found[f"{address}?name={_encoded(name)}"] = json.loads(body)
+    return found
 
 
 async def ask(app: FastAPI, address: str) -> bytes:

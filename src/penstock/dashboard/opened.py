@@ -35,10 +35,10 @@ class Metrics:
         self.series = Series(folder, read_kinds(folder) or Kinds())
         self._kept: dict[str, tuple[float, Any]] = {}
 
-    def keep(self, name: str, make: Callable[[], T]) -> T:
-        """What `make` made `KEPT_S` ago at most."""
+    def keep(self, name: str, make: Callable[[], T], seconds: float = KEPT_S) -> T:
+        """What `make` made so many seconds ago at most."""
         now = time.monotonic()
-        if name not in self._kept or now - self._kept[name][0] > KEPT_S:
+        if name not in self._kept or now - self._kept[name][0] > seconds:
             self._kept[name] = (now, make())
         kept: T = self._kept[name][1]
         return kept

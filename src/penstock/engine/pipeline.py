@@ -107,6 +107,15 @@ class Pipeline:
         first = self.marks[0].start
         return [Span(action, first.elapsed_time(start) / 1e3, first.elapsed_time(end) / 1e3) for action, start, end in self.marks]
 
+    def host_spans(self) -> list[Span]:
+        """The actions of the last step by this host's `time.perf_counter`; the device must have come to its end."""
+        if self._laid.weights.mesh.world.device.type != "cuda":
+            return self.spans()
+        now = _device_clock()
+        now.synchronize()
+        here = time.perf_counter()
+        return [Span(action, here - start.elapsed_time(now) / 1e3, here - end.elapsed_time(now) / 1e3) for action, start, end in self.marks]
+
     def timeline(self, step: int) -> Timeline:
         """The last step as all ranks of this pipeline executed it, on one clock: each counts from a barrier, which all leave at nearly one moment."""
         mesh, schedule = self._laid.weights.mesh, self.plan.schedule

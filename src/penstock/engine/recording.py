@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -36,10 +36,12 @@ from penstock.monitor.bus.spans import SpanRing, spans_file
 from penstock.monitor.bus.tokens import TokenWatch
 from penstock.monitor.series.kinds import write_kinds
 from penstock.monitor.series.rows import RowLog, next_generation
+from penstock.monitor.series.shots import PLAN, StepShots, is_shot, write_beside
 
 if TYPE_CHECKING:
     from penstock.engine.build import Core, Parts
     from penstock.engine.step import StepResult
+    from penstock.parallel.pipeline.plan import PipelinePlan
 
 #: Steps whose batches may wait to be looked at, and sequences of all ranks by which a run that goes on knows what it read before.
 MOST_LOOKS, KNOWN = 2, 1024
@@ -53,6 +55,7 @@ class Recording:
         self._builder: RowBuilder | None = None
         self._static: dict[str, float] = {}
         self._model: object = None
+        self._plan: object = None
         self._ended, self._looks = 0.0, 0
         #: Rows, and looks at a step's tokens, for which the thread had no time.
         self.missed_rows, self.missed_looks = 0, 0
@@ -105,7 +108,7 @@ class Recording:
         log = RowLog(folder, world.rank, world.size, generation, parts.progress.step)
         tokens = TokenWatch(config.model.vocab)
         tokens.know(read_before(parts), parts.progress.step)
-        builder = self._builder = RowBuilder(log, gauge, tokens, spans)
+        builder = self._builder = RowBuilder(log, gauge, tokens, spans, StepShots(log.folder, world.rank))
         self._aside = Aside(partial(builder.look_around, folder, world.rank, config.metrics.trace_s))
         parts.timer.spans, world.meter.listener, parts.probes.look_aside = spans.add, spans.add, self._look_at
         self._ended = time.perf_counter()
@@ -168,10 +171,24 @@ class Recording:
         }
         if parts.pipeline is not None:
             known["pipeline/planned_bubble"] = parts.pipeline.plan.bubble
+        shot = None
+        if is_shot(step):
+            spans = parts.pipeline.host_spans() if parts.pipeline is not None else []
+            shot = time.time() - (time.perf_counter() - began), spans
         assert self._aside is not None and self._builder is not None
-        if not self._aside.do(partial(self._builder.write, Finished(step, time.time(), known, taken, numbers, marks))):
+        if not self._aside.do(partial(self._builder.write, Finished(step, time.time(), known, taken, numbers, marks, shot))):
             self.missed_rows += 1
+        if parts.pipeline is not None and parts.world.is_lead and self._plan is not parts.pipeline.plan:
+            self._plan = plan = parts.pipeline.plan
+            self._aside.do(lambda: write_beside(parts.run.path / "metrics" / PLAN, told_plan(plan, step)))
         self.read_s, self.own_s = read - began, time.perf_counter() - read
+
+
+def told_plan(plan: PipelinePlan, step: int) -> dict[str, Any]:
+    """A pipeline's plan as it is told beside the metrics: its stages, and what each rank is to do when, in the unit of its costs."""
+    rows = zip(plan.schedule.actions, plan.timing.spans)
+    spans = [[(str(action), start, end - start) for action, (start, end) in zip(actions, times)] for actions, times in rows]
+    return plan.as_dict() | {"step": step, "bubble": plan.bubble, "spans": spans}
 
 
 def held(parts: Core) -> dict[str, float]:

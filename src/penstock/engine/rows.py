@@ -20,6 +20,7 @@ from penstock.monitor.bus.recorder import Recorder
 from penstock.monitor.bus.spans import SpanRing
 from penstock.monitor.bus.tokens import NAMES, TokenWatch
 from penstock.monitor.series.rows import RowLog
+from penstock.monitor.series.shots import StepShots
 
 #: Numbers that parts of the engine leave in the notes of a step, and their metrics.
 NOTES = {
@@ -35,6 +36,8 @@ NOTES = {
 }
 #: Endings of what the meter tells of a collective, and the quantities that they are.
 TRAFFIC = (("_between_bytes", "bytes", ".between"), ("_bytes", "bytes", ""), ("_calls", "calls", ""), ("_s", "wait", ""))
+#: Seconds by which a step's first phase may seem to begin before it.
+SLACK_S = 1e-3
 WORKS = {"F": "forward", "B": "backward", "I": "input_gradient", "W": "weight_gradient"}
 
 
@@ -55,7 +58,11 @@ class Taken:
 
 @dataclass(frozen=True)
 class Finished:
-    """A step that is through, at `time` (unix seconds): known metrics, what it left behind, what probes measured, what a pipeline's stages did."""
+    """A step that is through, at `time` (unix seconds): known metrics, what it left behind, what probes measured, what a pipeline's stages did.
+
+    `shot` is there in steps of which all ranks keep what they did (`monitor/series/shots.py`): when the step ended (unix seconds), and what stages
+    did by the host's clock.
+    """
 
     step: int
     time: float
@@ -63,13 +70,14 @@ class Finished:
     taken: Taken
     numbers: Numbers | None
     marks: Sequence[tuple[Any, float, float]] = ()
+    shot: tuple[float, Sequence[tuple[Any, float, float]]] | None = None
 
 
 class RowBuilder:
     """Builds and writes the rows of one rank, and keeps what is measured beside them."""
 
-    def __init__(self, log: RowLog, gauge: HostGauge, tokens: TokenWatch, spans: SpanRing) -> None:
-        self._log, self._gauge, self._tokens, self._spans = log, gauge, tokens, spans
+    def __init__(self, log: RowLog, gauge: HostGauge, tokens: TokenWatch, spans: SpanRing, shots: StepShots) -> None:
+        self._log, self._gauge, self._tokens, self._spans, self._shots = log, gauge, tokens, spans, shots
         self._record = Recorder(log)
         self._names: dict[str, str] = {}
         self._looked: tuple[int, np.ndarray] | None = None
@@ -113,6 +121,11 @@ class RowBuilder:
             "monitor/values_dropped": record.dropped_values + record.dropped_observations,
         })  # fmt: skip
         record.write(done.step, done.time)
+        if done.shot is not None:
+            end, marks = done.shot
+            start = end - taken.seconds
+            spans = self._spans.between(start - SLACK_S, end) + self._spans.placed("pipeline", marks)
+            self._shots.keep(done.step, start, end, sorted(spans, key=lambda span: span[1]))
 
     def close(self) -> None:
         """No more rows come."""

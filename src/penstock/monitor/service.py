@@ -1,6 +1,6 @@
 """The monitor of a run, a process of its own: `python -m penstock.monitor.service RUN`, started by the engine (`engine/monitoring.py`).
 
-    tail the ranks' rows → steps' tables → store, detectors → findings  ┐
+    tail the ranks' rows → steps' tables → store, grid of ranks, detectors → findings  ┐
     follow the history   → deaths, recoveries, snapshots that failed    ┴→ desk: one alert a fault → book, sinks, and orders on stdout for the engine
 
 It reads the run's folder, and nothing of a run waits for it: it may be killed, stopped or slow, and its disk full. A new one goes on where the store
@@ -14,11 +14,13 @@ same.
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +31,7 @@ from penstock.config import Config, UserError, parse_config
 from penstock.config.load import read_toml
 from penstock.monitor.alerts import Alert, Book, Desk, RunEvents, parse_policy
 from penstock.monitor.detect import Finding, Watch
-from penstock.monitor.series import Keeper, Kinds, Merged, StepTable, read_kinds
+from penstock.monitor.series import GridKeeper, Keeper, Kinds, Merged, StepTable, read_kinds
 from penstock.monitor.series.gather import NOTHING, Gather
 from penstock.monitor.series.kinds import FILE
 from penstock.monitor.sinks import Message, Sinks, build_sinks
@@ -50,6 +52,11 @@ NICE = 10
 REFUSED = 3
 
 
+def warning(text: str) -> None:
+    """Tell the terminal that something is amiss."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 class Detectors(Protocol):
     """What finds faults: `detect.Watch`, or another."""
 
@@ -63,7 +70,7 @@ class Detectors(Protocol):
 class Service:
     """Watches one run; the caller turns it. Raises `UserError` where another watches it, or its disk refuses."""
 
-    def __init__(self, run: Path, config: Config, detectors: Detectors, sinks: Sinks) -> None:
+    def __init__(self, run: Path, config: Config, detectors: Detectors, sinks: Sinks, warn: Callable[[str], None] = warning) -> None:
         self._run, self._config, self._detectors, self._sinks = run, config, detectors, sinks
         self._folder, self._policy = run / "metrics", parse_policy(config.alerts.act)
         before = _status(self._folder)
@@ -72,6 +79,7 @@ class Service:
         self._seen_before, self._step, self._noted = self.through, int(before.get("step", 0)), 0.0
         self._acted: set[str] = set()
         self.keeper = Keeper(self._folder, read_kinds(self._folder) or Kinds())
+        self._grid = GridKeeper(self._folder, warn)
         self._learn_again()
         self.desk = Desk(Book(run), self._told)
         self.desk.book.refresh()
@@ -95,6 +103,7 @@ class Service:
         merged = self.keeper.poll(time.monotonic())
         for one in merged:
             self._watch(one)
+        self._grid.write_if_due(time.monotonic())
         for told in self._events.read():
             self.desk.told(told)
             if told.back is not None and isinstance(self._detectors, Watch):
@@ -126,6 +135,7 @@ class Service:
             pass
         for merged in self.keeper.gather.rest():
             self._watch(merged)
+        self._grid.write_if_due(math.inf)
         self.desk.close()
         with suppress(OSError):  # else they stay in the ranks' logs
             self.keeper.store()
@@ -136,6 +146,7 @@ class Service:
     def _watch(self, merged: Merged) -> None:
         table, found = merged.table, self._detectors.update(merged.table, merged.generation)
         self._step = table.step
+        self._grid.grid.add(merged, self.keeper.gather.merger.generations[merged.generation])
         if table.time <= self._seen_before:
             return  # it was told by the monitor before
         self.through = max(self.through, table.time)
@@ -208,7 +219,7 @@ def main(run: Path) -> int:
         end = _ended(parent, LOOK_S)
     try:
         config = parse_config(read_toml(run / "config.toml"))
-        service = Service(run, config, Watch(), build_sinks(config.alerts, lambda text: print(f"warning: {text}", file=sys.stderr, flush=True)))
+        service = Service(run, config, Watch(), build_sinks(config.alerts, warning))
     except (UserError, OSError) as error:
         say({"refused": str(error)})
         return REFUSED

@@ -76,6 +76,11 @@ export function HeatMap({ cells, rowNames, columnName, show, label, log = false 
           />
         )}
       </div>
+      <div class="heat-axis" aria-hidden="true">
+        <span>{columnName(0)}</span>
+        {cells.columns > 2 && <span>{columnName(Math.floor(cells.columns / 2))}</span>}
+        {cells.columns > 1 && <span>{columnName(cells.columns - 1)}</span>}
+      </div>
       <figcaption>
         {at && value !== null
           ? `${rowNames[at.row]} · ${columnName(at.column)} · ${cells.absent?.[at.row * cells.columns + at.column] ? "not measured" : Number.isNaN(value) ? "not a number" : show(value)}`
@@ -93,7 +98,10 @@ function Scale({ cells, show }: { cells: Cells; show: (value: number) => string 
     <div class="heat-scale">
       <span>{show(cells.low)}</span>
       <i aria-hidden="true" />
-      <span>{show(cells.high)}</span>
+      <span>
+        {show(cells.high)}
+        {cells.beyond ? " and more" : ""}
+      </span>
     </div>
   );
 }

@@ -7,6 +7,7 @@ export interface Cells {
   absent?: Uint8Array;
   low: number;
   high: number;
+  /** Whether some values lie beyond the scale. */ beyond: boolean;
 }
 
 /** Some colours of cividis, from the low end to the high. */
@@ -32,11 +33,18 @@ function shade(share: number): readonly [number, number, number] {
   return [a[0] + (b[0] - a[0]) * part, a[1] + (b[1] - a[1]) * part, a[2] + (b[2] - a[2]) * part];
 }
 
-/** Cells with their scale: the 1st and 99th percentile, so that one wild value does not turn all others into one colour. */
+/** Up to how many times the 99th percentile the largest value may be to be the scale's end: a slow rank shall stand out from one that is a little slow. */
+const STANDS_OUT = 6;
+
+/** Cells with their scale: from the 1st percentile to the largest value, or to the 99th percentile where the largest would turn all others into one colour. */
 export function cellsOf(rows: number, columns: number, values: Float32Array, absent?: Uint8Array): Cells {
   const finite = values.filter((value, at) => Number.isFinite(value) && !absent?.[at]).sort();
   const at = (share: number): number => finite[Math.round(share * (finite.length - 1))] ?? 0;
-  return { rows, columns, values, ...(absent ? { absent } : {}), low: at(0.01), high: at(0.99) };
+  const low = at(0.01),
+    usual = at(0.99),
+    largest = at(1),
+    high = largest <= STANDS_OUT * usual ? largest : usual;
+  return { rows, columns, values, ...(absent ? { absent } : {}), low, high, beyond: largest > high };
 }
 
 export function drawHeat(canvas: HTMLCanvasElement, cells: Cells, wide: number, tall: number, log: boolean, broken: string, empty: string): void {
@@ -64,4 +72,10 @@ export function drawHeat(canvas: HTMLCanvasElement, cells: Cells, wide: number, 
 function rgb(hex: string): [number, number, number] {
   const value = parseInt(hex.slice(1), 16);
   return [(value >> 16) & 255, (value >> 8) & 255, value & 255];
+}
+
+/** A share of the scale as colours of an element: the ground, and ink that is read on it. */
+export function css(share: number): { background: string; color: string } {
+  const [r, g, b] = shade(share);
+  return { background: `rgb(${r | 0},${g | 0},${b | 0})`, color: 0.299 * r + 0.587 * g + 0.114 * b > 117 ? "#000000" : "#ffffff" };
 }

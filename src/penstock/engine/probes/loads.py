@@ -5,8 +5,10 @@
     expert_load/layer.03.dead       share of the experts that got no token
     expert_load/layer.03.entropy    -Σ p log p of the shares over log of their number (1: even)
     expert_load/layer.03.busiest, .idlest     which
+    expert_load/layer.03.expert.012           that expert's over the mean, where the model has `MOST_EXPERTS` in all layers together at most
 
-Cost: a few numpy operations over layers × experts numbers. When not to use it: for a single expert's course, of which there may be thousands.
+Cost: a few numpy operations over layers × experts numbers. When not to use it: for each expert's course in a large model,
+which has thousands.
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ from __future__ import annotations
 import numpy as np
 
 from penstock.engine.probes.places import layer
+
+#: Experts in all layers together of which each has a course of its own.
+MOST_EXPERTS = 256
 
 
 def load_figures(load_le: np.ndarray, first: int) -> dict[str, float]:
@@ -33,4 +38,6 @@ def load_figures(load_le: np.ndarray, first: int) -> dict[str, float]:
             f"{place}.busiest": float(load_e.argmax()),
             f"{place}.idlest": float(load_e.argmin()),
         }
+        if load_le.size <= MOST_EXPERTS:
+            found |= {f"{place}.expert.{expert:03d}": float(share * len(load_e)) for expert, share in enumerate(share_e)}
     return found

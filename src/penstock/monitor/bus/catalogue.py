@@ -50,6 +50,7 @@ _MODEL = [
     Kind("expert_load/*.min", "1", "same", "idlest expert's tokens over the mean of its layer", "0 for many steps"),
     Kind("expert_load/*.dead", "1", "same", "share of a layer's experts that got no token", "above 0 for many steps"),
     Kind("expert_load/*.entropy", "1", "same", "entropy of the shares of experts over its largest value", "falls"),
+    Kind("expert_load/*.expert.*", "1", "same", "an expert's tokens over the mean of its layer", "0 for many steps, or grows far above 1"),
     Kind("expert_load/*.busiest", "", "same", "number of the busiest expert", "the same for many steps, with a high max"),
     Kind("expert_load/*.idlest", "", "same", "number of the idlest expert", "the same for many steps, with a min of 0"),
 ]  # fmt: skip

@@ -46,6 +46,21 @@ class SpanRing:
         """The spans of a step, kept as they are and named only when they are written; nobody may change them."""
         self._steps.append((kind, spans))
 
+    def between(self, start: float, end: float) -> list[tuple[str, float, float]]:
+        """Name, start (unix seconds) and seconds of the last single spans that began in a stretch (unix seconds), oldest first."""
+        first, found = start - self._shift, []
+        with suppress(RuntimeError):  # one was added meanwhile: later ones than are asked for
+            for name, begin, until in reversed(self._ring.copy()):
+                if begin < first:
+                    break
+                if begin + self._shift < end:
+                    found.append((name, begin + self._shift, until - begin))
+        return found[::-1]
+
+    def placed(self, kind: str, spans: Sequence[tuple[Any, float, float]]) -> list[tuple[str, float, float]]:
+        """Spans that come many at a time (`add_all`) as `spans` gives them."""
+        return [(f"{kind}.{name}", start + self._shift, end - start) for name, start, end in spans]
+
     def spans(self) -> list[tuple[str, float, float]]:
         """Name, start (unix seconds) and seconds of the spans that are kept, oldest first; any thread may ask."""
         while True:
