@@ -10,6 +10,7 @@ from tests.dashboard.asking import client, courses
 from tests.dashboard.made_runs import MadeRun
 from tests.dashboard.made_values import Faults, MadeValues
 
+from penstock.dashboard.events import Events
 from penstock.dashboard.live import Hub, Position
 from penstock.dashboard.live.feed import Feed, Viewer
 from penstock.dashboard.live.reader import Reader
@@ -219,6 +220,17 @@ def test_alerts_and_events_are_told_when_they_come(run):
     assert [told[0]["kind"] for kind, _, told in events if kind == "alerts"] == ["straggler"]
     [overview] = [told for kind, _, told in events if kind == "overview"]
     assert overview["health"] == "1 open alert" and overview["events"][0]["text"] == "something"
+
+
+def test_snapshots_that_follow_each_other_are_one_event(run):
+    for step in range(21, 25):
+        run.event("snapshot", f"saved as {step}", step)
+    run.event("change", "optim.lr 1 → 2", 24)
+    run.event("snapshot", "saved as 25", 25)
+    events = Events(run.path)
+    events.refresh()
+    texts = [event["text"] for event in events.newest_first]
+    assert texts[:3] == ["saved as 25", "optim.lr 1 → 2", "saved as 24, the last of 4"] and "saved as 23" not in "".join(texts)
 
 
 def test_rows_that_a_monitor_stores_meanwhile_are_told_once(run):

@@ -172,6 +172,14 @@ def test_overview_of_a_failed_run_names_the_failure(look):
     expect(page.locator(".link b")).to_have_text("ended")
 
 
+def test_overview_keeps_in_sight_what_has_passed(look):
+    page = look.at(f"{DONE}/overview")
+    passed = page.get_by_label("Alerts that passed")
+    expect(passed.locator("li")).to_have_count(1)
+    expect(passed).to_contain_text("Throughput drop")
+    expect(passed).to_contain_text("step 900")
+
+
 def test_explore_finds_smooths_and_keeps_its_view_in_the_address(look):
     page = look.at(f"{DONE}/explore")
     drawn(page, "loss/total")

@@ -44,15 +44,24 @@ class Events:
     def __init__(self, run: Path) -> None:
         self._following = Following(run / HISTORY)
         self._last: deque[Event] = deque(maxlen=SHOWN)
+        self._saves = 0
         self._layout: Layout | None = None
 
     def refresh(self) -> bool:
         """Take in what came; whether anything had."""
         lines = self._following.read()
         for line in lines:
-            self._last.append(event_of(line))
+            self._add(event_of(line))
             self._layout = layout_of(line) or self._layout
         return bool(lines)
+
+    def _add(self, event: Event) -> None:
+        """Snapshots that follow each other are one event, or nothing else would be seen."""
+        self._saves = self._saves + 1 if event["kind"] == "snapshot" else 0
+        if self._saves > 1:
+            self._last.pop()
+            event["text"] += f", the last of {self._saves}"
+        self._last.append(event)
 
     @property
     def newest_first(self) -> list[Event]:

@@ -11,6 +11,8 @@ import { A } from "../ui/link";
 import { digits, inUnit, many, percent, whole } from "../ui/format";
 import { counted, titleOf } from "./verdict";
 
+const PASSED_SHOWN = 6;
+
 export function Alerts({ run, told }: { run: RunModel; told: Overview }) {
   const [wanted, setWanted] = useState<Wanted | null>(null);
   const [all, setAll] = useState(false);
@@ -35,8 +37,26 @@ export function Alerts({ run, told }: { run: RunModel; told: Overview }) {
           <One key={alert.id} alert={alert} run={run} act={setWanted} />
         ))}
       </ul>
+      {!all && passed.length > 0 && <Passed alerts={passed} />}
       {wanted && <ActionDialog run={run} wanted={wanted} close={() => setWanted(null)} done={() => run.read()} />}
     </section>
+  );
+}
+
+/** What was wrong and is no longer, a line each, the newest first. */
+function Passed({ alerts }: { alerts: Alert[] }) {
+  return (
+    <ul class="passed" aria-label="Alerts that passed">
+      {alerts.slice(0, PASSED_SHOWN).map((alert) => (
+        <li key={alert.id}>
+          <span class="soft">{alert.state === "silenced" ? "silenced" : "passed"}</span>
+          <span>
+            <b>{titleOf(alert)}</b> {alert.what}
+          </span>
+          <span class="soft">step {whole(alert.since)}</span>
+        </li>
+      ))}
+    </ul>
   );
 }
 
