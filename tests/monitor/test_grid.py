@@ -153,6 +153,12 @@ def test_logs_give_a_grid_where_no_monitor_kept_one(tmp_path):
     assert mean[:, :9].tolist() == [[1.0] * 9, [2.0] * 9] and count[:, 9:].sum() == 0
 
 
+def test_metrics_of_logs_come_in_the_order_in_which_they_are_wanted(tmp_path):
+    Ranks(tmp_path).steps(range(1, 5))
+    for wanted in (("time/step", "loss/total", "optim/lr"), ("optim/lr", "time/step", "loss/total")):
+        assert grid_of_logs(tmp_path, wanted).names == list(wanted)
+
+
 class Nothing:
     """Detectors that find nothing."""
 

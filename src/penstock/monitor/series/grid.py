@@ -152,8 +152,8 @@ class Grid:
 
 def grid_of_logs(folder: Path, wanted: Iterable[str] = METRICS) -> Grid:
     """The grid of what the ranks' logs below a run's `metrics` still hold: for a run that no monitor kept one of."""
-    names = frozenset(wanted)
-    grid, gather = Grid(tuple(names)), Gather(folder, wanted=names.__contains__)
+    names = tuple(wanted)
+    grid, gather = Grid(names), Gather(folder, wanted=names.__contains__)
     for merged in gather.rest():
         grid.add(merged, gather.merger.generations[merged.generation])
     return grid
