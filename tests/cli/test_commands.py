@@ -13,7 +13,7 @@ import pytest
 from ranks import free_port
 from small_runs import Command, penstock, refused, small_sets, summary
 
-from penstock.store import find_run, list_snapshots, read_history
+from penstock.store import current_writer, find_run, list_snapshots, read_history
 
 
 def wait_for_snapshot(run, process, deadline_s=120):
@@ -115,6 +115,10 @@ def test_a_killed_run_resumes_to_the_very_same_weights(tmp_path, answer, nproc):
     wait_for_snapshot(run, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
+    end = time.monotonic() + 60
+    while current_writer(run):  # its ranks end a moment later
+        assert time.monotonic() < end
+        time.sleep(0.02)
     assert not (run / "summary.json").exists(), "it was killed in the middle"
     resumed = answer("resume", run, "--nproc", nproc)
     assert resumed["weights_digest"] == whole["weights_digest"] and resumed["step"] == 60

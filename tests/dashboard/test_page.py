@@ -139,6 +139,7 @@ def test_keyboard_reaches_everything_and_says_how(look):
     page.keyboard.press("j")
     page.keyboard.press("Enter")
     expect(page).to_have_url(re.compile("/overview$"))
+    expect(page.get_by_role("navigation", name="Views of the run")).to_be_visible()
     for keys, tab in (("ge", "explore"), ("gh", "history"), ("gi", "inside"), ("gf", "facts"), ("go", "overview")):
         page.keyboard.press(keys[0])
         page.keyboard.press(keys[1])

@@ -70,6 +70,7 @@ export class RunModel {
 
   private take(told: Overview): void {
     const before = this.overview.peek();
+    if (before && told.time < before.time) return; // an answer that was made before what the stream has told since
     this.overview.value = told;
     this.error.value = null;
     if (!frozen) this.ahead.value = Date.now() / 1000 - told.time;
