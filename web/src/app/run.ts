@@ -4,6 +4,9 @@ import { api, ApiError, frozen } from "../api/client";
 import { Live } from "../api/live";
 import type { Alert, LiveRows, Metric, Overview } from "../api/types";
 
+/** Seconds by which an answer may be older than what is shown; beyond them the server's clock was set back. */
+const LATE_S = 60;
+
 export class RunModel {
   readonly overview = signal<Overview | null>(null);
   readonly error = signal<Error | null>(null);
@@ -70,7 +73,8 @@ export class RunModel {
 
   private take(told: Overview): void {
     const before = this.overview.peek();
-    if (before && told.time < before.time) return; // an answer that was made before what the stream has told since
+    const late = before ? before.time - told.time : 0;
+    if (late > 0 && late < LATE_S) return; // an answer that was made before what the stream has told since
     this.overview.value = told;
     this.error.value = null;
     if (!frozen) this.ahead.value = Date.now() / 1000 - told.time;
