@@ -169,9 +169,10 @@ def test_gradients_through_collectives_are_those_of_the_ranks_summed_loss():
 def test_a_job_that_torchrun_starts_again_meets_anew(tmp_path):
     script = tmp_path / "meet.py"
     script.write_text(
-        "import os\nfrom penstock.comm import join_world\nworld = join_world('cpu', 20.0)\nagain = os.environ['TORCHELASTIC_RESTART_COUNT'] == '1'\n"
+        "import os\nfrom penstock.comm import join_world, leave_world\nworld = join_world('cpu', 20.0)\nagain = os.environ['TORCHELASTIC_RESTART_COUNT'] == '1'\n"
         "if world.rank == 1 and not again:\n    os.kill(os.getpid(), 9)\n"
-        "if world.gather_numbers(world.rank, 'test') == [0, 1, 2] and again and world.is_lead:\n    print('met')\n"
+        "if world.gather_numbers(world.rank, 'test') == [0, 1, 2] and again and world.is_lead:\n    print('met', flush=True)\n"
+        "leave_world(world)\nos._exit(0)\n"  # what torch's threads do at the interpreter's end is not asked
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "--max-restarts=1", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
