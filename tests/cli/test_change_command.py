@@ -1,28 +1,6 @@
 """`penstock change`, as a user types it: a dry run, a change, questions, and what is refused."""
 
-import time
-from concurrent.futures import ThreadPoolExecutor
-
-import pytest
-from small_runs import small_config
-
-from penstock.comm import World
-from penstock.engine.start import make_run
-from penstock.engine.worker import run_rank
-from penstock.store import current_writer, read_history
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A run that trains in this process until it is asked to end."""
-    config = small_config(tmp_path, train__steps=100_000, eval__every=0, eval__sample_tokens=0, snapshot__every=0, metrics__tensorboard="false")
-    made = make_run(config, "test", "test", tmp_path / "run", None)
-    with ThreadPoolExecutor() as pool:
-        ended = pool.submit(run_rank, made, World())
-        while current_writer(made.path) is None and not ended.done():
-            time.sleep(0.01)
-        yield made.path, ended
-        assert ended.done()
+from penstock.store import read_history
 
 
 def test_a_run_is_changed_while_it_trains(run, here, refuses, answer):

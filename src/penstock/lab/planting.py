@@ -45,6 +45,7 @@ def _batches(patient: Patient, fetch: Any) -> Any:
 
 def _losses(patient: Patient, loss_of: Any) -> Any:
     def ill(core: build.Core, batch: Batch) -> Tensor:
+        """The loss as the rank's ailments make it; those of gradients alone leave its value."""
         loss: Tensor = loss_of(core, batch)
         if patient.has("nan") is not None:
             loss = loss * math.nan
