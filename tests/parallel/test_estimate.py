@@ -97,7 +97,7 @@ def test_the_estimate_is_what_a_rehearsal_counts(ranks, layout):
         if not refused(sets, work):
             assert rehearse_step(work) == bytes_sent(step_traffic(work), work.layout), model
             checked += 1
-    assert checked >= 1
+    assert checked >= 2
 
 
 def refused(sets, work):

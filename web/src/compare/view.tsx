@@ -12,9 +12,10 @@ import { smoothed } from "../explore/smooth";
 import { Failed, Message } from "../ui/bits";
 import { A } from "../ui/link";
 import { useLoad } from "../ui/load";
-import { digits, inUnit, NONE, plain, seconds, si } from "../ui/format";
+import { inUnit, NONE, plain, seconds, si } from "../ui/format";
 import { Against } from "./against";
 import { valueAt } from "./stats";
+import { Smoothing } from "../ui/smoothing";
 
 const COLOURS = 8;
 const POINTS = 2000;
@@ -61,19 +62,7 @@ export function CompareView({ ids }: { ids: string[] }) {
             </button>
           ))}
         </div>
-        <label class="slider">
-          Smooth
-          <input
-            type="range"
-            min={0}
-            max={0.99}
-            step={0.01}
-            value={smooth}
-            aria-label="Smoothing"
-            onInput={(event) => put("smooth", event.currentTarget.value === "0" ? null : event.currentTarget.value)}
-          />
-          <output>{digits(smooth, 2)}</output>
-        </label>
+        <Smoothing value={smooth} change={(share) => put("smooth", share ? String(share) : null)} />
         <button type="button" aria-pressed={log} onClick={() => put("log", log ? null : "1")}>
           log
         </button>

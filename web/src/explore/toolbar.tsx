@@ -4,11 +4,12 @@ import { useKeys } from "../app/keys";
 import { frozenAbout } from "../api/client";
 import { copy } from "../ui/bits";
 import { Icon } from "../ui/icon";
-import { digits, many, whole } from "../ui/format";
+import { many, whole } from "../ui/format";
 import { AXES } from "./clock";
 import type { Shared } from "./context";
 import { moved } from "./span";
 import { change, look, range, view } from "./state";
+import { Smoothing } from "../ui/smoothing";
 
 export function Toolbar({ shared, found, all }: { shared: Shared; found: number; all: number }) {
   const field = useRef<HTMLInputElement>(null);
@@ -71,19 +72,7 @@ export function Toolbar({ shared, found, all }: { shared: Shared; found: number;
           </button>
         ))}
       </div>
-      <label class="slider" title="Smoothing: share of the old in a moving mean">
-        Smooth
-        <input
-          type="range"
-          min={0}
-          max={0.99}
-          step={0.01}
-          value={smooth}
-          aria-label="Smoothing"
-          onInput={(event) => change({ smooth: Number(event.currentTarget.value) })}
-        />
-        <output>{digits(smooth, 2)}</output>
-      </label>
+      <Smoothing value={smooth} change={(share) => change({ smooth: share })} />
       <div class="segments" role="group" aria-label="Scale">
         <button type="button" aria-pressed={log} title="Log scale (l)" onClick={() => change({ log: !log })}>
           log
