@@ -30,7 +30,9 @@ def test_spans_that_began_in_a_stretch_are_found_among_the_last():
     ring = SpanRing()
     for i in range(10):
         ring.add(f"phase {i}", float(i), i + 0.5)
-    shift = ring._shift
-    found = ring.between(shift + 3.0, shift + 6.0)
-    assert [name for name, _, _ in found] == ["phase 3", "phase 4", "phase 5"] and [seconds for _, _, seconds in found] == [0.5] * 3
-    assert ring.placed("pipeline", [("0F1", 2.0, 2.25)]) == [("pipeline.0F1", 2.0 + shift, 0.25)]
+    ring.add("phases 4 to 9", 4.0, 9.75)
+    found = ring.between(3.0, 6.0)
+    assert [name for name, _, _ in found] == ["phase 3", "phase 4", "phase 5", "phases 4 to 9"]
+    assert [start for _, start, _ in found] == [ring.unix(start) for start in (3.0, 4.0, 5.0, 4.0)]
+    assert [seconds for _, _, seconds in found] == [0.5, 0.5, 0.5, 5.75]
+    assert ring.placed("pipeline", [("0F1", 2.0, 2.25)]) == [("pipeline.0F1", ring.unix(2.0), 0.25)]

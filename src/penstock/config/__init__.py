@@ -19,11 +19,12 @@ from penstock.config.schema import (
     RopeScaling,
     SurviveSection,
 )
+from penstock.config.stepback import step_back
 from penstock.config.watching import AlertsSection
 
 __all__ = [
     "AlertsSection", "BatchSection", "Config", "ConfigError", "DataSection", "EchoedError", "ElasticSection", "EvalSection", "ExchangeSection",
     "MoESection", "ModelSection", "OptimSection", "PipelineSection", "RankFailed", "RopeScaling", "SharedError", "SurviveSection", "UserError",
     "changed_settings", "disk_errors", "explain", "flat", "leave", "load_config", "nearest", "parse_config", "preset_dir", "preset_names",
-    "sync_folder", "to_toml", "walk_settings", "with_values",
+    "step_back", "sync_folder", "to_toml", "walk_settings", "with_values",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
+from penstock.config import step_back
 from penstock.dashboard.children import environment_of_children
 from penstock.dashboard.place import FILE, Place, id_of_path
 
@@ -79,6 +80,5 @@ def _start(runs_dir: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "penstock", "dashboard", str(runs_dir), "--background"]
     nowhere, environment = subprocess.DEVNULL, environment_of_children(with_token=True) | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, env=environment, start_new_session=True)
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
+    step_back(process.pid, NICE)
     return process

@@ -86,11 +86,11 @@ class Journal:
         if self._live is not None and self._config.metrics.tensorboard:
             self._board = TensorBoardWriter(self._run.path / "events", step)
 
-    def step(self, parts: Parts, result: StepResult, seconds: float) -> None:
-        """Record a finished step that took `seconds`."""
+    def step(self, parts: Parts, result: StepResult, began: float, seconds: float) -> None:
+        """Record a finished step that began at `began` (`time.perf_counter`) and took `seconds`."""
         phases, traffic, notes = parts.timer.take(), parts.world.meter.take(), parts.notes
         parts.notes = {}
-        parts.recording.step(parts, result, Taken(seconds, phases, traffic, parts.world.meter.hidden, parts.world.meter.outside, notes))
+        parts.recording.step(parts, result, Taken(began, seconds, phases, traffic, parts.world.meter.hidden, parts.world.meter.outside, notes))
         self.exchanged.add(traffic, seconds)
         self.measured = {"loss": result.loss}
         self._steps += 1

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from penstock.config import UserError, flat
+from penstock.config import UserError, flat, step_back
 from penstock.engine.commands import Answer, send
 from penstock.engine.survive import exclude_rank
 from penstock.monitor.alerts import read_alerts
@@ -150,6 +150,5 @@ def _started(run: Run) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, start_new_session=True)
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
+    step_back(process.pid, NICE)
     return process

@@ -128,7 +128,8 @@ class Recording:
         parts.probes.failed(step - 1)
         traffic = parts.world.meter.take()
         meter = parts.world.meter
-        taken = Taken(time.perf_counter() - self._ended, parts.timer.take(), traffic, meter.hidden, meter.outside, parts.notes)
+        seconds = time.perf_counter() - self._ended
+        taken = Taken(self._ended, seconds, parts.timer.take(), traffic, meter.hidden, meter.outside, parts.notes)
         self._hand_over(parts, step, taken, {"loss/total": error.loss, "grad_norm/total": error.grad_norm, "fault/non_finite": 1.0})
 
     def _look_at(self, step: int, batches: Sequence[Batch]) -> None:
@@ -173,8 +174,7 @@ class Recording:
             known["pipeline/planned_bubble"] = parts.pipeline.plan.bubble
         shot = None
         if is_shot(step):
-            spans = parts.pipeline.host_spans() if parts.pipeline is not None else []
-            shot = time.time() - (time.perf_counter() - began), spans
+            shot = parts.pipeline.host_spans() if parts.pipeline is not None else []
         assert self._aside is not None and self._builder is not None
         if not self._aside.do(partial(self._builder.write, Finished(step, time.time(), known, taken, numbers, marks, shot))):
             self.missed_rows += 1

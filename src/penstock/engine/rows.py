@@ -36,18 +36,17 @@ NOTES = {
 }
 #: Endings of what the meter tells of a collective, and the quantities that they are.
 TRAFFIC = (("_between_bytes", "bytes", ".between"), ("_bytes", "bytes", ""), ("_calls", "calls", ""), ("_s", "wait", ""))
-#: Seconds by which a step's first phase may seem to begin before it.
-SLACK_S = 1e-3
 WORKS = {"F": "forward", "B": "backward", "I": "input_gradient", "W": "weight_gradient"}
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What a step left behind: its seconds, seconds by phase, what the meter counted, notes.
+    """What a step left behind that began at `began` (`time.perf_counter`): its seconds, seconds by phase, what the meter counted, notes.
 
     Of the meter's seconds `hidden` are those of threads aside, and `outside` those between this step and the one before.
     """
 
+    began: float
     seconds: float
     phases: Mapping[str, float]
     traffic: Mapping[str, float]
@@ -60,8 +59,7 @@ class Taken:
 class Finished:
     """A step that is through, at `time` (unix seconds): known metrics, what it left behind, what probes measured, what a pipeline's stages did.
 
-    `shot` is there in steps of which all ranks keep what they did (`monitor/series/shots.py`): when the step ended (unix seconds), and what stages
-    did by the host's clock.
+    `shot` is there in steps of which all ranks keep what they did (`monitor/series/shots.py`): what a pipeline's stages did by the host's clock.
     """
 
     step: int
@@ -70,7 +68,7 @@ class Finished:
     taken: Taken
     numbers: Numbers | None
     marks: Sequence[tuple[Any, float, float]] = ()
-    shot: tuple[float, Sequence[tuple[Any, float, float]]] | None = None
+    shot: Sequence[tuple[Any, float, float]] | None = None
 
 
 class RowBuilder:
@@ -122,10 +120,9 @@ class RowBuilder:
         })  # fmt: skip
         record.write(done.step, done.time)
         if done.shot is not None:
-            end, marks = done.shot
-            start = end - taken.seconds
-            spans = self._spans.between(start - SLACK_S, end) + self._spans.placed("pipeline", marks)
-            self._shots.keep(done.step, start, end, sorted(spans, key=lambda span: span[1]))
+            start, end = taken.began, taken.began + taken.seconds
+            spans = self._spans.between(start, end) + self._spans.placed("pipeline", done.shot)
+            self._shots.keep(done.step, self._spans.unix(start), self._spans.unix(end), sorted(spans, key=lambda span: span[1]))
 
     def close(self) -> None:
         """No more rows come."""

@@ -61,7 +61,7 @@ def _train(parts: Parts) -> bool:
         seconds = time.perf_counter() - began
         parts.heart.after_step(parts, seconds)
         parts.balancer.after_step(parts)
-        parts.journal.step(parts, result, seconds)
+        parts.journal.step(parts, result, began, seconds)
         tune_micro(parts, seconds)
         parts.watch.after_step(parts, seconds)
         parts.chooser.after_step(parts, seconds)

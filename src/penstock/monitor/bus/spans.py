@@ -47,15 +47,19 @@ class SpanRing:
         self._steps.append((kind, spans))
 
     def between(self, start: float, end: float) -> list[tuple[str, float, float]]:
-        """Name, start (unix seconds) and seconds of the last single spans that began in a stretch (unix seconds), oldest first."""
-        first, found = start - self._shift, []
+        """Name, start (unix seconds) and seconds of single spans that began in a stretch (`time.perf_counter`), ordered by their ends."""
+        found = []
         with suppress(RuntimeError):  # one was added meanwhile: later ones than are asked for
             for name, begin, until in reversed(self._ring.copy()):
-                if begin < first:
+                if until < start:  # a span is added at its end: no earlier one is in the stretch
                     break
-                if begin + self._shift < end:
+                if start <= begin < end:
                     found.append((name, begin + self._shift, until - begin))
         return found[::-1]
+
+    def unix(self, moment: float) -> float:
+        """A reading of `time.perf_counter` in unix seconds, as spans have it."""
+        return moment + self._shift
 
     def placed(self, kind: str, spans: Sequence[tuple[Any, float, float]]) -> list[tuple[str, float, float]]:
         """Spans that come many at a time (`add_all`) as `spans` gives them."""
