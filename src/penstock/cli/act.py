@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from penstock.cli import output
-from penstock.cli.runs import Json, RunName, RunsDir
+from penstock.cli.options import Json, RunName, RunsDir
 
 Wait = Annotated[float, typer.Option("--wait", min=0.1, help="Longest wait for the run's answer, seconds.")]
 

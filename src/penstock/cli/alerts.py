@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from penstock.cli import output
-from penstock.cli.runs import Json, RunName, RunsDir
+from penstock.cli.options import Json, RunName, RunsDir
 
 if TYPE_CHECKING:
     from penstock.monitor.alerts import Alert, Book

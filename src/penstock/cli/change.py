@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.cli import output
-from penstock.cli.runs import Json, RunName, RunsDir
-from penstock.cli.story import Sets
+from penstock.cli.options import Json, RunName, RunsDir, Sets
 
 if TYPE_CHECKING:
     from penstock.store import Run

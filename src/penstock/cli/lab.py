@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from penstock.cli import output
+from penstock.cli.options import Json
 
 lab = typer.Typer(name="lab", help="Studies made of whole runs.", no_args_is_help=True)
 
@@ -41,7 +42,7 @@ def chaos(
     faults: Annotated[int, typer.Option("--faults", help="Faults to plant.")] = 12,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which faults, when and where: the same seed plants the same.")] = 0,
     kinds: Annotated[Optional[str], typer.Option("--kinds", metavar="KIND,…", help="Kinds of faults; none: all that can be planted.")] = None,  # noqa: UP045
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    json: Json = False,
 ) -> None:
     """Train under planted faults, and hold the final weights against those of the same run left alone; exit code 1 if a fault was not survived."""
     from penstock.config import UserError

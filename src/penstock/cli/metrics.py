@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from penstock.cli import output
+from penstock.cli.options import Json
 
 if TYPE_CHECKING:
     from penstock.monitor.series import Bound, Kinds, Series
@@ -39,7 +40,7 @@ def metrics(
     grafana: Annotated[Optional[Path], typer.Option("--grafana", metavar="FILE", help="Write a Grafana dashboard of the catalogue.")] = None,  # noqa: UP045
     send: Annotated[Optional[str], typer.Option("--send", metavar="|".join(_BRIDGES), help="Send the metrics (otel: the spans) there.")] = None,  # noqa: UP045
     runs_dir: Annotated[str, typer.Option("--runs-dir", help="Folder that holds the runs.")] = "runs",
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    json: Json = False,
 ) -> None:
     """Ask a run what it measured: it may be running, have crashed, or be a copy that cannot be written to."""
     from penstock.config import UserError

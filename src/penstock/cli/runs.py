@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from penstock.cli import output
+from penstock.cli.options import Json, RunName, RunsDir, SnapName
 
 if TYPE_CHECKING:
     from penstock.store import Folder
 
 runs = typer.Typer(name="runs", help="List the runs; or look into one, verify it, send it elsewhere.", invoke_without_command=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-RunsDir = Annotated[str, typer.Option("--runs-dir", help="Folder that holds the runs.")]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or name, or 'last'.")]
-SnapName = Annotated[str, typer.Argument(metavar="SNAP", help="RUN (its newest snapshot), RUN@STEP, RUN@ID, or a manifest's path.")]
 Url = Annotated[str, typer.Argument(metavar="URL", help="A folder, or any URL that fsspec opens, such as s3://bucket/runs/mine.")]
 
 

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Optional
 import typer
 
 from penstock.cli import output
-from penstock.cli.runs import Json, RunName, RunsDir, SnapName, runs
+from penstock.cli.options import Json, RunName, RunsDir, Sets, SnapName
+from penstock.cli.runs import runs
 
-Sets = Annotated[Optional[list[str]], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; may be given several times.")]  # noqa: UP045
 NewRun = Annotated[Optional[Path], typer.Option("--run-dir", help="Folder of the new run.")]  # noqa: UP045
 Partial = Annotated[bool, typer.Option("--partial", help="Keep what fits the settings and begin the rest anew, listed by name.")]
 

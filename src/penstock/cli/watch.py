@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.cli import output
-from penstock.cli.runs import Json, RunName, RunsDir
+from penstock.cli.options import Json, RunName, RunsDir
 
 if TYPE_CHECKING:
     from penstock.monitor.overview import Overview
