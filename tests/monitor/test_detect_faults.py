@@ -9,7 +9,7 @@ import pytest
 from tests.monitor.made_runs import MadeRun, after
 
 from penstock.monitor.detect import Watch
-from penstock.monitor.series.table import StepTable
+from penstock.monitor.series.table import ABSENT, Names, StepTable
 
 
 def scaled(name, factor, rank=slice(None)):
@@ -112,6 +112,18 @@ def test_a_fault_is_told_in_time_with_its_place_and_nothing_before_it(kind, chan
 def test_a_run_without_faults_raises_nothing(schedule, noise):
     run, watch = MadeRun(11, steps=1000, schedule=schedule, noise=noise), Watch()
     assert [one for step in range(1, 1001) for one in watch.update(run.table(step))] == []
+
+
+@pytest.mark.parametrize("stands, told", [(None, []), (500, ["plateau"])])
+def test_a_noisy_loss_stands_only_where_it_gains_nothing_by_its_own_pace(stands, told):
+    """A power law under noise twenty times what 400 steps gain late in it, and the same which stands from a step on."""
+    watch, random, names, found = Watch(), np.random.default_rng(3), Names(), []
+    columns = [names.column(name) for name in ("loss/total", "optim/lr", "optim/progress")]
+    for step in range(1, 5001):
+        values_rm = np.full((1, len(names)), ABSENT)
+        values_rm[0, columns] = 1.0 + 5 * min(step, stands or step) ** -0.35 + 0.1 * random.normal(), 3e-3, step / 20_000
+        found += watch.update(StepTable(step, 1.7e9 + step, names, (0,), values_rm))
+    assert [one.kind for one in found] == told and all(one.since <= 600 and one.step < 2000 for one in found), found
 
 
 def test_a_fault_that_lasts_is_told_once_and_again_only_after_it_has_passed():

@@ -1,11 +1,11 @@
-"""Slow divergence: the smoothed loss leaves its best and keeps rising, without any jump. And plateau: early in a run it stops falling.
+"""Slow divergence: the smoothed loss leaves its best and keeps rising, without any jump.
 
 The loss is smoothed over some twenty steps; its noise there is that of a step times sqrt(a / (2 - a)) (the variance of an exponential mean with
-weight a). Divergence is more than six of these above the best, two hundredths of the loss, and higher than fifty and a hundred steps ago; for two
-hundred steps after the learning rate went up (warm-up, restart of a schedule, a change by hand) a rise is the rate's and waits. A loss that was a
-tenth below where it began and is two hundredths above that again has diverged at once, whatever the rate did. A plateau is no gain
-in four hundred steps beyond two such deviations and a thousandth of all that was gained, in the first half of a run whose length is known. Cost: a
-ring of four hundred numbers, which both share. When not to use it: for a run that goes over the same few samples, which converges for good reason.
+weight a). Divergence is more than ten of these above the best (of thousands of steps the best is three or four below the mean, and the worst as far
+above), two hundredths of the loss, and higher than fifty and a hundred steps ago; for two hundred steps after the learning rate went up (warm-up,
+restart of a schedule, a change by hand) a rise is the rate's and waits. A loss that was a tenth below where it began and is two hundredths above
+that again has diverged at once, whatever the rate did. Cost: a ring of a hundred numbers. When not to use it: for a loss that is no measure of what
+was learnt, as in reinforcement learning.
 """
 
 from __future__ import annotations
@@ -24,20 +24,23 @@ from penstock.monitor.series.table import StepTable
 WEIGHT = 1 - 0.5 ** (1 / 20)
 NOISE = float(np.sqrt(WEIGHT / (2 - WEIGHT)))
 
-#: Steps of a rise, steps after the rate rose in which it waits, steps of a plateau.
-RISE, AFTER_RATE, FLAT = 100, 200, 400
+#: Steps of a rise, and steps after the rate rose in which it waits.
+RISE, AFTER_RATE = 100, 200
+
+#: Deviations above the best.
+BEYOND = 10
 
 #: Steps by which it is known where the loss began.
 LEARN = 30
 
 
 class Smoothed:
-    """The smoothed loss with its noise, its last `FLAT` values and when the learning rate last rose."""
+    """The smoothed loss with its deviation, its last values and when the learning rate last rose; `last` is a step's own, `noise` its deviation."""
 
     def __init__(self, expected: Expected) -> None:
-        self.past: deque[float] = deque(maxlen=FLAT)
-        self.value = self.first = self.best = float("nan")
-        self.deviation = 0.0
+        self.past: deque[float] = deque(maxlen=RISE + 1)
+        self.value = self.first = self.best = self.last = float("nan")
+        self.deviation = self.noise = 0.0
         self.best_step = self.seen = 0
         self._rate, self.rate_rose = 0.0, -AFTER_RATE
         self._loss = expected.typical("loss/total", lasts=True)
@@ -59,7 +62,8 @@ class Smoothed:
             self._rate = rate
         if not np.isfinite(loss):
             return
-        self.deviation = NOISE * float(self._loss.against.scale_m[0])
+        self.last, self.noise = loss, float(self._loss.against.scale_m[0])
+        self.deviation = NOISE * self.noise
         self.seen += 1
         self.value = loss if self.seen == 1 else self.value + max(WEIGHT, 1 / self.seen) * (loss - self.value)
         self.first = loss if self.seen == 1 else self.first
@@ -90,31 +94,10 @@ class Divergence(Silent):
         if len(loss.past) <= RISE or step - loss.rate_rose < AFTER_RATE:
             return False
         above, before, middle = loss.value - loss.best, loss.past[-1 - RISE], loss.past[-1 - RISE // 2]
-        return above >= max(6 * loss.deviation, 0.02 * abs(loss.best)) and loss.value > middle + 2 * loss.deviation and middle > before
+        return above >= max(BEYOND * loss.deviation, 0.02 * abs(loss.best)) and loss.value > middle + 2 * loss.deviation and middle > before
 
     @staticmethod
     def _is_lost(loss: Smoothed) -> bool:
         """Whether all that was learnt is lost: it is above where it began, having been well below."""
         margin = 0.02 * abs(loss.first)
         return len(loss.past) > LEARN and loss.value > loss.first + margin and loss.best < loss.first - 5 * margin
-
-
-class Plateau(Silent):
-    """Finds a loss that stands still in the first half of a run (`plateau`); one finding until it falls again for long."""
-
-    def __init__(self, loss: Smoothed) -> None:
-        self._loss, self._episodes = loss, Episodes(quiet=FLAT)
-
-    def update(self, table: StepTable) -> list[Finding]:
-        """At most one finding."""
-        loss, progress = self._loss, typical(table, "optim/progress")
-        if not loss.update(table) or len(loss.past) < FLAT or not progress < 0.5:
-            return []
-        gained, before = loss.past[0] - loss.value, loss.first - loss.past[0]
-        flat = abs(gained) < max(2 * loss.deviation, 0.001 * before) and abs(gained) < 0.005 * abs(loss.value)
-        if not flat or not self._episodes.begins("", table.step):
-            return []
-        since = table.step - FLAT
-        moved = Moved("loss/total", since, loss.value, loss.past[0], gained / max(loss.deviation, 1e-12))
-        text = f"loss stands at {loss.value:.4g} since step {since} (smoothed, {gained:+.2g} gained) though {1 - progress:.0%} of the run are to come"
-        return [Finding("plateau", table.step, since, 0.6, None, None, (moved,), text)]

@@ -14,7 +14,7 @@ import numpy as np
 
 from penstock.monitor.detect.clock import ClockSkew
 from penstock.monitor.detect.data_faults import DataFaults
-from penstock.monitor.detect.divergence import Divergence, Plateau, Smoothed
+from penstock.monitor.detect.divergence import Divergence, Smoothed
 from penstock.monitor.detect.expected import Expected
 from penstock.monitor.detect.experts import DeadExperts
 from penstock.monitor.detect.finding import Detector, Finding
@@ -25,6 +25,7 @@ from penstock.monitor.detect.leak import Leak
 from penstock.monitor.detect.loss_spike import LossSpike
 from penstock.monitor.detect.multivariate import Multivariate
 from penstock.monitor.detect.non_finite import NonFinite
+from penstock.monitor.detect.plateau import Plateau
 from penstock.monitor.detect.reading import Work
 from penstock.monitor.detect.stall import Stall
 from penstock.monitor.detect.straggler import Straggler
