@@ -6,8 +6,8 @@ is kept when it is further than `VIGILANCE` from all others, and the one longest
 same idea as in adaptive resonance, Carpenter and Grossberg 1987). So a spike, a new level, a slow departure and a level at a time where another one
 was usual are new, while heavy tails, spikes that recur and periods become places that were seen.
 
-What is an alarm adapts to each metric: novelty of `ALARM` times (1 + what its alarms of late have added: `RAISE` each, of which half is forgotten in
-`RELAX` steps), and none within `QUIET` steps of another. A metric that does something new all the time has to do more for the next alarm.
+What is an alarm adapts to each metric: novelty of `ALARM`, times 1 + what its alarms of late have added (`RAISE` each, of which half is forgotten in
+`RELAX` steps), times 1 + `YOUNG` / steps seen, as to a metric that was hardly seen yet all is new; and none within `QUIET` steps of another.
 
 How the constants were chosen, and what the detector scores on the Numenta benchmark: `benchmarks/numenta.py`. A trend is new for ever: what a named
 detector follows has its own expectation (`baseline.py`), and novelty alone raises no alert in training. Cost: O(columns x places x 3), single
@@ -23,10 +23,13 @@ HALVES = np.array([16.0, 128.0])
 WEIGHTS = np.array([0.5, 0.25, 0.25])
 
 #: Places kept, and how far apart they are.
-PLACES, VIGILANCE = 64, 0.06
+PLACES, VIGILANCE = 64, 0.05
 
-#: Novelty that is an alarm, what an alarm adds to it, in how many steps half of that is forgotten; steps without another alarm, steps to learn before.
-ALARM, RAISE, RELAX, QUIET, LEARN = 0.055, 0.1, 1000.0, 100, 100
+#: Novelty that is an alarm, as a share of it what an alarm adds, and in how many steps half of that is forgotten; steps seen by which it is double.
+ALARM, RAISE, RELAX, YOUNG = 0.04, 0.4, 1000.0, 300.0
+
+#: Steps without another alarm, steps to learn before.
+QUIET, LEARN = 100, 100
 
 #: The largest number that single precision is trusted with.
 LARGEST = 1e30
@@ -64,7 +67,8 @@ class Univariate:
     def alarms(self, novelty_m: np.ndarray) -> np.ndarray:
         """Columns that raise an alarm now, once a step: as novel as that takes by now, and not in the quiet after another; bool."""
         self._raised_m *= 0.5 ** (1 / RELAX)
-        alarm_m = (novelty_m >= ALARM * (1 + self._raised_m)) & (self.seen_m > self._quiet_m)
+        level_m = ALARM * (1 + self._raised_m) * (1 + YOUNG / np.maximum(self.seen_m, 1))
+        alarm_m = (novelty_m >= level_m) & (self.seen_m > self._quiet_m)
         self._quiet_m[alarm_m] = self.seen_m[alarm_m] + QUIET
         self._raised_m[alarm_m] += RAISE
         return alarm_m
