@@ -1,7 +1,7 @@
 """Score of the univariate detector on the Numenta Anomaly Benchmark (standard profile), 100 being perfect, the plain windowed Gaussian beside it.
 
-Figures: `score` of `monitor/detect/univariate.py` as it runs on training metrics, with its one set of constants; `score_even` and `score_odd` of every
-other file; `gaussian` of the windowed Gaussian with the threshold that suits it best on these very files, `gaussian_quiet` the same with the
+Figures: `score` of `monitor/detect/univariate.py` as it runs on training metrics, one set of constants for all files; `score_even` and `score_odd` of
+every other file; `gaussian` of the windowed Gaussian with the threshold that suits it best on these very files, `gaussian_quiet` the same with the
 detector's quiet time. The folder is that of `PENSTOCK_NAB` in the environment.
 
 How far to trust it: the constants were chosen on the even files (the first, the third, ...), among those that alarm on recorded training metrics no
