@@ -15,6 +15,7 @@ from penstock.cli.app import main
 from penstock.comm import World
 from penstock.config import UserError, with_values
 from penstock.engine import outline
+from penstock.engine.monitoring import act
 from penstock.engine.survive import exclude_rank
 from penstock.engine.survive.fewer import config_for
 from penstock.engine.survive.parting import _check_memory
@@ -59,6 +60,7 @@ class Trains:
 
     def begin(self, name, nproc, **changes):
         """A run that has begun, with slow steps until `go` is there."""
+        self.go.unlink(missing_ok=True)
         process = Command(
             "train", *self.sets(**changes), "--nproc", nproc, "--run-dir", self.folder / name, "--json", **self.environment(name), GO=str(self.go)
         )
@@ -158,6 +160,25 @@ def test_a_run_goes_on_without_a_rank_that_was_named_also_the_first(trains):
     result = json.loads(process.communicate(timeout=240)[0])
     assert process.returncode == 0 and result["step"] == 40 and result["recoveries"] == []
     alone, _ = trains.whole("alone_without", 1, train__steps=40, survive__enabled="off")
+    assert result["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-9)
+
+
+@pytest.mark.slow
+def test_a_second_rank_leaves_later_on_also_by_the_number_that_it_had_before_the_first_left(trains):
+    process, run = trains.begin("without_two", 3, train__steps=40)
+    found = time.time()
+    orders = [{"act": "exclude", "id": f"straggler-r{rank}-s5", "kind": "straggler", "since": 5, "rank": rank, "time": found, "what": ""} for rank in (0, 2)]
+    first, second = (act(Run(run), order).text for order in orders)
+    assert "3 ranks became 2 ranks" in first and "2 ranks became 1 rank" in second and "for alert straggler-r2-s5" in second
+    assert [event.data["left"] for event in read_history(run).events if event.data.get("left")] == [[0], [1]]
+    with pytest.raises(UserError, match="rank 2 has left the run already"):
+        act(Run(run), orders[1])
+    with pytest.raises(UserError, match="cannot go on without rank 0"):
+        act(Run(run), orders[0] | {"time": time.time() + 60})
+    trains.go.touch()
+    result = json.loads(process.communicate(timeout=240)[0])
+    assert process.returncode == 0 and result["step"] == 40 and result["recoveries"] == []
+    alone, _ = trains.whole("alone_of_three", 1, train__steps=40, survive__enabled="off")
     assert result["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-9)
 
 

@@ -29,7 +29,7 @@ from penstock.monitor.series import Bound, Names, Series, StepTable
 from penstock.monitor.series.kinds import write_kinds
 from penstock.monitor.service import STATUS, Service, pause_after
 from penstock.monitor.sinks import Sinks
-from penstock.store import Run, create_run, current_writer, read_history
+from penstock.store import Run, append_event, create_run, current_writer, read_history
 
 
 class FindsAt:
@@ -239,6 +239,28 @@ def test_an_order_that_helps_no_more_is_not_repeated_for_ever(tmp_path, monkeypa
     keeper.close()
     texts = [event.text for event in read_history(run.folder).events if event.kind == "note"]
     assert len(asked) == most and "no such run" in texts[0] and "times" in texts[-1]
+
+
+def test_a_rank_that_an_alert_names_is_known_by_the_number_that_it_has_when_it_is_to_leave(tmp_path, monkeypatch):
+    run = create_run(load_config(None, ["train.steps=100"]), tmp_path / "run", {})
+    gone = []
+    monkeypatch.setattr("penstock.engine.monitoring.exclude_rank", lambda run, rank, wait_s, why: gone.append(rank) or {"text": why})
+
+    def exclude(rank, at):
+        return act(run, {"act": "exclude", "id": f"straggler-r{rank}", "kind": "straggler", "since": 3, "rank": rank, "time": at, "what": ""})
+
+    append_event(run.path, "change", "4 ranks became 3 ranks", 20, command="scale", left=[1], parted=100.0)
+    append_event(run.path, "change", "3 ranks became 2 ranks", 20, command="scale", left=[0], parted=200.0)
+    for rank, at in ((3, 99.0), (2, 150.0), (0, 201.0)):
+        exclude(rank, at)
+    assert gone == [1, 1, 0]
+    for rank, at in ((1, 99.0), (0, 150.0)):
+        with pytest.raises(UserError, match=rf"rank {rank} has left the run already: . ranks became"):
+            exclude(rank, at)
+    append_event(run.path, "recovery", "rank 1 was killed", 30, parted=300.0)
+    with pytest.raises(UserError, match="ranks were lost since the alert"):
+        exclude(1, 250.0)
+    assert exclude(1, 301.0).state == "done" and len(gone) == 4
 
 
 def poisoned(world, folder):

@@ -211,6 +211,18 @@ def test_what_the_run_did_by_itself_is_told_and_going_back_ends_what_began_later
     assert not any(alert.kind == "throughput_drop" for alert in desk.book.alerts.values()), "what was held of steps that are taken back is not told"
 
 
+def test_alerts_of_ranks_end_when_ranks_leave_as_their_numbers_are_others_then(desk, tmp_path):
+    desk.take([finding("straggler", 10, rank=1), finding("memory_leak", 10, rank=2), finding("divergence", 10)], 1.7e9)
+    data = {"command": "scale", "left": [1], "parted": 1.7e9}
+    event = {"seq": 2, "time": "2026-01-31T10:00:00+0000", "kind": "change", "step": 12, "text": "3 ranks became 2 ranks", "data": data}
+    append(tmp_path / "history.jsonl", event)
+    for told in RunEvents(tmp_path, seq=1).read():
+        desk.told(told)
+    assert [alert.kind for alert in live(desk)] == ["divergence"]
+    desk.take([finding("straggler", 60, 50, rank=1)], 1.9e9)
+    assert [(alert.kind, alert.rank, alert.since) for alert in live(desk)][1:] == [("straggler", 1, 50)]
+
+
 def test_policies_are_read_and_bad_ones_refused_with_what_there_is(tmp_path):
     assert parse_policy("loss_spike=snapshot, divergence = stop") == {"loss_spike": "snapshot", "divergence": "stop"}
     assert parse_policy("") == {} and parse_policy("non_finite=skip, straggler=exclude")["straggler"] == "exclude"

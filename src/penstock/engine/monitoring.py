@@ -27,7 +27,7 @@ from penstock.engine.commands import Answer, send
 from penstock.engine.survive import exclude_rank
 from penstock.monitor.alerts import read_alerts
 from penstock.monitor.service import NICE
-from penstock.store import Run, append_event
+from penstock.store import Run, append_event, read_history
 
 #: Seconds until a monitor that died is started again, at first and at most; and the life after which that begins anew.
 FIRST_S, MOST_S, SOUND_S = 1.0, 60.0, 60.0
@@ -137,12 +137,31 @@ def act(run: Run, order: dict[str, Any]) -> Answer:
     if order["act"] == "exclude":
         if order.get("rank") is None:
             raise UserError("the alert names no rank to go on without")
-        return Answer("done", exclude_rank(run, int(order["rank"]), ACT_S, f"for alert {order['id']}")["text"])
+        rank = rank_now(run, int(order["rank"]), float(order["time"]))
+        return Answer("done", exclude_rank(run, rank, ACT_S, f"for alert {order['id']}")["text"])
     if order["act"] != "lower_rate":
         return send(run.path, order["act"], {"alert": order["id"], "since": order["since"]}, ACT_S)
     settings = flat(run.config())
     names = ("optim.lr", "optim.muon_lr") if settings["optim.kind"] == "muon" else ("optim.lr",)
     return send(run.path, "change", {"values": {name: settings[name] * settings["alerts.rate_factor"] for name in names}}, ACT_S)
+
+
+def rank_now(run: Run, rank: int, time: float) -> int:
+    """The number that a rank of a time (unix seconds) has now: ranks that left since made those after them move up.
+
+    Raises `UserError` where it has left itself, or others were lost since, after which nobody knows it by its number.
+    """
+    named = rank
+    for event in read_history(run.folder).events:
+        if event.data.get("parted", 0.0) < time:
+            continue
+        if event.kind == "recovery":
+            raise UserError(f"ranks were lost since the alert, and rank {rank} may be another's number by now; what is still so will be told again")
+        left = event.data.get("left", [])
+        if rank in left:
+            raise UserError(f"rank {named} has left the run already: {event.text}")
+        rank -= sum(other < rank for other in left)
+    return rank
 
 
 def _started(run: Run) -> subprocess.Popen[str]:

@@ -77,6 +77,7 @@ class Service:
         #: Time of the last step that was watched, by this monitor or the one before (unix seconds).
         self.through = float(before.get("through", 0.0))
         self._seen_before, self._step, self._noted = self.through, int(before.get("step", 0)), 0.0
+        self._time = self.through
         self._acted: set[str] = set()
         self.keeper = Keeper(self._folder, read_kinds(self._folder) or Kinds())
         self._grid = GridKeeper(self._folder, warn)
@@ -145,7 +146,7 @@ class Service:
 
     def _watch(self, merged: Merged) -> None:
         table, found = merged.table, self._detectors.update(merged.table, merged.generation)
-        self._step = table.step
+        self._step, self._time = table.step, table.time
         self._grid.grid.add(merged, self.keeper.gather.merger.generations[merged.generation])
         if table.time <= self._seen_before:
             return  # it was told by the monitor before
@@ -160,7 +161,8 @@ class Service:
         action = self._policy.get(alert.kind)
         if action and action != "skip" and event != "resolved" and alert.id not in self._acted:
             self._acted.add(alert.id)
-            say({"act": action, "id": alert.id, "kind": alert.kind, "since": alert.since, "rank": alert.rank, "what": alert.what})
+            told = {"id": alert.id, "kind": alert.kind, "since": alert.since, "rank": alert.rank, "what": alert.what}
+            say({"act": action, "time": self._time, **told})
 
     def _note(self, now: float) -> None:
         self._noted = now

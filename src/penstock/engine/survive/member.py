@@ -184,12 +184,13 @@ class Life:
         self._parting.tell(parts)
         if not generation.cause:
             return
-        entry = {"step": step, "cause": generation.cause, "seconds": round(time.monotonic() - generation.since, 3)}
+        seconds = round(time.monotonic() - generation.since, 3)
+        entry = {"step": step, "cause": generation.cause, "seconds": seconds}
         parts.progress.recoveries.append(entry)
-        text = f"{generation.cause}; {generation.how}, from {where}; {entry['seconds']:.2f} s without a step"
+        text = f"{generation.cause}; {generation.how}, from {where}; {seconds:.2f} s without a step"
         parts.journal.say(f"step {step}: {text}")
         parts.journal.event(step, "recovery", text)
-        parts.saving.tell_history("recovery", text, step, recovery=entry)
+        parts.saving.tell_history("recovery", text, step, recovery=entry, parted=time.time() - seconds)
 
     def _status(self) -> Status:
         peak = self._journal.peak_a_rank if self._journal else 0.0

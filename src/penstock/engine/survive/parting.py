@@ -46,12 +46,16 @@ class Parted(Exception):
 
 @dataclass(frozen=True)
 class Asked:
-    """A change of the number of ranks that is being made: the command, the ranks before and after, and when it began (monotonic)."""
+    """A change of the number of ranks that is being made: the command, the ranks before and after, which left, when it began (monotonic) and by the
+    clock: a number that a rank had before may be another's after it.
+    """
 
     command: Command
     before: int
     after: int
+    left: tuple[int, ...]
     since: float
+    time: float
 
 
 class Parting:
@@ -65,7 +69,7 @@ class Parting:
         size = parts.world.size
         ranks, leaving = after(command, size)
         _check_memory(parts, ranks)
-        self.asked = Asked(command, size, ranks, time.monotonic())
+        self.asked = Asked(command, size, ranks, leaving, time.monotonic(), time.time())
         parts.saving.settle(parts)
         where = StateMap.of(parts)
         handed = hand_over(parts.tensors(), where.placements, where.layout, parts.world.axis, leaving)
@@ -82,7 +86,8 @@ class Parting:
         text = f"{_ranks(asked.before)} became {_ranks(size)} ({parts.layout}), {why}; {seconds:.2f} s without a step"
         parts.journal.event(step, "scale", text)
         parts.journal.say(f"step {step}: {text}")
-        parts.saving.tell_history("change", text, step, command="scale", who=asked.command.who, seconds=seconds, layout=placed(parts))
+        more = {"who": asked.command.who, "seconds": seconds, "layout": placed(parts), "left": list(asked.left), "parted": asked.time}
+        parts.saving.tell_history("change", text, step, command="scale", **more)
         if parts.world.is_lead:
             answer(parts.run.path, asked.command.name, Answer("done", text, step, seconds, {"before": asked.before, "ranks": size}))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.monitor.alerts.lines import Following
+from penstock.monitor.alerts.policy import OF_RANK
 from penstock.monitor.detect import Finding
 
 HISTORY = "history.jsonl"
@@ -24,7 +25,8 @@ ENDS = ("rank_lost", "run_lost", "run_failed", "hang")
 
 @dataclass(frozen=True)
 class Told:
-    """Something that the history tells, at `time` (unix seconds): a finding, or what has passed and why.
+    """Something that the history tells, at `time` (unix seconds): a finding, or what has passed and why (where ranks left, what was told of any by its
+    number, which may be another's now).
 
     `done`: what was done about the finding, which so has passed; `back`: the step to which the run went back, past all that began later.
     """
@@ -68,6 +70,8 @@ def told_by(event: dict[str, Any]) -> Told | None:
     if kind == "change" and isinstance(way := data.get("rolled_back"), dict):
         found = _finding(str(way["kind"]), int(way["since"]), None, str(way["why"])) if way.get("kind") else None
         return Told(at, found, why=text, back=step)
+    if kind == "change" and data.get("left"):
+        return Told(at, ends=OF_RANK, why=text)
     if kind == "alert" and "could not be saved" in text:
         return Told(at, _finding("snapshot_failed", step, None, f"step {step} {text}"))
     if kind == "failure":

@@ -23,6 +23,12 @@ LIMIT = 3.0
 #: Share of a value below which a difference is rounding.
 ROUNDING = 1e-9
 
+#: Values seen from which on weights stay as they are, and by values seen up to there: the weight of a value, and what an extreme keeps of itself.
+#: The first weights are those of a plain mean, and early extremes, which are of learning to expect, are forgotten within a quarter of the steps seen.
+SETTLED = int(4 * EXTREME)
+WEIGHT_S = np.maximum(1 - 0.5 ** (1 / LEVEL), 1.0 / np.maximum(np.arange(SETTLED + 1), 1))
+KEEP_S = np.exp2(-1 / np.clip(np.arange(SETTLED + 1) / 4.0, 5.0, EXTREME))
+
 
 @dataclass(frozen=True)
 class Against:
@@ -43,8 +49,8 @@ class Against:
         """Residuals as shares of what is ordinary: the larger of so many deviations and so many times the extreme on that side; bool above 1."""
         return np.abs(self.residual_m) / np.maximum(deviations * self.scale_m, extremes * self.extreme_m)
 
-    def of(self, where_m: np.ndarray) -> Against:
-        """The same of some metrics (indices)."""
+    def of(self, where_m: slice | np.ndarray) -> Against:
+        """The same of some metrics (slice or indices)."""
         return Against(*(vector_m[where_m] for vector_m in (self.expected_m, self.residual_m, self.scale_m, self.extreme_m, self.seen_m)))
 
 
@@ -65,8 +71,8 @@ class Baseline:
             self._state_sm = np.pad(self._state_sm, ((0, 0), (0, more)))
             self._seen_m = np.pad(self._seen_m, (0, more))
 
-    def forget(self, which_m: np.ndarray) -> None:
-        """Begin anew for some metrics (mask or indices), as after a change that was told."""
+    def forget(self, which_m: slice | np.ndarray) -> None:
+        """Begin anew for some metrics (slice, mask or indices), as after a change that was told."""
         self._seen_m[which_m] = 0
 
     def update(self, values_m: np.ndarray) -> Against:
@@ -89,15 +95,19 @@ class Baseline:
         """Move the expectation; in the first steps weights are those of a plain mean and nothing is limited."""
         level_m, trend_m, spread_m, up_m, down_m = self._state_sm
         self._seen_m += finite_m
-        young_m = self._seen_m <= 10
-        limit_m = np.where(young_m, np.inf, LIMIT * scale_m)
-        limited_m = np.clip(residual_m, -limit_m, limit_m)
-        share_m = np.where(finite_m, np.maximum(1 - 0.5 ** (1 / LEVEL), 1.0 / np.maximum(self._seen_m, 1)), 0.0)
-        np.copyto(level_m, expected_m + share_m * limited_m, where=finite_m)
-        trend_m += np.where(young_m, 0.0, (1 - 0.5 ** (1 / TREND)) * share_m * limited_m)
+        young_m, settling_m = self._seen_m <= 10, np.minimum(self._seen_m, SETTLED)
+        limit_m = LIMIT * scale_m
+        limit_m[young_m] = np.inf
+        moved_m = np.minimum(np.maximum(residual_m, -limit_m), limit_m)
+        share_m = WEIGHT_S[settling_m] * finite_m
+        moved_m *= share_m
+        np.copyto(level_m, expected_m + moved_m, where=finite_m)
+        moved_m[young_m] = 0.0
+        moved_m *= 1 - 0.5 ** (1 / TREND)
+        trend_m += moved_m
         # A residual beyond the limit widens the scale by more than it would at the limit, lest a lasting change be an outlier for ever.
-        spread_m += share_m * (np.minimum(np.abs(residual_m), 2.0 * limit_m) - spread_m)
-        # Early extremes are of learning to expect: they are forgotten within a quarter of the steps seen.
-        keep = np.exp2(-1 / np.clip(self._seen_m / 4.0, 5.0, EXTREME))
-        up_m[:] = np.maximum(up_m * keep, residual_m)
-        down_m[:] = np.maximum(down_m * keep, -residual_m)
+        limit_m *= 2.0
+        spread_m += share_m * (np.minimum(np.abs(residual_m), limit_m) - spread_m)
+        keep_m = KEEP_S[settling_m]
+        np.maximum(up_m * keep_m, residual_m, out=up_m)
+        np.maximum(down_m * keep_m, -residual_m, out=down_m)

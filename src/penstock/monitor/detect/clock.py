@@ -27,7 +27,10 @@ class ClockSkew(Silent):
 
     def update(self, table: StepTable) -> list[Finding]:
         """A finding for the rank that is furthest off."""
-        apart_r = apart(table.of("time/at"))
+        at_r = table.of("time/at")
+        if not np.fmax.reduce(at_r) - np.fmin.reduce(at_r) > SECONDS:
+            return []
+        apart_r = apart(at_r)
         off_r = number(np.abs(apart_r))
         worst = int(off_r.argmax())
         streak = self._skewed.setdefault(table.ranks[worst], Streak(4))

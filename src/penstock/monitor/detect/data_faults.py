@@ -40,7 +40,10 @@ class DataFaults(Silent):
 
     def _corrupted(self, table: StepTable) -> list[Finding]:
         values_m, against, names = self._measures.values_m, self._measures.against, tuple(MEASURES)
-        far_m = (against.beyond(DEVIATIONS, EXTREMES) > 1) & (against.seen_m >= LEARN)
+        far_m = np.abs(against.residual_m) > DEVIATIONS * against.scale_m
+        if not far_m.any():
+            return []
+        far_m &= (against.beyond(DEVIATIONS, EXTREMES) > 1) & (against.seen_m >= LEARN)
         least_m = np.tile(list(MEASURES.values()), len(values_m) // len(names))
         far_m &= np.abs(against.residual_m) > np.maximum(SHARE * np.abs(against.expected_m), least_m)
         moved = []

@@ -27,7 +27,10 @@ class Part:
 
     def __init__(self, whole: Expected, read: Read, lasts: bool) -> None:
         self._whole, self.read, self.lasts = whole, read, lasts
-        self.values_m = self.where_m = np.zeros(0, dtype=np.intp)
+        self.values_m = np.zeros(0)
+        #: A slice as long as the values lie side by side, which costs no copy.
+        self.where_m: slice | np.ndarray = slice(0, 0)
+        self.count = 0
 
     @property
     def against(self) -> Against:
@@ -40,7 +43,14 @@ class Part:
 
     def forget_one(self, i: int) -> None:
         """Begin anew for one of the values."""
-        self._whole.forget(self.where_m[i : i + 1])
+        self._whole.forget(_indices(self.where_m)[i : i + 1])
+
+    def place(self, begin: int, more: int) -> None:
+        """So many more values lie from `begin` on."""
+        whole = np.concatenate([_indices(self.where_m), np.arange(begin, begin + more)])
+        self.count = len(whole)
+        beside = whole[-1] - whole[0] + 1 == self.count
+        self.where_m = slice(int(whole[0]), int(whole[-1]) + 1) if beside else whole
 
 
 class Expected:
@@ -69,7 +79,7 @@ class Expected:
             if not part.lasts:
                 part.forget()
 
-    def forget(self, where_m: np.ndarray) -> None:
+    def forget(self, where_m: slice | np.ndarray) -> None:
         """Begin anew for some values."""
         self._baseline.forget(where_m)
 
@@ -77,17 +87,21 @@ class Expected:
         """Take a step in."""
         for part in self._parts:
             part.values_m = part.read(table)
-            more = len(part.values_m) - len(part.where_m)
+            more = len(part.values_m) - part.count
             if more < 0:  # the last ranks have no row of this step
                 part.values_m = np.pad(part.values_m, (0, -more), constant_values=np.nan)
             elif more > 0:
                 begin = len(self._baseline)
                 self._baseline.grow(begin + more)
-                part.where_m = np.concatenate([part.where_m, np.arange(begin, begin + more)])
+                part.place(begin, more)
         values_m = np.full(len(self._baseline), np.nan)
         for part in self._parts:
             values_m[part.where_m] = part.values_m
         self.against = self._baseline.update(values_m)
+
+
+def _indices(where_m: slice | np.ndarray) -> np.ndarray:
+    return np.arange(where_m.start, where_m.stop) if isinstance(where_m, slice) else where_m
 
 
 def _log(value: float) -> float:

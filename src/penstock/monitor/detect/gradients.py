@@ -12,7 +12,6 @@ import math
 
 import numpy as np
 
-from penstock.monitor.detect.baseline import Against
 from penstock.monitor.detect.episodes import Episodes, Streak
 from penstock.monitor.detect.expected import Expected
 from penstock.monitor.detect.finding import Finding, Moved
@@ -38,21 +37,22 @@ class Gradients(Silent):
 
     def update(self, table: StepTable) -> list[Finding]:
         """At most one finding."""
-        columns = self._columns.of(table.names, table.values_rm.shape[1])
-        logs, against = self._norms.values_m, self._norms.against
-        names = [table.names.all[column] for column in columns]
-        if "grad_norm/total" not in names or not np.isfinite(logs[names.index("grad_norm/total")]):
+        columns, column = self._columns.of(table.names, table.values_rm.shape[1]), table.names.find("grad_norm/total")
+        total = int(columns.searchsorted(len(table.names) if column is None else column))
+        if total == len(columns) or not math.isfinite(log := float(self._norms.values_m[total])):
             return []
-        total = names.index("grad_norm/total")
-        return self._exploding(table, names, against, total) or self._vanishing(table, names, against, total, float(logs[total]))
+        return self._exploding(table, total) or self._vanishing(table, total, log)
 
     def _logs(self, table: StepTable) -> np.ndarray:
         """Log of each part's norm, NaN where nobody measured one; its owner may be any rank, and those without it measured nothing."""
-        values_rm = table.values_rm[:, self._columns.of(table.names, table.values_rm.shape[1])]
-        norms = np.where(np.isfinite(values_rm), values_rm, -1.0).max(axis=0, initial=-1.0)
-        return np.where(norms >= 0, np.log(np.maximum(norms, _ZERO)), np.nan)
+        columns = self._columns.of(table.names, table.values_rm.shape[1])
+        norms_m = np.where(table.finite_rm[:, columns], table.values_rm[:, columns], -1.0).max(axis=0, initial=-1.0)
+        logs_m = np.log(np.maximum(norms_m, _ZERO))
+        logs_m[norms_m < 0] = np.nan
+        return logs_m
 
-    def _exploding(self, table: StepTable, names: list[str], against: Against, total: int) -> list[Finding]:
+    def _exploding(self, table: StepTable, total: int) -> list[Finding]:
+        against = self._norms.against
         rise = float(against.residual_m[total])
         high = rise > math.log(FACTOR) and against.beyond(DEVIATIONS, EXTREMES)[total] > 1.0
         # The second step of an explosion stands below the extreme that its first one set.
@@ -63,9 +63,9 @@ class Gradients(Silent):
         if steps < 2 or not self._episodes.begins("explosion", table.step):
             return []
         text = f"gradient norm is {math.exp(min(rise, 60)):.3g} times what was expected at step {table.step}"
-        return [_finding("gradient_explosion", table, names, against, total, self._high.since, text)]
+        return [self._finding("gradient_explosion", table, total, self._high.since, text)]
 
-    def _vanishing(self, table: StepTable, names: list[str], against: Against, total: int, log: float) -> list[Finding]:
+    def _vanishing(self, table: StepTable, total: int, log: float) -> list[Finding]:
         low = log < self._usual + math.log(VANISHED) or (log <= math.log(_ZERO) and self._seen > 0)
         if not low:
             self._seen += 1
@@ -73,15 +73,15 @@ class Gradients(Silent):
         if self._low.add(table.step, low) < FOR_STEPS or self._seen < LEARN or not self._episodes.begins("vanishing", table.step):
             return []
         text = f"gradient norm is {math.exp(log):.3g} since step {self._low.since}, where {math.exp(self._usual):.3g} was usual"
-        return [_finding("gradient_vanishing", table, names, against, total, self._low.since, text)]
+        return [self._finding("gradient_vanishing", table, total, self._low.since, text)]
 
-
-def _finding(kind: str, table: StepTable, names: list[str], against: Against, total: int, since: int, text: str) -> Finding:
-    """With the total first and the layers that moved most after it; the layer is told where one stands out from the others."""
-    order = sorted((i for i in range(len(names)) if i != total), key=lambda i: -abs(against.residual_m[i]))[:4]
-    values, expected = (np.exp(np.minimum(logs, 700.0)) for logs in (against.expected_m + against.residual_m, against.expected_m))
-    moved = tuple(Moved(names[i], since, float(values[i]), float(expected[i]), float(against.deviations_m[i])) for i in [total, *order])
-    size = np.abs(against.residual_m)
-    stands_out = len(order) > 1 and size[order[0]] > max(2 * size[order[1]], 0.5 * size[total])
-    layer = layer_of(names[order[0]]) if stands_out else None
-    return Finding(kind, table.step, since, 0.9, None, layer, moved, text)
+    def _finding(self, kind: str, table: StepTable, total: int, since: int, text: str) -> Finding:
+        """With the total first and the layers that moved most after it; the layer is told where one stands out from the others."""
+        names, against = [table.names.all[column] for column in self._columns.of(table.names, table.values_rm.shape[1])], self._norms.against
+        order = sorted((i for i in range(len(names)) if i != total), key=lambda i: -abs(against.residual_m[i]))[:4]
+        values, expected = (np.exp(np.minimum(logs, 700.0)) for logs in (against.expected_m + against.residual_m, against.expected_m))
+        moved = tuple(Moved(names[i], since, float(values[i]), float(expected[i]), float(against.deviations_m[i])) for i in [total, *order])
+        size = np.abs(against.residual_m)
+        stands_out = len(order) > 1 and size[order[0]] > max(2 * size[order[1]], 0.5 * size[total])
+        layer = layer_of(names[order[0]]) if stands_out else None
+        return Finding(kind, table.step, since, 0.9, None, layer, moved, text)

@@ -15,7 +15,7 @@ import numpy as np
 
 from penstock.monitor.detect.episodes import Episodes
 from penstock.monitor.detect.finding import Finding, Moved
-from penstock.monitor.detect.reading import Silent, by_rank, number
+from penstock.monitor.detect.reading import Silent, by_rank
 from penstock.monitor.series.table import StepTable
 
 #: Steps of a floor, floors that are looked at, steps left out at the beginning, growth as a share, bytes allowed for each token read.
@@ -42,10 +42,10 @@ class Leak(Silent):
         self._seen += 1
         if self._seen <= LEARN:
             return []
-        read_r = number(by_rank(table.ranks, table.of("data/tokens_read")))
+        read_r = by_rank(table.ranks, table.of("data/tokens_read"))
         if len(read_r) > len(self._read_r):
             self._read_r = np.pad(self._read_r, (0, len(read_r) - len(self._read_r)))
-        self._read_r[: len(read_r)] += read_r
+        np.add(self._read_r[: len(read_r)], read_r, out=self._read_r[: len(read_r)], where=np.isfinite(read_r))
         found = []
         for block, allowed in zip(self._blocks, (0.0, BYTES_A_TOKEN)):
             values_r = by_rank(table.ranks, table.of(block.name))
@@ -81,7 +81,7 @@ class _Block:
             self._lowest_r, self.last_r, self._steps = np.full(len(values_r), np.inf), np.full(len(values_r), np.nan), 0
         here = slice(len(values_r))
         self._lowest_r[here] = np.fmin(self._lowest_r[here], values_r)
-        self.last_r[here] = np.where(np.isfinite(raw_r), raw_r, self.last_r[here])
+        np.copyto(self.last_r[here], raw_r, where=np.isfinite(raw_r))
         self._steps += 1
         if self._steps < BLOCK or not np.isfinite(self._lowest_r).all():
             return False

@@ -39,13 +39,13 @@ class LossSpike(Silent):
     def update(self, table: StepTable) -> list[Finding]:
         """At most one finding, of kind `loss_spike`."""
         loss = float(self._loss.values_m[0])
-        if not np.isfinite(loss):
+        if not math.isfinite(loss):
             return []
         highest = max(self._recent, default=np.inf)
         self._recent.append(loss)
         against = self._loss.against
         share = RATE_SHARE if self._after_a_jump(table) else SHARE
-        jumps = against.residual_m[0] > share * abs(loss) and against.beyond(DEVIATIONS, EXTREMES)[0] > 1.0 and loss > highest
+        jumps = loss > highest and against.residual_m[0] > share * abs(loss) and against.beyond(DEVIATIONS, EXTREMES)[0] > 1.0
         if not jumps or against.seen_m[0] < LEARN or not self._episodes.begins("", table.step):
             return []
         return [self._finding(table, loss, against)]

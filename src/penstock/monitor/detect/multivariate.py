@@ -9,9 +9,11 @@ operations. When not to use it: for a fault that shows in a few metrics, as most
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from penstock.monitor.detect.baseline import Against, Baseline
+from penstock.monitor.detect.baseline import KEEP_S, LIMIT, SETTLED, WEIGHT_S, Against
 from penstock.monitor.detect.episodes import Episodes, Streak
 from penstock.monitor.detect.expected import Expected
 from penstock.monitor.detect.finding import Finding, Moved
@@ -28,11 +30,31 @@ LEAST = 8
 REMEMBER = 10
 
 
+class _Shares:
+    """The shares of metrics that were far off so far: their mean, and the largest of late above it, as a `Baseline` keeps them (which takes far
+    longer for a single number).
+    """
+
+    def __init__(self) -> None:
+        self._seen, self._usual, self._spread, self._most = 0, 0.0, 0.0, 0.0
+
+    def add(self, share: float) -> bool:
+        """Take in a step's share; whether it lies beyond all that is usual."""
+        above, scale = share - self._usual, 1.2533 * self._spread
+        beyond = self._seen >= LEARN and above > max(DEVIATIONS * scale, EXTREMES * self._most)
+        weight, limit = float(WEIGHT_S[min(self._seen + 1, SETTLED)]), LIMIT * scale if self._seen >= 10 else math.inf
+        self._seen += 1
+        self._usual += weight * max(min(above, limit), -limit)
+        self._spread += weight * (min(abs(above), 2 * limit) - self._spread)
+        self._most = max(self._most * float(KEEP_S[min(self._seen, SETTLED)]), above)
+        return beyond
+
+
 class Multivariate(Silent):
     """Finds `unusual_step`, and remembers what moved first for the evidence of others."""
 
     def __init__(self, expected: Expected) -> None:
-        self._metrics, self._whole = expected.part(mean_over_ranks), Baseline()
+        self._metrics, self._shares = expected.part(mean_over_ranks), _Shares()
         self._streak, self._episodes = Streak(3), Episodes(quiet=30)
         self._since_m = np.zeros(0, dtype=np.int64)
         self._last_m = np.zeros(0, dtype=np.int64)
@@ -44,17 +66,16 @@ class Multivariate(Silent):
         values_m, against = self.values_m, self._metrics.against
         known_m = np.isfinite(values_m) & (against.seen_m >= LEARN)
         far_m = self._remember(table.step, values_m, against, known_m)
-        if known_m.sum() < 10:
+        far, known = int(np.count_nonzero(far_m)), int(np.count_nonzero(known_m))
+        if known < 10:
             return []
-        share = float(far_m.sum() / known_m.sum())
-        whole = self._whole.update(np.array([share]))
-        unusual = whole.beyond(DEVIATIONS, EXTREMES)[0] > 1 and whole.seen_m[0] >= LEARN
+        unusual = self._shares.add(far / known)
         # The second step stands below the extreme that the first one set.
-        unusual = share > SHARE and far_m.sum() >= LEAST and (unusual or self._streak.add(table.step, False) > 0)
-        if self._streak.add(table.step, bool(unusual)) < 2 or not self._episodes.begins("", table.step):
+        unusual = far > SHARE * known and far >= LEAST and (unusual or self._streak.add(table.step, False) > 0)
+        if self._streak.add(table.step, unusual) < 2 or not self._episodes.begins("", table.step):
             return []
         moved = self.moved(table)
-        text = f"{far_m.sum()} of {known_m.sum()} metrics left their expectation at step {table.step}, first {moved[0].name if moved else '?'}"
+        text = f"{far} of {known} metrics left their expectation at step {table.step}, first {moved[0].name if moved else '?'}"
         layers = {layer_of(one.name) for one in moved[:3]}
         return [Finding("unusual_step", table.step, self._streak.since, 0.5, None, layers.pop() if len(layers) == 1 else None, moved, text)]
 
@@ -80,26 +101,32 @@ class Multivariate(Silent):
             self._since_m, self._last_m = np.pad(self._since_m, (0, more)), np.pad(self._last_m, (0, more))
             self._peak_m = np.pad(self._peak_m, (0, more))
             self._value_m = np.pad(self._value_m, ((0, 0), (0, more)))
-        deviate_m = np.abs(against.residual_m) > FAR * against.scale_m
-        again_m = (self._since_m > 0) & (step - self._last_m <= 2)
-        far_m = known_m & deviate_m & (again_m | (np.abs(against.residual_m) > 1.2 * against.extreme_m))
-        self._since_m[step - self._last_m > REMEMBER] = 0
-        self._last_m[far_m] = step
-        fresh_m = far_m & (self._since_m == 0)
-        self._since_m[fresh_m] = step
-        if far_m.any():
-            peak_m = far_m & (fresh_m | (np.abs(against.deviations_m) > np.abs(self._peak_m)))
-            self._peak_m[peak_m] = against.deviations_m[peak_m]
-            self._value_m[:, peak_m] = np.stack([values_m, against.expected_m])[:, peak_m]
+        residual_m, ago_m = np.abs(against.residual_m), step - self._last_m
+        again_m = (self._since_m > 0) & (ago_m <= 2)
+        far_m = known_m & (residual_m > FAR * against.scale_m) & (again_m | (residual_m > 1.2 * against.extreme_m))
+        self._since_m[ago_m > REMEMBER] = 0
+        far = np.flatnonzero(far_m)
+        if len(far):
+            self._last_m[far] = step
+            fresh_f = self._since_m[far] == 0
+            self._since_m[far[fresh_f]] = step
+            deviations_f = against.residual_m[far] / against.scale_m[far]
+            peak_f = fresh_f | (np.abs(deviations_f) > np.abs(self._peak_m[far]))
+            peak = far[peak_f]
+            self._peak_m[peak] = deviations_f[peak_f]
+            self._value_m[:, peak] = values_m[peak], against.expected_m[peak]
         return far_m
 
 
 def mean_over_ranks(table: StepTable) -> np.ndarray:
     """Each metric's mean over the ranks whose value is finite, NaN where none is; [metrics]."""
-    finite_rm = np.isfinite(table.values_rm)
-    count_m = finite_rm.sum(axis=0)
-    total_m = np.where(finite_rm, table.values_rm, 0.0).sum(axis=0)
-    return np.where(count_m > 0, total_m / np.maximum(count_m, 1), np.nan)
+    mean_m = table.values_rm.sum(axis=0) / max(1, len(table.ranks))
+    part = np.flatnonzero(~np.isfinite(mean_m))
+    if len(part):
+        values_rp, finite_rp = table.values_rm[:, part], table.finite_rm[:, part]
+        count_p = finite_rp.sum(axis=0)
+        mean_m[part] = np.where(count_p > 0, np.where(finite_rp, values_rp, 0.0).sum(axis=0) / np.maximum(count_p, 1), np.nan)
+    return mean_m
 
 
 def _rank(table: StepTable, column: int) -> int | None:

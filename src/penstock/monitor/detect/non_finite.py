@@ -27,11 +27,11 @@ class NonFinite(Silent):
 
     def update(self, table: StepTable) -> list[Finding]:
         """At most one finding, of kind `non_finite`."""
-        columns = self._columns.of(table.names, table.values_rm.shape[1])
-        values_rm = table.values_rm[:, columns]
-        if np.isfinite(values_rm).all():
+        if np.count_nonzero(table.measured_rm) == np.count_nonzero(table.finite_rm):
             return []
-        bad_rm = table.measured_rm[:, columns] & ~np.isfinite(values_rm)
+        columns = self._columns.of(table.names, table.values_rm.shape[1])
+        finite_rm = table.finite_rm[:, columns]
+        values_rm, bad_rm = table.values_rm[:, columns], table.measured_rm[:, columns] & ~finite_rm
         if not bad_rm.any() or not self._episodes.begins("", table.step):
             return []
         names = [table.names.all[columns[i]] for i in np.flatnonzero(bad_rm.any(axis=0))]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import bisect
 import fnmatch
 import math
 import re
@@ -44,7 +43,9 @@ def typical(table: StepTable, name: str) -> float:
 
 def by_rank(ranks: tuple[int, ...], values_r: np.ndarray) -> np.ndarray:
     """Values of the ranks that have a row, in the places of their numbers, NaN for the others; [highest rank + 1]."""
-    placed = np.full(ranks[-1] + 1 if ranks else 0, np.nan)
+    if not ranks or ranks[-1] + 1 == len(ranks):
+        return values_r
+    placed = np.full(ranks[-1] + 1, np.nan)
     placed[list(ranks)] = values_r
     return placed
 
@@ -58,9 +59,14 @@ class Work:
 
     def __init__(self) -> None:
         self._before: tuple[float, ...] = ()
+        self._columns, self._raw = Columns(*WORK), (-1, b"")
 
     def changed(self, table: StepTable, generation: int) -> bool:
         """Whether it changed with this step; a new generation has new processes. What is not measured counts as unchanged."""
+        values_rw = table.values_rm[:, self._columns.of(table.names, table.values_rm.shape[1])]
+        raw, self._raw = self._raw, (generation, values_rw.tobytes())
+        if raw == self._raw:
+            return False
         now = (float(generation), *(typical(table, name) for name in WORK))
         before, self._before = self._before or now, now
         return any(a != b for a, b in zip(now, before) if not (math.isnan(a) or math.isnan(b)))
@@ -73,12 +79,15 @@ def number(values: np.ndarray) -> np.ndarray:
 
 def apart(values_r: np.ndarray) -> np.ndarray:
     """How far each rank lies above the median of the others, [ranks]; NaN for one that measured nothing or is alone."""
-    ordered = sorted(value for value in values_r.tolist() if math.isfinite(value))
-    result = np.full(len(values_r), math.nan)
-    for row, value in enumerate(values_r.tolist()):
-        if math.isfinite(value):
-            at = bisect.bisect_left(ordered, value)
-            result[row] = value - _median(ordered[:at] + ordered[at + 1 :])
+    finite = np.flatnonzero(np.isfinite(values_r))
+    result, others = np.full(len(values_r), np.nan), len(finite) - 1
+    if others < 1:
+        return result
+    rows = finite[values_r[finite].argsort()]
+    ordered, place = values_r[rows], np.arange(len(rows))
+    # Of those without the one at a place, the k-th is the k-th of all below that place, and the next from there on.
+    low, high = (ordered[k + (place <= k)] for k in ((others - 1) // 2, others // 2))
+    result[rows] = ordered - (low + high) / 2
     return result
 
 

@@ -8,6 +8,8 @@ wait in the shared baseline. When not to use it: for exchange that slows by a sh
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from penstock.monitor.detect.episodes import Episodes
@@ -30,8 +32,11 @@ class Stall(Silent):
     def update(self, table: StepTable) -> list[Finding]:
         """At most one finding."""
         columns = self._columns.of(table.names, table.values_rm.shape[1])
-        usual, least_m, against = float(np.exp(self._step.against.expected_m[0])), self._waits.values_m, self._waits.against
-        long_m = (against.residual_m > usual + SECONDS) & (against.beyond(DEVIATIONS, EXTREMES) > 1) & (against.seen_m >= LEARN)
+        usual, least_m, against = math.exp(min(self._step.against.expected_m[0], 700.0)), self._waits.values_m, self._waits.against
+        long_m = against.residual_m > usual + SECONDS
+        if not long_m.any():
+            return []
+        long_m &= (against.beyond(DEVIATIONS, EXTREMES) > 1) & (against.seen_m >= LEARN)
         kept = [i for i in np.flatnonzero(long_m) if _one_collective(table.names.all[columns[i]])]
         if not kept or self._step.against.seen_m[0] == 0 or not self._episodes.begins("", table.step):
             return []
@@ -46,8 +51,8 @@ class Stall(Silent):
 
     def _least(self, table: StepTable) -> np.ndarray:
         """The wait of the rank that waited least, by collective; infinite where none did."""
-        values_rm = table.values_rm[:, self._columns.of(table.names, table.values_rm.shape[1])]
-        return np.where(np.isfinite(values_rm), values_rm, np.inf).min(axis=0, initial=np.inf)
+        columns = self._columns.of(table.names, table.values_rm.shape[1])
+        return np.where(table.finite_rm[:, columns], table.values_rm[:, columns], np.inf).min(axis=0, initial=np.inf)
 
 
 def _one_collective(name: str) -> bool:

@@ -53,17 +53,21 @@ class Straggler(Silent):
     def update(self, table: StepTable) -> list[Finding]:
         """A finding for every rank that became slow."""
         own_r, apart_r, against = table.of("time/own"), self._apart.values_m, self._apart.against
-        piped = bool(np.isfinite(table.of("pipeline/busy")).any())
+        slow_r = (against.residual_m > np.maximum(math.log(SLOWER), DEVIATIONS * against.scale_m)) & (against.seen_m >= LEARN)
+        early_r = (against.seen_m < LEARN) & (apart_r > math.log(FROM_START))
+        if early_r.any() and np.isfinite(table.of("pipeline/busy")).any():
+            early_r[:] = False
         found = []
-        for row, rank in enumerate(table.ranks):
-            pace = self._ranks.setdefault(rank, _Pace())
-            now, rise, seen = float(apart_r[rank]), float(against.residual_m[rank]), int(against.seen_m[rank])
-            slow = rise > math.log(SLOWER) and against.deviations_m[rank] > DEVIATIONS and seen >= LEARN
+        # Ranks that are neither slow now nor were so lately have nothing to be counted.
+        looked_at = {*np.flatnonzero(slow_r | early_r).tolist(), *(rank for rank, pace in self._ranks.items() if pace.slow.add(table.step, False))}
+        for rank in sorted(looked_at.intersection(table.ranks)):
+            row, pace = table.ranks.index(rank), self._ranks.setdefault(rank, _Pace())
+            now, seen, slow = float(apart_r[rank]), int(against.seen_m[rank]), bool(slow_r[rank])
             if slow and not pace.slow.add(table.step, False):
                 pace.before, pace.noise = float(against.expected_m[rank]), float(against.scale_m[rank])
             creeps = bool(pace.slow.add(table.step, False)) and now > pace.before + max(math.log(SLOWER), AGAIN * pace.noise)
-            pace.early += seen < LEARN and now > math.log(FROM_START) and not piped
-            if pace.slow.add(table.step, bool(slow or creeps)) >= STEPS:
+            pace.early += bool(early_r[rank])
+            if pace.slow.add(table.step, slow or creeps) >= STEPS:
                 found.append(self._finding(table, rank, pace.slow.since, now, pace.before, float(own_r[row])))
                 pace.slow.clear()
                 self._apart.forget_one(rank)

@@ -61,6 +61,11 @@ class StepTable:
         """Where a rank measured something, NaN and infinity among it; bool [ranks, metrics]."""
         return np.ascontiguousarray(self.values_rm).view(np.uint64) != ABSENT_BITS
 
+    @cached_property
+    def finite_rm(self) -> np.ndarray:
+        """Where a rank measured a finite number; bool [ranks, metrics]."""
+        return np.isfinite(self.values_rm)
+
     def of(self, name: str) -> np.ndarray:
         """What each rank measured of a metric, float64 [ranks]; `ABSENT` throughout for one that nobody knows."""
         column = self.names.find(name)
