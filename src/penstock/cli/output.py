@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def summary_text(result: dict[str, Any]) -> str:
         f"{result['tokens_per_s']:,.0f} tokens/s, {result['mfu']:.0%} of this machine's measured peak, {result['wall_s']:.0f} s",
         *exchange_lines(result.get("exchange", {})),
         f"weights {result['weights_digest'][:16]}",
-        f"report  {result['run']}/report.html",
+        *([f"report  {report}"] if (report := Path(result["run"]) / "report.html").is_file() else []),
         f"more    penstock generate {result['run']} --prompt \"…\"",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What is known of a run beside its metrics: identity, settings, summary, layout, samples, forks; and how several runs differ.
+"""What is known of a run beside its metrics: identity, settings, summary, layout, samples, alerts, forks; and how several runs differ.
 
 Everything comes from files of the run's folder as they are; what is missing is empty, and what is damaged raises `UserError` with the file's name.
 Cost: some milliseconds. When not to use it: for a list of runs (`rows.py`).
@@ -14,6 +14,7 @@ from penstock.config import UserError
 from penstock.dashboard.catalog import Catalog
 from penstock.dashboard.events import HISTORY, Layout, event_of, layout_of
 from penstock.dashboard.rows import Row, seconds_of
+from penstock.monitor.alerts import Book
 from penstock.monitor.alerts.lines import Following
 from penstock.monitor.store import MetricStore
 from penstock.store.runs import Run
@@ -69,6 +70,11 @@ def story(catalog: Catalog, run: Run) -> dict[str, Any]:
     children = [child for event in told["events"] if (child := _child(catalog, event))]
     forks = {"parent": _parent(catalog, run.read("run.json")), "children": children}
     return told | {"events": events, "snapshots": snapshots, "left_out": left_out} | forks
+
+
+def alerts_told(book: Book) -> list[dict[str, Any]]:
+    """The alerts of a book as JSON, the newest first."""
+    return [alert.as_dict() for alert in sorted(book.alerts.values(), key=lambda alert: (-alert.time, alert.id))]
 
 
 def compared(runs: list[tuple[Run, Row]]) -> dict[str, Any]:

@@ -28,11 +28,6 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
-def seconds(value: float) -> str:
-    """0.0123 → 12.3 ms, 1.5 → 1.5 s."""
-    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
-
-
 def _scaled(value: float, base: float, suffixes: tuple[str, ...]) -> str:
     """Three significant digits and the suffix that leaves fewer than `base` units after rounding."""
     n = 0
