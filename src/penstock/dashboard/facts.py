@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from penstock.config import UserError
+from penstock.config import Config, ConfigError, UserError, flat, parse_config
 from penstock.dashboard.catalog import Catalog
 from penstock.dashboard.events import HISTORY, Layout, event_of, layout_of
 from penstock.dashboard.rows import Row, seconds_of
@@ -20,8 +20,8 @@ from penstock.monitor.store import MetricStore
 from penstock.store.runs import Run
 from penstock.store.timeline import run_timeline
 
-#: Samples, and events of a history, that are shown; of more the newest.
-MOST_SAMPLES, MOST_EVENTS = 50, 5000
+#: Samples, evaluations, and events of a history, that are shown; of more the newest.
+MOST_SAMPLES, MOST_EVALS, MOST_EVENTS = 50, 2000, 5000
 #: What runs are compared by: the row's or summary's key, its name, unit, and which end is better.
 RESULTS: tuple[tuple[str, str, str, str | None], ...] = (
     ("val_loss", "validation loss", "nats", "low"), ("loss", "loss", "nats", "low"), ("tokens_per_s", "throughput", "tokens/s", "high"),
@@ -34,12 +34,14 @@ RESULTS: tuple[tuple[str, str, str, str | None], ...] = (
 def run_facts(catalog: Catalog, run: Run, row: Row) -> dict[str, Any]:
     """All that a page shows of a run beside its metrics."""
     identity = run.read("run.json")
-    samples = MetricStore(run.path / "metrics").read("sample")[-MOST_SAMPLES:]
-    told = [{"step": one.get("step"), "text": f"{one.get('prompt', '')}{one.get('text', '')}"} for one in samples]
+    store, settings = MetricStore(run.path / "metrics"), settings_of(run.path)
+    samples = [{name: one.get(name) for name in ("step", "prompt", "text")} for one in store.read("sample")[-MOST_SAMPLES:]]
+    evals = [{name: one.get(name) for name in ("step", "tokens", "val_loss", "seconds")} for one in store.read("eval")[-MOST_EVALS:]]
     layout = newest_layout(run.path)
     return {
-        "row": row, "identity": identity, "settings": settings_of(run.path), "summary": run.read("summary.json"),
-        "layout": layout or Layout(axes={}, ranks=row["ranks"], text=""), "samples": told,
+        "row": row, "identity": identity, "settings": settings, "defaults": defaults_of(settings),
+        "summary": run.read("summary.json"),
+        "layout": layout or Layout(axes={}, ranks=row["ranks"], text=""), "evals": evals, "samples": samples,
         "links": {"folder": str(run.path), "parent": _parent(catalog, identity)},
     }  # fmt: skip
 
@@ -53,6 +55,15 @@ def settings_of(folder: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'config.toml'} is damaged ({error}); restore it from a snapshot's settings") from None
     return {name: values for name, values in tree.items() if isinstance(values, dict)}
+
+
+def defaults_of(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What settings that were changed are by default, by their whole names; nothing for those of another version of Penstock."""
+    try:
+        own, default = flat(parse_config(settings)), flat(Config())
+    except ConfigError:
+        return {}
+    return {name: default[name] for name, value in own.items() if value != default[name]}
 
 
 def newest_layout(folder: Path) -> Layout | None:

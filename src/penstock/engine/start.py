@@ -48,7 +48,7 @@ Progress = Callable[[float, str], None]
 
 #: Sections a resumed run may change; all else decides what the state means or what was already computed, and is a fork's to change (`fork.py`).
 CHANGEABLE = (
-    "train.steps", "batch.micro", "data.skip", "eval.", "snapshot.", "survive.", "elastic.", "metrics.", "alerts.", "layout.", "exchange.",
+    "train.steps", "batch.micro", "data.skip", "eval.", "snapshot.", "survive.", "elastic.", "metrics.", "cost.", "alerts.", "layout.", "exchange.",
     "balance.", "compile.", "run.device", "run.threads", "optim.lr", "optim.muon_lr", "optim.weight_decay", "optim.clip", "optim.schedule",
     "optim.decay", "optim.min_lr", "optim.warmup",
 )  # fmt: skip

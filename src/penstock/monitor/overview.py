@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from penstock.monitor.alerts import Alert, read_alerts
+from penstock.monitor.cost import HOURS, Cost, price_of
 from penstock.monitor.series import Bound, Course, Kinds, RowTail, Series, read_kinds
 from penstock.monitor.series.rows import parts_of, rank_folders
 
@@ -64,6 +65,7 @@ class Overview:
     lines: list[Line] = field(default_factory=list)
     open: list[Alert] = field(default_factory=list)
     resolved: int = 0
+    cost: Cost = field(default_factory=Cost)
     #: Rows that came when their step had gone to the detectors without them; and that a disk did not take, or were damaged.
     rows_late: int = 0
     rows_lost: int = 0
@@ -80,9 +82,9 @@ class Overview:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
-        told = {name: value for name, value in vars(self).items() if name not in ("lines", "open")}
+        told = {name: value for name, value in vars(self).items() if name not in ("lines", "open", "cost")}
         lines = {line.name: {name: value for name, value in vars(line).items() if name != "name"} for line in self.lines}
-        return told | {"health": self.health, "metrics": lines, "alerts": [alert.as_dict() for alert in self.open]}
+        return told | {"health": self.health, "cost": self.cost.as_dict(), "metrics": lines, "alerts": [alert.as_dict() for alert in self.open]}
 
 
 def overview(run: Path, state: str, steps: int, points: int = 60) -> Overview:
@@ -91,7 +93,7 @@ def overview(run: Path, state: str, steps: int, points: int = 60) -> Overview:
     series = Series(folder, read_kinds(folder) or Kinds())
     try:
         known = set(series.names())
-        courses = {course.name: course for course in series.courses([name for name in MAIN if name in known], points=points)}
+        courses = {course.name: course for course in series.courses([name for name in (*MAIN, HOURS) if name in known], points=points)}
         (step, _), recent = series.last_row(), _recent_seconds(series, known)
     finally:
         series.close()
@@ -99,12 +101,13 @@ def overview(run: Path, state: str, steps: int, points: int = 60) -> Overview:
     loss, speed = (_last(courses.get(name)) for name in ("loss/total", "cost/tokens_per_s"))
     noted = _noted(folder)
     eta = recent * (steps - step) if recent and state == "running" else None
+    cost = price_of(run).at(_last(courses.pop(HOURS, None)), eta, len(ranks))
     reporting = sum(last >= max(ranks.values()) - BEHIND for last in ranks.values())
     return Overview(
         run.name, state, now, step, steps, loss, speed, eta, ranks, reporting if state == "running" else 0, is_watched(folder, now),
         [_line(course) for course in courses.values() if len(course.value)],
         [alert for alert in book.alerts.values() if alert.state != "resolved"],
-        sum(alert.state == "resolved" for alert in book.alerts.values()), int(noted.get("rows_late", 0)), int(noted.get("rows_lost", 0)),
+        sum(alert.state == "resolved" for alert in book.alerts.values()), cost, int(noted.get("rows_late", 0)), int(noted.get("rows_lost", 0)),
     )  # fmt: skip
 
 

@@ -28,6 +28,11 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
+def money(amount: float, currency: str) -> str:
+    """12.3456 → 12.35 USD; less than a hundredth with two significant digits."""
+    return f"{amount:,.2f} {currency}" if abs(amount) >= 0.01 or amount == 0 else f"{amount:.2g} {currency}"
+
+
 def _scaled(value: float, base: float, suffixes: tuple[str, ...]) -> str:
     """Three significant digits and the suffix that leaves fewer than `base` units after rounding."""
     n = 0
