@@ -9,6 +9,7 @@ from tests.dashboard.asking import client
 from tests.dashboard.made_runs import MadeRun, small_run
 from tests.dashboard.made_values import MadeValues
 
+from penstock.config import Config
 from penstock.store import writer_lock
 
 SCRIPT = "<script>alert(1)<script>"
@@ -59,6 +60,9 @@ def test_facts_history_and_alerts_of_a_run(browser):
     facts = get(browser, "/runs/first")
     assert facts["settings"]["model"]["layers"] == 12 and facts["identity"]["command"].startswith("penstock train")
     assert facts["layout"]["axes"]["replicate"] == 2 and facts["layout"]["ranks"] == 2 and "<b>" in facts["samples"][-1]["text"]
+    assert facts["defaults"]["model.layers"] == Config().model.layers and "optim.lr" not in facts["defaults"]
+    assert get(browser, f"/runs/{SCRIPT}")["defaults"]["optim.lr"] == Config().optim.lr
+    assert facts["evals"][-1]["step"] == 40 and facts["evals"][-1]["val_loss"] == facts["row"]["val_loss"]
     story = get(browser, "/runs/first/history")
     assert [event["kind"] for event in story["events"]] == ["start", "snapshot", "fork"] and story["damage"] == []
     assert story["snapshots"][0]["step"] == 40 and story["parent"] is None

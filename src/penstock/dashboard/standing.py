@@ -22,7 +22,7 @@ from penstock.dashboard.tokens import NAME as TOKENS
 from penstock.monitor.alerts import Book
 from penstock.monitor.alerts.lines import Following
 from penstock.monitor.cost import HOURS
-from penstock.monitor.overview import BEHIND, RECENT, Line, Overview, is_watched, overview
+from penstock.monitor.overview import BEHIND, BESIDE, RECENT, Line, Overview, is_watched, overview
 from penstock.store.index import indexed
 from penstock.store.runs import Run, run_state
 
@@ -62,14 +62,17 @@ class Standing:
         self._book.refresh()
         for line in self._evaluating.read():
             self._evaluated(line)
-        if again or now - self._looked > WHOLE_S:
-            self._looked = self._stated = now
+        if not again and now - self._stated <= STATE_S:
+            return
+        self._stated, state = now, _state(self._run)
+        if again or now - self._looked > WHOLE_S or state != self._now.state:
+            self._looked = now
+            self._facts = {name: value for name, value in self._facts.items() if name not in BESIDE}
             self._wall = _wall_at_snapshot(self._run)
             self._steps = setting(self._run.path, "train", "steps") or 0
-            self._now = overview(self._run.path, _state(self._run), self._steps)
-        elif now - self._stated > STATE_S:
-            self._stated = now
-            self._now = replace(self._now, state=_state(self._run), watched=is_watched(self._run.path / "metrics", time.time()))
+            self._now = overview(self._run.path, state, self._steps)
+        else:
+            self._now = replace(self._now, watched=is_watched(self._run.path / "metrics", time.time()))
 
     def rows(self, rows: list[NewRow]) -> None:
         """Take in new rows, the oldest first."""
@@ -103,7 +106,7 @@ class Standing:
     def _more(self, now: Overview, a_step: float) -> dict[str, Any]:
         """What the overview of a terminal lacks."""
         last = last_line(self._run.path / "metrics" / "train.jsonl") if TOKENS not in self._facts else {}
-        tokens, mfu = self._facts.get(TOKENS, last.get("tokens")), self._facts.get("cost/mfu", last.get("mfu"))
+        tokens, mfu = self._facts.get(TOKENS, last.get("tokens")), self._facts.get("cost/mfu", now.mfu) or last.get("mfu")
         ranks = self._events.layout["ranks"] if self._events.layout else None
         ranks_of = int(self._facts.get("cost/ranks", ranks or len(now.ranks)))
         step, seconds = self._wall
