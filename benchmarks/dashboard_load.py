@@ -39,7 +39,7 @@ from penstock.dashboard.place import FILE
 from penstock.monitor.series import Kinds, Series
 
 VIEWERS, PANELS = 50, 12
-TURNS, PHASE_S, SETTLE_S = 3, 5.0, 2.0
+TURNS, PHASE_S, SETTLE_S = 9, 5.0, 2.0
 WAYS = ("off", "idle", "viewers")
 #: Longest wait for the run's first steps and for its page, seconds, and steps that are waited for.
 START_S, WARM_UP = 120.0, 30

@@ -12,7 +12,7 @@ from typing import Any
 
 from penstock.config import Config, ConfigError, UserError, flat, parse_config
 from penstock.dashboard.catalog import Catalog
-from penstock.dashboard.events import HISTORY, Layout, event_of, layout_of
+from penstock.dashboard.events import HISTORY, Layout, event_of, layout_of, own_events
 from penstock.dashboard.rows import Row, seconds_of
 from penstock.monitor.alerts import Book
 from penstock.monitor.alerts.lines import Following
@@ -75,9 +75,11 @@ def newest_layout(folder: Path) -> Layout | None:
 def story(catalog: Catalog, run: Run) -> dict[str, Any]:
     """The run's history: snapshots, events (times are unix seconds), what is wrong with them, and its forks."""
     told = run_timeline(run.path).as_dict()
-    events = [event_of(event) | {"data": event.get("data", {})} for event in told["events"][-MOST_EVENTS:]]
+    data = {event.get("seq"): event.get("data", {}) for event in told["events"]}
+    own = own_events(MetricStore(run.path / "metrics").read("event"), [event_of(event) for event in told["events"]])
+    events = [event | {"data": data.get(event["seq"], {})} for event in own[-MOST_EVENTS:]]
     snapshots = [snapshot | {"time": seconds_of(snapshot["time"])} for snapshot in told["snapshots"][-MOST_EVENTS:]]
-    left_out = max(0, len(told["events"]) - MOST_EVENTS)
+    left_out = max(0, len(own) - MOST_EVENTS)
     children = [child for event in told["events"] if (child := _child(catalog, event))]
     forks = {"parent": _parent(catalog, run.read("run.json")), "children": children}
     return told | {"events": events, "snapshots": snapshots, "left_out": left_out} | forks
