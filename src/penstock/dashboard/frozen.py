@@ -5,7 +5,7 @@
 
 The page reads an answer from there instead of from the network if the element is there. What is in it is what the server answers, made by the same
 functions and without the server. Courses are thinned to `POINTS`, or fewer where a run has so many metrics that they would take more than
-`MOST_BYTES`, and `/frozen` says which are. Cost: processor time of 50 ms and 0.3 MB for a small run, of 0.4 s and 2 MB for 300 metrics of
+`MOST_BYTES`, and `/frozen` says which are. Cost: processor time of 70 ms and 0.3 MB for a small run, of 0.5 s and 2 MB for 300 metrics of
 10,000 steps, most of it for querying and packing the courses. When not to use it: while the run trains and others can reach the server.
 """
 
