@@ -23,8 +23,8 @@ NAMES = (
 )  # fmt: skip
 #: Parts of others, and studies of hours, which run only when named.
 PARTS = (
-    "dashboard_page", "monitor_cost", "monitor_faults", "monitor_store", "numenta", "detect_cost", "store_bytes", "store_scale", "store_training",
-    "exchange_learning",
+    "dashboard_page", "dashboard_load", "monitor_cost", "monitor_faults", "monitor_store", "numenta", "detect_cost", "store_bytes", "store_scale",
+    "store_training", "exchange_learning",
 )  # fmt: skip
 
 

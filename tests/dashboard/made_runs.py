@@ -35,6 +35,7 @@ from penstock.store.timeline import tell_snapshot
 #: Seconds of a made step.
 STEP_S = 0.45
 SETS = ["model.layers=12", "model.dim=768", "model.heads=12", f"model.context={CONTEXT}", f"batch.global={GLOBAL}", "batch.micro=4", "eval.every=100"]
+PRICE = ("cost.per_device_hour=2.49", "cost.currency=EUR")
 #: What stands in the rows in plain JSON.
 PLAIN = {"tokens": "data/tokens_total", "loss": "loss/total", "tokens_per_s": "cost/tokens_per_s", "mfu": "cost/mfu", "step_s": "time/step"}
 BEGAN = 1_790_000_000.0
@@ -245,7 +246,7 @@ def demo(out: Path) -> MadeRun:
     faulty.alert("rank_lost", 1100, rank=3)
     faulty.event("change", "optim.lr 0.0006 → 0.0003", 1300, settings={"optim.lr": [0.0006, 0.0003]}, command="change", who="somebody@host")
     faulty.finish(1400, "interrupted")
-    live = MadeRun(out, "llama-live", MadeValues(ranks=8, total=20000, seed=4, experts=8, device=True, faults=Faults(straggler=(1500, 5))), now - 1600 * STEP_S)
+    live = MadeRun(out, "llama-live", MadeValues(ranks=8, total=20000, seed=4, experts=8, device=True, faults=Faults(straggler=(1500, 5))), now - 1600 * STEP_S, PRICE)
     live.lie(pipeline=4, replicate=2, node=2)
     live.start()
     live.rows(1, 1000)

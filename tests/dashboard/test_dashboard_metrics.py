@@ -100,7 +100,7 @@ def test_metrics_are_named_with_what_they_mean(browser):
 def test_the_overview_says_how_far_how_fast_and_what_it_cost(browser):
     told = browser.get("/api/v1/runs/long/overview").json()
     assert told["step"] == told["steps"] == 3000 and told["ranks"] == {"0": 3000, "1": 3000} and told["ranks_of"] == 2
-    assert told["tokens"] == 3000 * 64 * 512 and told["mfu"] > 0 and told["cost"]["seconds"] > 0 and told["cost"]["rank_hours"] > 0
+    assert told["tokens"] == 3000 * 64 * 512 and told["mfu"] > 0 and told["cost"]["seconds"] > 0 and told["cost"]["device_hours"] > 0
     assert told["metrics"]["loss/total"]["values"] and told["events"] == []
     assert browser.get("/api/v1/runs/bad/overview").json()["metrics"]["loss/total"]["last"] == "nan"
 

@@ -5,9 +5,10 @@ import html.parser
 import json
 import re
 
+import numpy as np
 import pytest
 from small_runs import penstock, refused
-from tests.dashboard.asking import client, courses
+from tests.dashboard.asking import client, courses, thawed
 from tests.dashboard.made_runs import small_run
 
 from penstock.config import UserError
@@ -58,18 +59,21 @@ def test_a_frozen_page_holds_what_the_server_answers(tmp_path, page):
     text = (tmp_path / "out.html").read_text()
     elements = Elements(text).found
     assert [tag for tag, _, _ in elements] == ["meta", "style", "meta", "script", "script"] and told["bytes"] == len(text.encode())
-    data, script = (content for tag, _, content in elements if tag == "script")
+    script = elements[-1][2]
     assert script == 'const end = "<\\/script><\\!--"; document.title = end'
-    answers = json.loads(data)
+    answers, measured = thawed(text)
     here = next(address for address in answers if address.endswith("/overview")).removesuffix("/overview")
     with client(tmp_path / "runs") as browser:
         for rest in ("", "/metrics", "/alerts", "/history"):
             assert answers[here + rest] == browser.get(here + rest).json()
-        address = f"{here}/series?name=loss%2Ftotal"
-        header, found = courses(base64.b64decode(answers[address]["base64"]))
+        assert answers[f"{here}/inside/layout"] == browser.get(f"{here}/inside/layout").json()
+        assert answers[f"{here}/overview"] | {"time": 0} == browser.get(f"{here}/overview").json() | {"time": 0}
+        header, found = courses(measured)
         assert header["missing"] == [] and found["loss/total"]["step"].tolist() == list(range(1, 51))
-        names = [metric["name"] for metric in answers[f"{here}/metrics"]["metrics"]]
-    assert all(f"{here}/series?name={name.replace('/', '%2F')}" in answers for name in names)
+        assert list(found) == [metric["name"] for metric in answers[f"{here}/metrics"]["metrics"]]
+        for name in ("loss/total", "wait/total", "grad_norm/total"):
+            _, live = courses(browser.get(f"{here}/series", params={"name": name, "points": frozen.POINTS}).content)
+            assert all(np.array_equal(live[name][column], found[name][column], equal_nan=True) for column in live[name])
     assert answers["/frozen"]["thinned"] == [] and answers["/api/v1/me"]["may_act"] is False
 
 
@@ -87,10 +91,10 @@ def test_nothing_but_the_pages_own_script_may_run_and_nothing_be_fetched(tmp_pat
 
 def test_many_metrics_are_thinned_to_a_bounded_file_and_it_is_said(tmp_path, page, monkeypatch):
     run = small_run(tmp_path / "runs", steps=400, ranks=1, layers=2)
-    monkeypatch.setattr(frozen, "MOST_BYTES", 500_000)
+    monkeypatch.setattr(frozen, "MOST_BYTES", 400_000)
     told = frozen.freeze(Run(run.path), tmp_path / "out.html", page)
-    answers = json.loads(next(content for _, attributes, content in Elements((tmp_path / "out.html").read_text()).found if attributes.get("id") == "frozen"))
-    assert told["bytes"] < 800_000 and told["points"] == answers["/frozen"]["points"] < 400
+    answers, measured = thawed((tmp_path / "out.html").read_text())
+    assert told["bytes"] < 400_000 and max(header["rows"] for header in courses(measured)[0]["courses"]) <= told["points"] and told["points"] == answers["/frozen"]["points"] < 400
     assert "loss/total" in answers["/frozen"]["thinned"] and told["thinned"] == len(answers["/frozen"]["thinned"])
 
 

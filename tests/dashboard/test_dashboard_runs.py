@@ -9,6 +9,8 @@ from tests.dashboard.asking import client
 from tests.dashboard.made_runs import MadeRun, small_run
 from tests.dashboard.made_values import MadeValues
 
+from penstock.config import Config
+from penstock.monitor.store import MetricStore
 from penstock.store import writer_lock
 
 SCRIPT = "<script>alert(1)<script>"
@@ -59,11 +61,26 @@ def test_facts_history_and_alerts_of_a_run(browser):
     facts = get(browser, "/runs/first")
     assert facts["settings"]["model"]["layers"] == 12 and facts["identity"]["command"].startswith("penstock train")
     assert facts["layout"]["axes"]["replicate"] == 2 and facts["layout"]["ranks"] == 2 and "<b>" in facts["samples"][-1]["text"]
+    assert facts["defaults"]["model.layers"] == Config().model.layers and "optim.lr" not in facts["defaults"]
+    assert get(browser, f"/runs/{SCRIPT}")["defaults"]["optim.lr"] == Config().optim.lr
+    assert facts["evals"][-1]["step"] == 40 and facts["evals"][-1]["val_loss"] == facts["row"]["val_loss"]
     story = get(browser, "/runs/first/history")
     assert [event["kind"] for event in story["events"]] == ["start", "snapshot", "fork"] and story["damage"] == []
     assert story["snapshots"][0]["step"] == 40 and story["parent"] is None
     assert [(child["name"], child["step"]) for child in story["children"]] == [(SCRIPT, 20)]
     assert get(browser, "/runs/first/alerts")["alerts"][0]["kind"] == "hang"
+
+
+def test_what_a_run_chose_by_itself_stands_among_its_events_in_the_order_of_time(tmp_path):
+    run = small_run(tmp_path, "own", began=1.7e9)
+    run.event("change", "optim.lr 0.1 → 0.2", 20)
+    text = "rank 1 on host b is 2.0 times slower than the median"
+    for row in ({"step": 10, "what": "balance", "text": text, "time": time.time() + 60}, {"step": 11, "what": "snapshot", "text": "told already"}):
+        MetricStore(run.metrics).append("event", row)
+    with client(tmp_path) as asking:
+        events = [(event["kind"], event["step"], event["text"]) for event in get(asking, "/runs/own/history")["events"]]
+        shown = [(event["kind"], event["step"], event["text"]) for event in get(asking, "/runs/own/overview")["events"]]
+    assert events == [("start", 0, events[0][2]), ("change", 20, "optim.lr 0.1 → 0.2"), ("balance", 10, text)] and shown == events[::-1]
 
 
 def test_a_script_as_a_name_stays_text_and_leads_to_its_run(browser):

@@ -372,6 +372,21 @@ def test_facts_show_settings_and_find_them(look):
     page.get_by_label("Search settings").fill("optim.lr")
     expect(page.get_by_label("Settings", exact=True).locator("dt")).to_contain_text(["lr"])
     expect(page.get_by_label("Samples")).to_contain_text("<b>there</b>")
+    page.get_by_label("Search settings").fill("model.layers")
+    expect(page.get_by_label("Settings", exact=True).locator("dd")).to_have_text(["12 not 4"])
+
+
+def test_evaluations_and_the_price_of_a_run_are_shown(look):
+    page = look.at(f"{DONE}/facts")
+    expect(page.get_by_label("Evaluations")).to_contain_text("nats after step 3,000")
+    expect(page.locator("[aria-label='Evaluations'] canvas")).to_be_visible()
+    page = look.at(f"{DONE}/overview")
+    expect(page.locator(".tile", has_text="Loss").first).to_contain_text("validation ")
+    expect(page.locator(".tile", has_text="Cost so far")).to_contain_text("device-hours")
+    page = look.at(f"{LIVE}/overview")
+    tile = page.locator(".tile", has_text="Cost so far")
+    expect(tile.locator(".figure")).to_have_text(re.compile(r"^\d+\.\d\d EUR$"))
+    expect(tile).to_contain_text(re.compile(r"\d+\.\d\d at the end · [\d.]+ device-hours"))
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

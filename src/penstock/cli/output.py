@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ def summary_text(result: dict[str, Any]) -> str:
         f"step {result['step']}, {result['tokens']:,} tokens, {loss}",
         f"{result['tokens_per_s']:,.0f} tokens/s, {result['mfu']:.0%} of this machine's measured peak, {result['wall_s']:.0f} s",
         *exchange_lines(result.get("exchange", {})),
+        *cost_lines(result.get("cost", {})),
         f"weights {result['weights_digest'][:16]}",
-        f"report  {result['run']}/report.html",
+        *([f"report  {report}"] if (report := Path(result["run"]) / "report.html").is_file() else []),
         f"more    penstock generate {result['run']} --prompt \"…\"",
     ]
     return "\n".join(lines)
@@ -43,6 +45,13 @@ def exchange_lines(exchange: dict[str, Any]) -> list[str]:
     saved = f", the exchange {exchange['saved']:.1%} less than dense float32" if exchange["saved"] else ""
     waited = f"waited {exchange['exposed_s']:.1f} s, {exchange['exposed_share']:.0%} of the steps"
     return [f"between nodes {exchange['bytes_between'] / 1e6:,.2f} MB{saved}; {waited}"]
+
+
+def cost_lines(cost: dict[str, Any]) -> list[str]:
+    """What a run cost of which the price of a device is known, for people."""
+    from penstock.monitor.units import money
+
+    return [f"cost    {money(cost['money'], cost['currency'])} for {cost['device_hours']:.3g} hours of devices"] if "money" in cost else []
 
 
 def score_line(result: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from penstock.config.refusals import impossible
 from penstock.config.section import Count, Fraction, Positive, Section
-from penstock.config.watching import AlertsSection, MetricsSection
+from penstock.config.watching import AlertsSection, CostSection, MetricsSection
 
 
 class RunSection(Section):
@@ -372,6 +372,7 @@ class Config(Section):
     eval: EvalSection = Field(default_factory=EvalSection)
     snapshot: SnapshotSection = Field(default_factory=SnapshotSection)
     metrics: MetricsSection = Field(default_factory=MetricsSection)
+    cost: CostSection = Field(default_factory=CostSection)
     alerts: AlertsSection = Field(default_factory=AlertsSection)
 
     @model_validator(mode="after")

@@ -22,6 +22,15 @@ class MetricsSection(Section):
     peak_tflops: Annotated[float, Field(ge=0.0)] = Field(0.0, description="Peak that utilisation is a share of, TFLOP/s a rank; 0: it is measured.")
 
 
+class CostSection(Section):
+    """What the run's devices cost, so that it can tell what it has come to."""
+
+    per_device_hour: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="Price of one device, which is one rank's, for an hour, in `cost.currency`; 0: not known, and no money is told."
+    )
+    currency: str = Field("USD", pattern=r"^[A-Z]{3}$", description="Currency of the price: its three letters by ISO 4217, such as USD, EUR or CNY.")
+
+
 class AlertsSection(Section):
     """Who is told when something is wrong with the run, and what it then does by itself."""
 

@@ -21,18 +21,20 @@ from starlette.exceptions import HTTPException
 from penstock import __version__
 from penstock.config import UserError
 from penstock.dashboard.access import Access
+from penstock.dashboard.answer import Answer, refused
 from penstock.dashboard.described import Mistake
 from penstock.dashboard.guard import Guard
 from penstock.dashboard.house import House
-from penstock.dashboard.page import FOLDER, page_files, page_router
-from penstock.dashboard.plain import Answer, Refusal, refused
+from penstock.dashboard.page import FOLDER, page_files
+from penstock.dashboard.place import PREFIX
+from penstock.dashboard.plain import Refusal
 from penstock.dashboard.routes import access as access_routes
 from penstock.dashboard.routes import actions as action_routes
 from penstock.dashboard.routes import inside as inside_routes
 from penstock.dashboard.routes import metrics as metrics_routes
 from penstock.dashboard.routes import runs as runs_routes
+from penstock.dashboard.routes.page import page_router
 
-PREFIX = "/api/v1"
 _MISTAKES: dict[int | str, dict[str, Any]] = {
     status: {"model": Mistake, "description": text}
     for status, text in {

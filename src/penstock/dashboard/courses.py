@@ -9,12 +9,12 @@ Each course begins at a multiple of 8, so float64 views can be made of it. Cost:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from penstock.dashboard.plain import to_json
 from penstock.dashboard.tokens import TokensAt
 from penstock.monitor.series import Course
 
@@ -40,7 +40,7 @@ def packed(run: str, courses: Sequence[Course], through: int, missing: Sequence[
     told = [{"name": c.name, "unit": c.kind.unit, "rows": len(c.steps), "measured": c.measured} for c in courses]
     header = {"run": run, "courses": told, "through": through, "missing": list(missing)}
     start = _fixed_point(header, [len(body) for body in bodies])
-    text = to_json(header).encode("utf-8", "replace")
+    text = _text(header)
     front = len(text).to_bytes(4, "little") + text
     return b"".join([front.ljust(start, b"\0"), *bodies])
 
@@ -54,8 +54,13 @@ def _fixed_point(header: dict[str, object], sizes: list[int]) -> int:
         before = start
         for i, course in enumerate(courses):
             course["offset"] = start + sum(sizes[:i])
-        start = _aligned(4 + len(to_json(header).encode("utf-8", "replace")))
+        start = _aligned(4 + len(_text(header)))
     return start
+
+
+def _text(header: dict[str, object]) -> bytes:
+    """The header as JSON; it holds no numbers but whole ones."""
+    return json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def _columns(course: Course, tokens: TokensAt) -> bytes:

@@ -58,8 +58,10 @@ class RunFacts(Told):
     row: RunRow
     identity: dict[str, Any]
     settings: dict[str, dict[str, Any]]
+    defaults: dict[str, Any]
     summary: dict[str, Any]
     layout: dict[str, Any]
+    evals: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     links: dict[str, Any]
 
@@ -95,7 +97,8 @@ class OverviewTold(Told):
     alerts: list[dict[str, Any]]
     mfu: Number | None
     tokens: int | None
-    cost: dict[str, Number | None]
+    validation: dict[str, Number | None] | None
+    cost: dict[str, Number | None]  # hours of devices, their price, and the money so far and at the end in `currency`
     events: list[Happened]
 
 

@@ -14,6 +14,8 @@ from penstock.dashboard.rows import seconds_of
 from penstock.monitor.alerts.lines import Following
 
 HISTORY = "history.jsonl"
+#: Where a run writes what it chose by itself, below its `metrics`, and the kinds of that, which its history does not have.
+OWN, OWN_KINDS = "event.jsonl", ("balance", "pipeline", "exchange", "micro_batch")
 #: Events that are shown with the overview.
 SHOWN = 20
 #: What stands beside the axes in a layout that an event tells.
@@ -21,7 +23,7 @@ _NO_AXES = ("ranks", "threads", "zero", "expert_shard", "expert_replicate")
 
 
 class Event(TypedDict):
-    """Something that happened to a run; `time` is unix seconds."""
+    """Something that happened to a run; `time` is unix seconds, and `seq` None for what it chose by itself."""
 
     seq: int | None
     time: float
@@ -42,7 +44,7 @@ class Events:
     """Follows the history of the run in a folder."""
 
     def __init__(self, run: Path) -> None:
-        self._following = Following(run / HISTORY)
+        self._following, self._following_own = Following(run / HISTORY), Following(run / "metrics" / OWN)
         self._last: deque[Event] = deque(maxlen=SHOWN)
         self._saves = 0
         self._layout: Layout | None = None
@@ -50,10 +52,12 @@ class Events:
     def refresh(self) -> bool:
         """Take in what came; whether anything had."""
         lines = self._following.read()
+        events = own_events(self._following_own.read(), [event_of(line) for line in lines])
+        for event in events:
+            self._add(event)
         for line in lines:
-            self._add(event_of(line))
             self._layout = layout_of(line) or self._layout
-        return bool(lines)
+        return bool(events)
 
     def _add(self, event: Event) -> None:
         """Snapshots that follow each other are one event, or nothing else would be seen."""
@@ -79,6 +83,12 @@ def event_of(line: dict[str, Any]) -> Event:
     seq, step = line.get("seq"), line.get("step")
     whole = (seq if type(seq) is int else None), (step if type(step) is int else None)
     return Event(seq=whole[0], time=seconds_of(line.get("time")), step=whole[1], kind=str(line.get("kind", "")), text=str(line.get("text", "")))
+
+
+def own_events(lines: list[dict[str, Any]], among: list[Event]) -> list[Event]:
+    """Events of a history with those of lines of what the run chose by itself, by their times."""
+    own = [event_of(line | {"kind": line["what"]}) for line in lines if line.get("what") in OWN_KINDS]
+    return sorted(among + own, key=lambda event: event["time"]) if own else among
 
 
 def layout_of(line: dict[str, Any]) -> Layout | None:

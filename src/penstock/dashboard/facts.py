@@ -1,4 +1,4 @@
-"""What is known of a run beside its metrics: identity, settings, summary, layout, samples, forks; and how several runs differ.
+"""What is known of a run beside its metrics: identity, settings, summary, layout, samples, alerts, forks; and how several runs differ.
 
 Everything comes from files of the run's folder as they are; what is missing is empty, and what is damaged raises `UserError` with the file's name.
 Cost: some milliseconds. When not to use it: for a list of runs (`rows.py`).
@@ -10,17 +10,18 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from penstock.config import UserError
+from penstock.config import Config, ConfigError, UserError, flat, parse_config
 from penstock.dashboard.catalog import Catalog
-from penstock.dashboard.events import HISTORY, Layout, event_of, layout_of
+from penstock.dashboard.events import HISTORY, Layout, event_of, layout_of, own_events
 from penstock.dashboard.rows import Row, seconds_of
+from penstock.monitor.alerts import Book
 from penstock.monitor.alerts.lines import Following
 from penstock.monitor.store import MetricStore
 from penstock.store.runs import Run
 from penstock.store.timeline import run_timeline
 
-#: Samples, and events of a history, that are shown; of more the newest.
-MOST_SAMPLES, MOST_EVENTS = 50, 5000
+#: Samples, evaluations, and events of a history, that are shown; of more the newest.
+MOST_SAMPLES, MOST_EVALS, MOST_EVENTS = 50, 2000, 5000
 #: What runs are compared by: the row's or summary's key, its name, unit, and which end is better.
 RESULTS: tuple[tuple[str, str, str, str | None], ...] = (
     ("val_loss", "validation loss", "nats", "low"), ("loss", "loss", "nats", "low"), ("tokens_per_s", "throughput", "tokens/s", "high"),
@@ -33,12 +34,14 @@ RESULTS: tuple[tuple[str, str, str, str | None], ...] = (
 def run_facts(catalog: Catalog, run: Run, row: Row) -> dict[str, Any]:
     """All that a page shows of a run beside its metrics."""
     identity = run.read("run.json")
-    samples = MetricStore(run.path / "metrics").read("sample")[-MOST_SAMPLES:]
-    told = [{"step": one.get("step"), "text": f"{one.get('prompt', '')}{one.get('text', '')}"} for one in samples]
+    store, settings = MetricStore(run.path / "metrics"), settings_of(run.path)
+    samples = [{name: one.get(name) for name in ("step", "prompt", "text")} for one in store.read("sample")[-MOST_SAMPLES:]]
+    evals = [{name: one.get(name) for name in ("step", "tokens", "val_loss", "seconds")} for one in store.read("eval")[-MOST_EVALS:]]
     layout = newest_layout(run.path)
     return {
-        "row": row, "identity": identity, "settings": settings_of(run.path), "summary": run.read("summary.json"),
-        "layout": layout or Layout(axes={}, ranks=row["ranks"], text=""), "samples": told,
+        "row": row, "identity": identity, "settings": settings, "defaults": defaults_of(settings),
+        "summary": run.read("summary.json"),
+        "layout": layout or Layout(axes={}, ranks=row["ranks"], text=""), "evals": evals, "samples": samples,
         "links": {"folder": str(run.path), "parent": _parent(catalog, identity)},
     }  # fmt: skip
 
@@ -54,6 +57,15 @@ def settings_of(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: values for name, values in tree.items() if isinstance(values, dict)}
 
 
+def defaults_of(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What settings that were changed are by default, by their whole names; nothing for those of another version of Penstock."""
+    try:
+        own, default = flat(parse_config(settings)), flat(Config())
+    except ConfigError:
+        return {}
+    return {name: default[name] for name, value in own.items() if value != default[name]}
+
+
 def newest_layout(folder: Path) -> Layout | None:
     """The layout that the newest event tells of which does."""
     found = [layout for line in Following(folder / HISTORY).read() if (layout := layout_of(line))]
@@ -63,12 +75,19 @@ def newest_layout(folder: Path) -> Layout | None:
 def story(catalog: Catalog, run: Run) -> dict[str, Any]:
     """The run's history: snapshots, events (times are unix seconds), what is wrong with them, and its forks."""
     told = run_timeline(run.path).as_dict()
-    events = [event_of(event) | {"data": event.get("data", {})} for event in told["events"][-MOST_EVENTS:]]
+    data = {event.get("seq"): event.get("data", {}) for event in told["events"]}
+    own = own_events(MetricStore(run.path / "metrics").read("event"), [event_of(event) for event in told["events"]])
+    events = [event | {"data": data.get(event["seq"], {})} for event in own[-MOST_EVENTS:]]
     snapshots = [snapshot | {"time": seconds_of(snapshot["time"])} for snapshot in told["snapshots"][-MOST_EVENTS:]]
-    left_out = max(0, len(told["events"]) - MOST_EVENTS)
+    left_out = max(0, len(own) - MOST_EVENTS)
     children = [child for event in told["events"] if (child := _child(catalog, event))]
     forks = {"parent": _parent(catalog, run.read("run.json")), "children": children}
     return told | {"events": events, "snapshots": snapshots, "left_out": left_out} | forks
+
+
+def alerts_told(book: Book) -> list[dict[str, Any]]:
+    """The alerts of a book as JSON, the newest first."""
+    return [alert.as_dict() for alert in sorted(book.alerts.values(), key=lambda alert: (-alert.time, alert.id))]
 
 
 def compared(runs: list[tuple[Run, Row]]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.dashboard.access import HEADER, Access
-from penstock.dashboard.plain import refused
+from penstock.dashboard.answer import refused
 
 API, LOGIN = "/api/", "/api/v1/login"
 #: Bytes of an address with its query, and of what a request brings.

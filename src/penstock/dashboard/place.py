@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 #: File in the folder of the runs by which a server is found.
 FILE = ".dashboard.json"
+#: What all addresses of the API begin with.
+PREFIX = "/api/v1"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Answers in JSON: numbers that are not finite as words, and errors as one sentence.
+"""Answers in JSON: numbers that are not finite as words, and refusals as one sentence.
 
 JSON has no NaN and no infinity, and a browser refuses what Python would write for them; they become "nan", "inf" and "-inf". Cost: a walk over the
 answer, some 0.2 µs a value. When not to use it: for courses of metrics, which are sent as numbers of their own (`courses.py`).
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 from typing import Any
-
-from fastapi.responses import JSONResponse
 
 from penstock.store.canonical import plain
 
@@ -25,16 +23,3 @@ class Refusal(Exception):
 def to_json(value: Any) -> str:
     """A value as JSON that every browser reads."""
     return json.dumps(plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-class Answer(JSONResponse):
-    """An answer in JSON."""
-
-    def render(self, content: Any) -> bytes:
-        """Its bytes; a lone half of a surrogate pair in a name becomes a question mark."""
-        return to_json(content).encode("utf-8", "replace")
-
-
-def refused(status: int, why: str, headers: dict[str, str] | None = None) -> Answer:
-    """The answer to a request that is refused."""
-    return Answer({"error": why}, status, headers)

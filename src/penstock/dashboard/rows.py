@@ -101,7 +101,9 @@ def setting(folder: Path, section: str, key: str) -> int | None:
 
 
 def seconds_of(moment: Any) -> float:
-    """Unix seconds of a time as files have it; 0 for what is none."""
+    """Unix seconds of a time as files have it, in words or as a number; 0 for what is none."""
+    if isinstance(moment, float):
+        return moment
     with suppress(ValueError, TypeError):
         return datetime.fromisoformat(str(moment)).timestamp()
     return 0.0

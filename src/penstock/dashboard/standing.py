@@ -7,6 +7,7 @@ millisecond a look. When not to use it: for a run that nobody watches (one look 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, replace
@@ -19,7 +20,9 @@ from penstock.dashboard.events import Events
 from penstock.dashboard.rows import last_line, setting
 from penstock.dashboard.tokens import NAME as TOKENS
 from penstock.monitor.alerts import Book
-from penstock.monitor.overview import BEHIND, RECENT, Line, Overview, is_watched, overview
+from penstock.monitor.alerts.lines import Following
+from penstock.monitor.cost import HOURS
+from penstock.monitor.overview import BEHIND, BESIDE, RECENT, Line, Overview, is_watched, overview
 from penstock.store.index import indexed
 from penstock.store.runs import Run, run_state
 
@@ -46,6 +49,7 @@ class Standing:
         self._steps = setting(run.path, "train", "steps") or 0
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
         self._facts: dict[str, float] = {}
+        self._evaluating, self._evals = Following(run.path / "metrics" / "eval.jsonl"), dict[int, float]()
         self._wall = _wall_at_snapshot(run)
         self._looked, self._stated = -WHOLE_S, 0.0
         self._now: Overview
@@ -56,20 +60,25 @@ class Standing:
         now = time.monotonic()
         self._events.refresh()
         self._book.refresh()
-        if again or now - self._looked > WHOLE_S:
-            self._looked = self._stated = now
+        for line in self._evaluating.read():
+            self._evaluated(line)
+        if not again and now - self._stated <= STATE_S:
+            return
+        self._stated, state = now, _state(self._run)
+        if again or now - self._looked > WHOLE_S or state != self._now.state:
+            self._looked = now
+            self._facts = {name: value for name, value in self._facts.items() if name not in BESIDE}
             self._wall = _wall_at_snapshot(self._run)
             self._steps = setting(self._run.path, "train", "steps") or 0
-            self._now = overview(self._run.path, _state(self._run), self._steps)
-        elif now - self._stated > STATE_S:
-            self._stated = now
-            self._now = replace(self._now, state=_state(self._run), watched=is_watched(self._run.path / "metrics", time.time()))
+            self._now = overview(self._run.path, state, self._steps)
+        else:
+            self._now = replace(self._now, watched=is_watched(self._run.path / "metrics", time.time()))
 
     def rows(self, rows: list[NewRow]) -> None:
         """Take in new rows, the oldest first."""
         for row in rows:
             self._recent.append((row.step, row.time))
-            self._facts |= {name: row.values[name][0] for name in (TOKENS, "cost/mfu", "cost/ranks") if name in row.values}
+            self._facts |= {name: row.values[name][0] for name in (TOKENS, HOURS, "cost/mfu", "cost/ranks") if name in row.values}
         last = rows[-1]
         lines = [_moved(line, last) for line in self._now.lines]
         loss, speed = (_finite(last, name) for name in ("loss/total", "cost/tokens_per_s"))
@@ -97,13 +106,28 @@ class Standing:
     def _more(self, now: Overview, a_step: float) -> dict[str, Any]:
         """What the overview of a terminal lacks."""
         last = last_line(self._run.path / "metrics" / "train.jsonl") if TOKENS not in self._facts else {}
-        tokens, mfu = self._facts.get(TOKENS, last.get("tokens")), self._facts.get("cost/mfu", last.get("mfu"))
+        tokens, mfu = self._facts.get(TOKENS, last.get("tokens")), self._facts.get("cost/mfu", now.mfu) or last.get("mfu")
         ranks = self._events.layout["ranks"] if self._events.layout else None
         ranks_of = int(self._facts.get("cost/ranks", ranks or len(now.ranks)))
         step, seconds = self._wall
         seconds += (a_step or float(last.get("step_s") or 0.0)) * max(0, now.step - step)
-        cost = {"seconds": seconds, "rank_hours": seconds * ranks_of / 3600, "money": None}
-        return {"mfu": mfu, "tokens": int(tokens) if tokens else None, "ranks_of": ranks_of, "cost": cost}
+        hours = self._facts.get(HOURS, now.cost.device_hours)
+        cost = now.cost.at(seconds * ranks_of / 3600 if hours is None else hours, now.eta_s, ranks_of).as_dict()
+        told = {"mfu": mfu, "tokens": int(tokens) if tokens else None, "ranks_of": ranks_of}
+        return told | {"cost": {"seconds": seconds, **cost}, "validation": self._validation()}
+
+    def _evaluated(self, line: dict[str, Any]) -> None:
+        """Take in an evaluation; where the run went back, those of later steps no longer count."""
+        step, loss = line.get("step"), line.get("val_loss")
+        if isinstance(step, int) and isinstance(loss, (int, float)):
+            self._evals = {one: value for one, value in self._evals.items() if one < step} | {step: float(loss)}
+
+    def _validation(self) -> dict[str, Any] | None:
+        """The newest validation loss, nats a token, and the lowest."""
+        if not self._evals:
+            return None
+        step = max(self._evals)
+        return {"step": step, "loss": self._evals[step], "lowest": min(filter(math.isfinite, self._evals.values()), default=None)}
 
     def _seconds_a_step(self) -> float:
         """Mean seconds from step to step lately; 0 where too few rows came."""

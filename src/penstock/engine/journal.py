@@ -20,6 +20,7 @@ from penstock.engine.rows import Taken
 from penstock.engine.state import Progress
 from penstock.models import flops_per_token
 from penstock.monitor import LiveLine, MetricStore, TensorBoardWriter
+from penstock.monitor.cost import Cost
 from penstock.store import Run
 
 if TYPE_CHECKING:
@@ -181,6 +182,13 @@ class Journal:
             self._board.write(row["step"], {f"{kind}/{name}": value for name, value in row.items() if name != "step"})
 
 
+def cost_of(parts: Parts) -> dict[str, Any]:
+    """Hours of all ranks together, and what they came to where the settings name a price."""
+    price = parts.config.cost
+    cost = Cost.of(price.per_device_hour, price.currency).at(parts.progress.device_s / 3600, None, 0)
+    return {name: value for name, value in cost.as_dict().items() if value not in (None, "")}
+
+
 def memory_bytes(device: torch.device) -> int:
     """Peak bytes on a GPU since the start, or this process's resident bytes on the CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
@@ -200,6 +208,7 @@ def summary(parts: Parts, digest: str, state: str) -> dict[str, Any]:
         "tokens_per_s": speed,
         "mfu": parts.journal.utilisation(speed),
         "wall_s": progress.wall_s,
+        "cost": cost_of(parts),
         "weights_digest": digest,
         "recoveries": progress.recoveries,
         **({"exchange": exchange_summary(parts, parts.journal.exchanged)} if parts.world.size > 1 else {}),

@@ -82,7 +82,8 @@ class Recording:
         """Record a finished step; the device has come to its end."""
         if self._aside is None:
             return
-        optim, clip = parts.config.optim, parts.config.optim.clip
+        optim, clip, price = parts.config.optim, parts.config.optim.clip, parts.config.cost.per_device_hour
+        hours = (parts.progress.device_s + taken.seconds * parts.world.size) / 3600
         self._hand_over(parts, parts.progress.step, taken, {
             "loss/total": result.loss,
             "grad_norm/total": result.grad_norm,
@@ -95,6 +96,8 @@ class Recording:
             "data/tokens_total": parts.progress.tokens,
             "cost/tokens_per_s": result.tokens / taken.seconds,
             "cost/mfu": parts.journal.utilisation(result.tokens / taken.seconds),
+            "cost/device_hours": hours,
+            **({"cost/money": hours * price} if price else {}),
             **({"optim/muon_lr": optim.muon_lr * result.lr_factor} if optim.kind == "muon" else {}),
         })  # fmt: skip
 

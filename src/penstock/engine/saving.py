@@ -96,6 +96,7 @@ class Saving:
     def _tell(self, parts: Parts, outcome: Outcome) -> None:
         for text in outcome.warnings:
             parts.journal.warn(text)
+            self.tell_history("note", text, outcome.step)
         if outcome.snapshot is not None:
             how = f"{outcome.n_bytes / 1e6:,.2f} MB in {outcome.seconds:.2f} s"
             parts.journal.event(outcome.step, "snapshot", f"saved the state of step {outcome.step}: {how}")

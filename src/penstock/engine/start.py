@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from contextlib import nullcontext
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from penstock.engine.agenda import due_after, settings_at
 from penstock.engine.launch import launch
 from penstock.engine.monitoring import monitored
 from penstock.engine.origin import record_origin
+from penstock.engine.reporting import reported
 from penstock.engine.resolve import check_ranks, check_world, cores, resolve
 from penstock.engine.showing import show_page
 from penstock.engine.state import Progress as ProgressNumbers
@@ -47,7 +48,7 @@ Progress = Callable[[float, str], None]
 
 #: Sections a resumed run may change; all else decides what the state means or what was already computed, and is a fork's to change (`fork.py`).
 CHANGEABLE = (
-    "train.steps", "batch.micro", "data.skip", "eval.", "snapshot.", "survive.", "elastic.", "metrics.", "alerts.", "layout.", "exchange.",
+    "train.steps", "batch.micro", "data.skip", "eval.", "snapshot.", "survive.", "elastic.", "metrics.", "cost.", "alerts.", "layout.", "exchange.",
     "balance.", "compile.", "run.device", "run.threads", "optim.lr", "optim.muon_lr", "optim.weight_decay", "optim.clip", "optim.schedule",
     "optim.decay", "optim.min_lr", "optim.warmup",
 )  # fmt: skip
@@ -117,7 +118,7 @@ def train_here(run: Run, nproc: int) -> dict[str, Any]:
     if nproc > 1 or watched:
         the_source()  # which is not to have the monitor's threads
     show_page(run)
-    with monitored(run):
+    with reported(run), monitored(run):
         if nproc == 1 and not watched:
             return run_rank(run, World(device=join_world(config.run.device, 1).device))
         (supervise if watched else launch)(run, nproc, config.layout.port)
@@ -158,7 +159,10 @@ def _as_rank(config: Config, make: Callable[[], Run]) -> dict[str, Any]:
     world = join_world(config.run.device, config.layout.timeout_s)
     check_world(config, world.size)
     run = _agree_on_run(world, make)
-    with monitored(run) if world.is_lead else nullcontext():
+    with ExitStack() as beside:
+        if world.is_lead:
+            beside.enter_context(reported(run))
+            beside.enter_context(monitored(run))
         result = run_rank(run, world)
     leave_world(world)
     return result

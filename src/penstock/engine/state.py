@@ -31,6 +31,8 @@ class Progress:
     step: int = 0
     tokens: int = 0
     wall_s: float = 0.0
+    #: The same times the ranks that there were.
+    device_s: float = 0.0
     evals: list[dict[str, float]] = field(default_factory=list)
     recoveries: list[dict[str, Any]] = field(default_factory=list)
     #: Where experts are placed by hand: by block, for each place on the expert axis the experts it holds.

@@ -79,7 +79,9 @@ def complete(parts: Parts, started: float, stop: bool = False) -> None:
     if not evaluated and (finished or (due(progress.step, config.eval.every) and not stop)):
         parts.heart.says("evaluation")
         evaluate(parts)
-    progress.wall_s = time.perf_counter() - started
+    now = time.perf_counter() - started
+    progress.device_s += (now - progress.wall_s) * parts.world.size
+    progress.wall_s = now
     parts.saving.after_step(parts)
     if finished or stop or due(progress.step, config.snapshot.every):
         parts.heart.says("snapshot")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from penstock.comm import World
-from penstock.config import Config, EchoedError, SharedError, UserError, disk_errors
+from penstock.config import Config, EchoedError, SharedError, UserError
 from penstock.data import TokenCorpus, prepare
 from penstock.engine.build import DTYPES, Parts, build
 from penstock.engine.control import StopRequest
@@ -26,7 +26,6 @@ from penstock.engine.roll_back import RolledBack
 from penstock.engine.saving import placed
 from penstock.engine.state import weights_digest
 from penstock.engine.trainer import train
-from penstock.monitor import write_report
 from penstock.plan import measure_peak
 from penstock.store import Run, list_snapshots, writer_lock
 
@@ -147,15 +146,13 @@ def announce(parts: Parts) -> None:
 
 
 def finish(parts: Parts, state: str) -> dict[str, Any]:
-    """Write the run's summary and report on the lead rank, and return the summary."""
+    """Write the run's summary on the lead rank, and return it."""
     with consensus(parts):
         digest = weights_digest(parts.laid)
     result = summary(parts, digest, state)
     try:
         if parts.world.is_lead:
             parts.run.write("summary.json", result)
-            with disk_errors(parts.run.path, "writing the report"):
-                write_report(parts.run.path)
     finally:
         parts.world.barrier()
     return result

@@ -2,7 +2,6 @@
 
 from penstock.monitor.board import TensorBoardWriter
 from penstock.monitor.live import LiveLine
-from penstock.monitor.report import write_report
 from penstock.monitor.store import MetricStore
 
-__all__ = ["LiveLine", "MetricStore", "TensorBoardWriter", "write_report"]
+__all__ = ["LiveLine", "MetricStore", "TensorBoardWriter"]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from penstock.monitor.alerts import Alert, read_alerts
+from penstock.monitor.cost import HOURS, Cost, price_of
 from penstock.monitor.series import Bound, Course, Kinds, RowTail, Series, read_kinds
 from penstock.monitor.series.rows import parts_of, rank_folders
 
@@ -25,6 +26,8 @@ MAIN = {
     "loss/total": "loss", "cost/tokens_per_s": "tokens/s", "grad_norm/total": "gradient norm", "time/step": "step, s", "time/own": "own, s",
     "wait/total": "waits, s", "memory/resident": "memory", "memory/allocated": "device memory",
 }  # fmt: skip
+#: Metrics that are told without their course.
+BESIDE = (HOURS, "cost/mfu")
 #: Steps behind the first that a rank may be and still be reporting; seconds after which a monitor that notes nothing is gone.
 BEHIND, GONE_S = 2, 10.0
 #: Steps that the speed is a mean of.
@@ -64,9 +67,12 @@ class Overview:
     lines: list[Line] = field(default_factory=list)
     open: list[Alert] = field(default_factory=list)
     resolved: int = 0
+    cost: Cost = field(default_factory=Cost)
     #: Rows that came when their step had gone to the detectors without them; and that a disk did not take, or were damaged.
     rows_late: int = 0
     rows_lost: int = 0
+    #: Share of the hardware's peak; as the speed that of the last step, or the mean of all when the run has ended.
+    mfu: float | None = None
 
     @property
     def health(self) -> str:
@@ -80,9 +86,9 @@ class Overview:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
-        told = {name: value for name, value in vars(self).items() if name not in ("lines", "open")}
+        told = {name: value for name, value in vars(self).items() if name not in ("lines", "open", "cost")}
         lines = {line.name: {name: value for name, value in vars(line).items() if name != "name"} for line in self.lines}
-        return told | {"health": self.health, "metrics": lines, "alerts": [alert.as_dict() for alert in self.open]}
+        return told | {"health": self.health, "cost": self.cost.as_dict(), "metrics": lines, "alerts": [alert.as_dict() for alert in self.open]}
 
 
 def overview(run: Path, state: str, steps: int, points: int = 60) -> Overview:
@@ -91,20 +97,23 @@ def overview(run: Path, state: str, steps: int, points: int = 60) -> Overview:
     series = Series(folder, read_kinds(folder) or Kinds())
     try:
         known = set(series.names())
-        courses = {course.name: course for course in series.courses([name for name in MAIN if name in known], points=points)}
+        courses = {course.name: course for course in series.courses([name for name in (*MAIN, *BESIDE) if name in known], points=points)}
         (step, _), recent = series.last_row(), _recent_seconds(series, known)
     finally:
         series.close()
-    book, ranks, now = read_alerts(run), last_steps(folder), time.time()
-    loss, speed = (_last(courses.get(name)) for name in ("loss/total", "cost/tokens_per_s"))
+    book, ranks, now, ended = read_alerts(run), last_steps(folder), time.time(), _ended(run, state, step)
+    hours, mfu = (_last(courses.pop(name, None)) for name in BESIDE)
+    loss, speed = _last(courses.get("loss/total")), ended.get("tokens_per_s") or _last(courses.get("cost/tokens_per_s"))
     noted = _noted(folder)
     eta = recent * (steps - step) if recent and state == "running" else None
+    cost = price_of(run).at((ended.get("cost") or {}).get("device_hours", hours), eta, len(ranks))
     reporting = sum(last >= max(ranks.values()) - BEHIND for last in ranks.values())
     return Overview(
         run.name, state, now, step, steps, loss, speed, eta, ranks, reporting if state == "running" else 0, is_watched(folder, now),
         [_line(course) for course in courses.values() if len(course.value)],
         [alert for alert in book.alerts.values() if alert.state != "resolved"],
-        sum(alert.state == "resolved" for alert in book.alerts.values()), int(noted.get("rows_late", 0)), int(noted.get("rows_lost", 0)),
+        sum(alert.state == "resolved" for alert in book.alerts.values()), cost, int(noted.get("rows_late", 0)), int(noted.get("rows_lost", 0)),
+        ended.get("mfu") or mfu,
     )  # fmt: skip
 
 
@@ -138,6 +147,14 @@ def _line(course: Course) -> Line:
         course.name, MAIN[course.name], course.kind.unit, list(values), values[-1], float(course.low[-1]), float(course.high[-1]),
         int(course.high_rank[-1]),
     )  # fmt: skip
+
+
+def _ended(run: Path, state: str, step: int) -> dict[str, Any]:
+    """The summary of a run that has ended at a step: what came after its last row, a last evaluation say, is in that alone."""
+    with suppress(OSError, ValueError, AttributeError):
+        told = json.loads((run / "summary.json").read_text(encoding="utf-8")) if state != "running" else {}
+        return dict(told) if told.get("step") == step else {}
+    return {}
 
 
 def _last(course: Course | None) -> float | None:

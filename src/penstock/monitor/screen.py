@@ -61,6 +61,7 @@ def _where(now: Overview) -> str:
     parts += [f"ETA {duration(now.eta_s)}"] if now.eta_s is not None else []
     parts += [f"loss {now.loss:.4f}"] if now.loss is not None else []
     parts += [f"{count(now.tokens_per_s)} tokens/s"] if now.tokens_per_s is not None else []
+    parts += [str(now.cost)] if str(now.cost) else []
     return "   ".join(parts)
 
 

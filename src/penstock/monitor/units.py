@@ -28,9 +28,9 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
-def seconds(value: float) -> str:
-    """0.0123 → 12.3 ms, 1.5 → 1.5 s."""
-    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+def money(amount: float, currency: str) -> str:
+    """12.3456 → 12.35 USD; less than a hundredth with two significant digits."""
+    return f"{amount:,.2f} {currency}" if abs(amount) >= 0.01 or amount == 0 else f"{amount:.2g} {currency}"
 
 
 def _scaled(value: float, base: float, suffixes: tuple[str, ...]) -> str:

@@ -2,7 +2,7 @@
 // nothing goes over the network. Errors of the server are one sentence, which `ApiError` carries; a call that gets no answer in time is an error too.
 import { signal } from "@preact/signals";
 import type { Alert, Comparison, History, Me, Metric, Outcome, Overview, RunFacts, RunList } from "./types";
-import { type Answer, decodeSeries, merged } from "./series";
+import { type Answer, decodeSeries } from "./series";
 
 const PREFIX = "/api/v1";
 const DEADLINE_MS = 30_000;
@@ -21,9 +21,9 @@ export class ApiError extends Error {
 export const locked = signal(false);
 
 type Frozen = Record<string, unknown>;
-const frozenText = document.getElementById("frozen")?.textContent;
+const thawed = await thaw(document.getElementById("frozen")?.textContent);
 /** The answers that a frozen report carries; null on a live page. */
-export const frozen: Frozen | null = frozenText ? (JSON.parse(frozenText) as Frozen) : null;
+export const frozen: Frozen | null = thawed?.answers ?? null;
 
 /** What a frozen report says of itself: how many points a course has at most, and which metrics were measured at more steps. */
 export const frozenAbout = (frozen?.["/frozen"] ?? null) as { points: number; thinned: string[] } | null;
@@ -77,25 +77,17 @@ export interface SeriesQuery {
 export const MOST_NAMES = 64;
 export const MOST_POINTS = 4000;
 
-const thawed = new Map<string, Answer>();
-
-function thaw(id: string): Answer {
-  const known = thawed.get(id);
-  if (known) return known;
-  const prefix = `${PREFIX}${of(id)}/series`;
-  const parts = Object.entries(frozen ?? {})
-    .filter(([key]) => key === prefix || key.startsWith(`${prefix}?`))
-    .map(([, value]) => {
-      const bytes = Uint8Array.from(atob((value as { base64: string }).base64), (letter) => letter.charCodeAt(0));
-      return decodeSeries(bytes.buffer);
-    });
-  const all = merged(parts);
-  thawed.set(id, all);
-  return all;
+/** What a frozen report carries: base64 of gzip of the length of some JSON, the JSON, and the courses of all metrics (`dashboard/frozen.py`). */
+async function thaw(text: string | null | undefined): Promise<{ answers: Frozen; courses: Answer } | null> {
+  if (!text) return null;
+  const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const all = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+  const end = 4 + new DataView(all).getUint32(0, true);
+  return { answers: JSON.parse(new TextDecoder().decode(new Uint8Array(all, 4, end - 4))) as Frozen, courses: decodeSeries(all.slice(end)) };
 }
 
 async function series(id: string, names: string[], query: SeriesQuery, signal?: AbortSignal): Promise<Answer> {
-  if (frozen) return thaw(id);
+  if (thawed) return thawed.courses;
   const asked = new URLSearchParams(names.map((name) => ["name", name]));
   if (query.from !== undefined) asked.set("from", String(Math.floor(query.from)));
   if (query.to !== undefined) asked.set("to", String(Math.ceil(query.to)));

@@ -59,13 +59,6 @@ function decodeCourse(body: ArrayBuffer, told: Header["courses"][number]): Cours
   };
 }
 
-/** Several answers as one. */
-export function merged(answers: Answer[]): Answer {
-  const courses = new Map(answers.flatMap((answer) => [...answer.courses]));
-  const missing = answers.flatMap((answer) => answer.missing).filter((name) => !courses.has(name));
-  return { courses, through: Math.max(0, ...answers.map((answer) => answer.through)), missing };
-}
-
 function joined<T extends Float64Array | Float32Array | Int32Array>(before: T, after: number[]): T {
   const all = new (before.constructor as new (length: number) => T)(before.length + after.length);
   all.set(before);

@@ -31,9 +31,12 @@ export interface RunFacts {
   row: RunRow;
   identity: Record<string, unknown>;
   settings: Record<string, Record<string, unknown>>;
+  /** What settings that were changed are by default, by their whole names. */
+  defaults: Record<string, unknown>;
   summary: Record<string, unknown> | null;
   layout: { axes?: Record<string, number>; ranks?: number | null; text?: string } | null;
-  samples: { step: number; text: string }[];
+  evals: { step: number; val_loss: Num }[];
+  samples: { step: number; prompt: string | null; text: string | null }[];
   links?: Record<string, unknown>;
 }
 
@@ -100,7 +103,8 @@ export interface Overview {
   alerts: Alert[];
   mfu: Num;
   tokens: Num;
-  cost: { seconds: Num; rank_hours: Num; money: Num } | null;
+  validation: { step: number; loss: Num; lowest: Num } | null;
+  cost: { seconds: Num; device_hours: Num; money: Num; money_at_end: Num; currency: string } | null;
   events: RunEvent[];
 }
 

@@ -1,12 +1,14 @@
 // What a run is: who it is and what it ran on, its layout, every setting it was made with, what came out, and what it wrote.
-import { useState } from "preact/hooks";
+import { useMemo, useState } from "preact/hooks";
 import { api } from "../api/client";
-import type { RunFacts } from "../api/types";
+import { number, type RunFacts } from "../api/types";
 import type { RunModel } from "../app/run";
+import { colour, painted } from "../app/theme";
+import { Lines } from "../charts/lines";
 import { Fact, Failed, Waiting } from "../ui/bits";
 import { Icon } from "../ui/icon";
 import { useLoad } from "../ui/load";
-import { clock, plain, si, whole, words } from "../ui/format";
+import { clock, digits, plain, si, whole, words } from "../ui/format";
 
 export function FactsView({ run }: { run: RunModel }) {
   const { value, error, again } = useLoad((signal) => api.facts(run.id, signal), [run.id]);
@@ -15,7 +17,8 @@ export function FactsView({ run }: { run: RunModel }) {
   return (
     <div class="facts">
       <Identity facts={value} />
-      <Settings settings={value.settings} />
+      <Evaluations evals={value.evals} />
+      <Settings settings={value.settings} defaults={value.defaults} />
       <Samples samples={value.samples} />
     </div>
   );
@@ -53,11 +56,14 @@ function Identity({ facts }: { facts: RunFacts }) {
         <details>
           <summary>Summary</summary>
           <dl class="pairs">
-            {Object.entries(summary).map(([name, value]) => (
-              <Fact key={name} name={words(name)}>
-                {plain(value)}
-              </Fact>
-            ))}
+            {Object.entries(summary)
+              .filter(([name]) => name !== "evals" && name !== "sample")
+              .flatMap(([name, value]) => flat(name, value))
+              .map(([name, value]) => (
+                <Fact key={name} name={words(name)}>
+                  {plain(value)}
+                </Fact>
+              ))}
           </dl>
         </details>
       )}
@@ -65,19 +71,49 @@ function Identity({ facts }: { facts: RunFacts }) {
   );
 }
 
-function flat(name: string, value: unknown): [string, unknown][] {
+function flat(name: string, value: unknown, between = " · "): [string, unknown][] {
   if (value && typeof value === "object" && !Array.isArray(value))
-    return Object.entries(value).flatMap(([inner, one]) => flat(`${name} · ${inner}`, one));
+    return Object.entries(value).flatMap(([inner, one]) => flat(`${name}${between}${inner}`, one, between));
   return [[name, value]];
 }
 
-function Settings({ settings }: { settings: RunFacts["settings"] }) {
+/** The validation loss over the whole run, which is measured seldom and so is no metric of every step. */
+function Evaluations({ evals }: { evals: RunFacts["evals"] }) {
+  const paint = painted.value;
+  const known = useMemo(() => evals.filter((one) => Number.isFinite(number(one.val_loss))), [evals]);
+  const lines = useMemo(
+    () => [{ name: "validation loss", x: known.map((one) => one.step), y: known.map((one) => number(one.val_loss)), colour: colour("--c0") }],
+    [known, paint],
+  );
+  const last = known.at(-1);
+  if (!last) return null;
+  const best = known.reduce((a, b) => (number(b.val_loss) < number(a.val_loss) ? b : a));
+  const says = (one: RunFacts["evals"][number]): string => `${digits(number(one.val_loss), 5)} nats after step ${whole(one.step)}`;
+  return (
+    <section class="card" aria-label="Evaluations">
+      <h2>Validation loss</h2>
+      {known.length > 1 && <Lines lines={lines} unit="nats" time={false} log={false} label={`Validation loss by step: last ${says(last)}`} />}
+      <dl class="pairs">
+        <Fact name="Last">{says(last)}</Fact>
+        <Fact name="Lowest">{says(best)}</Fact>
+        <Fact name="Evaluations">{whole(evals.length)}</Fact>
+      </dl>
+    </section>
+  );
+}
+
+function Settings({ settings, defaults }: { settings: RunFacts["settings"]; defaults: RunFacts["defaults"] }) {
   const [search, setSearch] = useState("");
   const asked = search.toLowerCase();
   const sections = Object.entries(settings)
     .map(
       ([section, values]) =>
-        [section, Object.entries(values).filter(([key, value]) => `${section}.${key} ${plain(value)}`.toLowerCase().includes(asked))] as const,
+        [
+          section,
+          Object.entries(values)
+            .flatMap(([key, value]) => flat(key, value, "."))
+            .filter(([key, value]) => `${section}.${key} ${plain(value)}`.toLowerCase().includes(asked)),
+        ] as const,
     )
     .filter(([, values]) => values.length);
   return (
@@ -100,11 +136,20 @@ function Settings({ settings }: { settings: RunFacts["settings"] }) {
           <div key={section}>
             <h3>{section}</h3>
             <dl>
-              {values.map(([key, value]) => (
-                <Fact key={key} name={key}>
-                  {plain(value)}
-                </Fact>
-              ))}
+              {values.map(([key, value]) => {
+                const name = `${section}.${key}`;
+                return (
+                  <Fact key={key} name={key}>
+                    {name in defaults ? (
+                      <>
+                        <b>{plain(value)}</b> <small class="soft">not {plain(defaults[name])}</small>
+                      </>
+                    ) : (
+                      plain(value)
+                    )}
+                  </Fact>
+                );
+              })}
             </dl>
           </div>
         ))}
@@ -123,7 +168,10 @@ function Samples({ samples }: { samples: RunFacts["samples"] }) {
         {[...samples].reverse().map((sample, index) => (
           <figure key={index}>
             <figcaption class="soft">step {whole(sample.step)}</figcaption>
-            <pre tabIndex={0}>{sample.text}</pre>
+            <pre tabIndex={0}>
+              {sample.prompt && <mark>{sample.prompt}</mark>}
+              {sample.text}
+            </pre>
           </figure>
         ))}
       </div>

@@ -31,7 +31,7 @@ export function storyOf(told: History): Story {
   const entries: Entry[] = told.events.map((event) => {
     const snapshot = event.kind === "snapshot" ? (snapshots.get(String(event.data?.id ?? "")) ?? null) : null;
     if (snapshot) snapshots.delete(snapshot.id);
-    return { key: `e${event.seq}`, time: moment(event.time), step: event.step, kind: event.kind, text: event.text, snapshot, event, lane: 0 };
+    return { key: `e${event.seq ?? `${event.time} ${event.text}`}`, time: moment(event.time), step: event.step, kind: event.kind, text: event.text, snapshot, event, lane: 0 };
   });
   for (const snapshot of snapshots.values()) {
     entries.push({

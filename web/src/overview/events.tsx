@@ -4,7 +4,7 @@ import type { RunModel } from "../app/run";
 import { runPath } from "../app/route";
 import { A } from "../ui/link";
 import { useNow } from "../ui/load";
-import { ago, clock, moment, whole } from "../ui/format";
+import { ago, clock, moment, whole, words } from "../ui/format";
 
 export function Events({ run, told }: { run: RunModel; told: Overview }) {
   const now = useNow(10_000);
@@ -20,7 +20,7 @@ export function Events({ run, told }: { run: RunModel; told: Overview }) {
       <ol>
         {told.events.slice(0, 12).map((event) => (
           <li key={`${event.seq}${event.text}`}>
-            <span class={`kind ${event.kind}`}>{event.kind}</span>
+            <span class={`kind ${event.kind}`}>{words(event.kind)}</span>
             <span class="event-text">{event.text}</span>
             <span class="soft when" title={clock(moment(event.time))}>
               {event.step !== null && `step ${whole(event.step)} · `}

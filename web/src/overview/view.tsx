@@ -7,7 +7,7 @@ import { Spark } from "../charts/spark";
 import { Icon } from "../ui/icon";
 import { useNow } from "../ui/load";
 import { Prose, Waiting } from "../ui/bits";
-import { ago, digits, inUnit, moment, NONE, percent, seconds, si, told as figure, whole } from "../ui/format";
+import { ago, amount, digits, inUnit, moment, NONE, percent, seconds, si, told as figure, whole } from "../ui/format";
 import { Alerts } from "./alerts";
 import { Events } from "./events";
 import { Ranks } from "./ranks";
@@ -81,6 +81,9 @@ function eta(told: Overview, now: number): string {
 }
 
 function lossNote(told: Overview): string {
+  const checked = number(told.validation?.loss),
+    lowest = number(told.validation?.lowest);
+  if (Number.isFinite(checked)) return `validation ${digits(checked)}${lowest < checked ? ` · lowest ${digits(lowest)}` : ""}`;
   const values = (told.metrics["loss/total"]?.values ?? []).map(number).filter(Number.isFinite);
   return values.length ? `lowest ${digits(Math.min(...values))} · highest ${digits(Math.max(...values))}` : "nothing measured yet";
 }
@@ -109,20 +112,21 @@ function Tile({ title, value, unit, note, line }: TileProps) {
 }
 
 function Cost({ told }: { told: Overview }) {
-  const hours = number(told.cost?.rank_hours),
+  const hours = number(told.cost?.device_hours),
     spent = number(told.cost?.seconds),
-    money = number(told.cost?.money);
+    money = number(told.cost?.money),
+    end = number(told.cost?.money_at_end);
   const paid = Number.isFinite(money);
   return (
     <div class="tile">
       <h2>Cost so far</h2>
       <p class="figure">
-        {paid ? digits(money, 4) : digits(hours, 3)}
-        <small> {paid ? "" : "rank-hours"}</small>
+        {paid ? amount(money) : digits(hours, 3)}
+        <small> {paid ? told.cost?.currency : "device-hours"}</small>
       </p>
       <p class="note">
-        {paid ? `${digits(hours, 3)} rank-hours · ` : ""}
-        {seconds(spent)} of run time
+        {Number.isFinite(end) ? `${amount(end)} at the end · ` : ""}
+        {paid ? `${digits(hours, 3)} device-hours` : `${seconds(spent)} of run time`}
       </p>
       <div class="spark" />
     </div>

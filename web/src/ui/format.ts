@@ -29,6 +29,10 @@ export function si(value: number, unit = "", count = 3): string {
   return unit ? `${text}${found && unit.length < 3 ? "" : " "}${unit}` : text;
 }
 
+/** An amount of money: 1,234.50, and of less than a hundredth what there is of it. */
+export const amount = (value: number): string =>
+  Math.abs(value) >= 0.01 ? value.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 }) : digits(value, 2);
+
 export const whole = (value: number): string => (Number.isFinite(value) ? Math.round(value).toLocaleString("en-US") : digits(value));
 export const percent = (value: number, count = 3): string => (Number.isFinite(value) ? `${digits(value * 100, count)} %` : NONE);
 

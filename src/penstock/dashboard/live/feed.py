@@ -11,10 +11,10 @@ import asyncio
 import time
 from typing import Any
 
+from penstock.dashboard.facts import alerts_told
 from penstock.dashboard.live.reader import Reader, Turn
 from penstock.dashboard.live.ring import Position
 from penstock.dashboard.plain import to_json
-from penstock.monitor.alerts import Book
 
 #: Seconds between two looks at a run that trains, and at one that does not; and the most that a costly look spreads them to.
 LOOK_S, IDLE_S, MOST_S = 0.25, 1.0, 2.0
@@ -141,11 +141,6 @@ class Viewer:
 def event(kind: str, data: str, at: Position) -> str:
     """A server-sent event; JSON has no line breaks of its own."""
     return f"event: {kind}\nid: {at}\ndata: {data}\n\n"
-
-
-def alerts_told(book: Book) -> list[dict[str, Any]]:
-    """The alerts of a book as JSON, the newest first."""
-    return [alert.as_dict() for alert in sorted(book.alerts.values(), key=lambda alert: (-alert.time, alert.id))]
 
 
 def _without_time(told: dict[str, Any]) -> dict[str, Any]:

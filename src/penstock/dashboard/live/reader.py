@@ -21,6 +21,7 @@ from penstock.dashboard.opened import place_of
 from penstock.dashboard.standing import NewRow, Standing
 from penstock.dashboard.tokens import NAME as TOKENS
 from penstock.dashboard.tokens import planned_tokens
+from penstock.monitor.cost import HOURS
 from penstock.monitor.overview import MAIN
 from penstock.monitor.series import Gather, Kinds, Merged, read_kinds
 from penstock.monitor.series.columns import ColumnReader
@@ -32,7 +33,7 @@ from penstock.store.runs import Run
 #: Seconds that a step waits for late ranks.
 LATE_S = 0.5
 #: Metrics that the overview follows.
-_FOLLOWED = (*MAIN, TOKENS, "cost/mfu", "cost/ranks")
+_FOLLOWED = (*MAIN, TOKENS, HOURS, "cost/mfu", "cost/ranks")
 
 
 @dataclass(frozen=True)

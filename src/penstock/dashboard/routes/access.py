@@ -9,10 +9,11 @@ from fastapi import APIRouter, Depends, Request
 
 from penstock import __version__
 from penstock.dashboard.access import COOKIE
+from penstock.dashboard.answer import Answer
 from penstock.dashboard.described import Credentials, Me
 from penstock.dashboard.guard import caller_of
 from penstock.dashboard.house import House, house_of
-from penstock.dashboard.plain import Answer, Refusal
+from penstock.dashboard.plain import Refusal
 
 router = APIRouter(tags=["access"])
 Here = Annotated[House, Depends(house_of)]

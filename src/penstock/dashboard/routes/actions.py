@@ -7,10 +7,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 
+from penstock.dashboard.answer import Answer
 from penstock.dashboard.described import Acted, Action
 from penstock.dashboard.guard import caller_of
 from penstock.dashboard.house import House, house_of
-from penstock.dashboard.plain import Answer, Refusal
+from penstock.dashboard.plain import Refusal
 
 router = APIRouter(tags=["actions"])
 Here = Annotated[House, Depends(house_of)]

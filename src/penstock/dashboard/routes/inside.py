@@ -6,11 +6,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
+from penstock.dashboard.answer import Answer
 from penstock.dashboard.described import LayoutTold, RanksTold, TimelineTold
 from penstock.dashboard.facts import newest_layout
 from penstock.dashboard.house import House, house_of
 from penstock.dashboard.inside import known_grid, layout_told, ranks_told, timeline_told
-from penstock.dashboard.plain import Answer
 
 router = APIRouter(prefix="/runs/{id}/inside", tags=["inside"])
 Here = Annotated[House, Depends(house_of)]

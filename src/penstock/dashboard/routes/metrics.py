@@ -7,14 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.responses import StreamingResponse
 
-from penstock.dashboard.courses import MEDIA_TYPE, MOST_NAMES, MOST_POINTS, Asked, packed
+from penstock.dashboard.answer import Answer
+from penstock.dashboard.courses import MEDIA_TYPE, MOST_NAMES, MOST_POINTS, Asked
 from penstock.dashboard.described import MetricList, OverviewTold
 from penstock.dashboard.house import House, house_of
 from penstock.dashboard.live import Position
-from penstock.dashboard.plain import Answer, Refusal
-from penstock.dashboard.tokens import tokens_at
-from penstock.monitor.series import Bound
-from penstock.store.runs import Run
+from penstock.dashboard.measured import courses_of, courses_told, metrics_told
+from penstock.dashboard.plain import Refusal
 
 router = APIRouter(tags=["metrics"])
 Here = Annotated[House, Depends(house_of)]
@@ -32,12 +31,7 @@ def overview(here: Here, id: str) -> Response:
 def metrics(here: Here, id: str) -> Answer:
     """The metrics that a run measured, with what they mean."""
     with here.opened.metrics(here.catalog.run(id).path) as found:
-        kinds = [(name, found.series.kinds.of(name)) for name in found.names()]
-    told = [
-        {"name": name, "unit": kind.unit, "meaning": kind.meaning, "bad": kind.bad, "together": kind.together, "group": name.partition("/")[0]}
-        for name, kind in kinds
-    ]
-    return Answer({"metrics": told})
+        return Answer({"metrics": metrics_told(found)})
 
 
 @router.get("/runs/{id}/series", response_class=Response, responses={200: {"content": {MEDIA_TYPE: {}}, "description": "Columns (courses.py)."}})
@@ -52,19 +46,9 @@ def series(
 ) -> Response:
     """The courses of some metrics from one step to another, thinned so that no peak, dip or NaN is lost."""
     asked = Asked(tuple(dict.fromkeys(name)), first, last, points)
-    return Response(series_of(here, id, here.catalog.run(id), asked), media_type=MEDIA_TYPE)
-
-
-def series_of(here: House, id: str, run: Run, asked: Asked) -> bytes:
-    """The bytes of the courses that are asked for."""
+    run = here.catalog.run(id)
     with here.opened.metrics(run.path) as found:
-        known = set(found.names())
-        names = [name for name in asked.names if name in known]
-        courses = list(found.series.courses(names, Bound(asked.first), Bound(asked.last), asked.points))
-        whole = asked.last is None and any(len(course.steps) for course in courses)
-        through = max(int(c.steps[-1]) for c in courses if len(c.steps)) if whole else found.series.last_row()[0]
-        missing = [name for name in asked.names if name not in known]
-        return packed(id, courses, through, missing, tokens_at(run.path, found))
+        return Response(courses_told(found, id, run.path, asked, courses_of(found, asked)), media_type=MEDIA_TYPE)
 
 
 @router.get("/runs/{id}/live", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}, "description": "Events."}})

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 
+from penstock.dashboard.answer import Answer
 from penstock.dashboard.described import AlertList, Compared, RunFacts, Runs, Story
-from penstock.dashboard.facts import compared, run_facts, story
+from penstock.dashboard.facts import alerts_told, compared, run_facts, story
 from penstock.dashboard.house import House, house_of
-from penstock.dashboard.live.feed import alerts_told
-from penstock.dashboard.plain import Answer, Refusal
+from penstock.dashboard.plain import Refusal
 from penstock.monitor.alerts import read_alerts
 
 router = APIRouter(tags=["runs"])

@@ -180,6 +180,8 @@ _REST = [
     Kind("cost/mfu", "1", "same", "share of the measured peak that training uses", "falls, or is far below what the layout was planned for"),
     Kind("cost/parameters", "1", "same", "trained numbers", "changes without a change of settings"),
     Kind("cost/way", "", "same", "checksum of how a step is computed: layout, precision, exchange, pipeline, compile, balance", "changes unasked"),
+    Kind("cost/device_hours", "h", "same", "hours of all ranks together that training took so far", "grows faster than the tokens"),
+    Kind("cost/money", "", "same", "what the ranks' hours cost so far, in cost.currency, at cost.per_device_hour", "grows faster than the tokens"),
     Kind("cost/ranks", "1", "same", "ranks of the run", "falls: ranks were lost"),
     Kind("monitor/seconds", "s", "spread", "what recording the step before took of the training thread", "above a per cent of the step"),
     Kind("monitor/read_seconds", "s", "spread",
