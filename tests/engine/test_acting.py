@@ -192,7 +192,7 @@ def ends(tmp_path_factory):
     return [digests(run_ranks(train, 1, prepared(folder, f"run{skip}", data__skip=skip).path)).pop() for skip in ("", "28-39")]
 
 
-TOLD = dict.fromkeys(("append_event", "begun_again"), [{"data.skip": ["", "28-39"]}])
+TOLD = {stage: [{"data.skip": ["", "28-39"]}] for stage in ("append_event", "begun_again")}
 
 
 @pytest.mark.parametrize("stage, after", [("tell_snapshot", 0), ("save_config", 1), ("append_event", 1), ("begun_again", 1)])
