@@ -10,7 +10,8 @@ What is an alarm adapts to each metric: novelty of `ALARM`, times 1 + what its a
 `RELAX` steps), times 1 + `YOUNG` / steps seen, as to a metric that was hardly seen yet all is new; and none within `QUIET` steps of another.
 
 How the constants were chosen, and what the detector scores on the Numenta benchmark: `benchmarks/numenta.py`. A trend is new for ever: what a named
-detector follows has its own expectation (`baseline.py`), and novelty alone raises no alert in training. Cost: O(columns x places x 3), single
+detector follows has its own expectation (`baseline.py`), and novelty alone raises no alert in training. A standstill at a usual level, and noise that
+grows or shrinks around one, are not seen; as further numbers they cost more on the benchmark than they brought. Cost: O(columns x places x 3), single
 precision; see `benchmarks/detect_cost.py`. When not to use it: to tell somebody at night; it is evidence.
 """
 
