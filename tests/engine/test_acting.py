@@ -1,5 +1,7 @@
 """What a run does by itself about a fault: it leaves a batch out, goes back and leaves out what it read since; and is reproducible all the same."""
 
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +11,7 @@ from small_runs import small_config
 
 from penstock.config import AlertsSection, UserError
 from penstock.data import BatchPlan, parse_skip
-from penstock.engine import resume_run, trainer
+from penstock.engine import resume_run, roll_back, trainer, worker
 from penstock.engine.build import Core
 from penstock.engine.commands import Command
 from penstock.engine.judge import LEARN, Judge
@@ -19,7 +21,7 @@ from penstock.engine.replay import replay
 from penstock.engine.start import make_run
 from penstock.engine.step import NonFinite
 from penstock.engine.worker import run_rank
-from penstock.store import Run, list_snapshots, read_history
+from penstock.store import Run, list_snapshots, read_history, run_state
 
 STEPS, MARK = 14, 7
 REAL_FETCH, REAL_LOSS, REAL_TRAIN = BatchPlan.fetch, Core.loss, Pipeline.train
@@ -167,6 +169,43 @@ def test_a_run_that_dies_after_going_back_goes_on_from_there_though_there_are_sn
     assert run_ranks(train, 1, back.path, [], [BACK, (6, "crash", {})]) == ["crash"]
     assert {snapshot.step for snapshot in list_snapshots(back.folder)} == {4, 8}
     assert resume_run(back, {}, 1, None)["weights_digest"] in digests(run_ranks(train, 1, clean.path))
+
+
+def killed_in(world, folder, stage):
+    """Train and go back, and be killed right after one of the three writes of going back, or when the state is about to be read again."""
+    module, name = (worker, "begun_again") if stage == "begun_again" else (roll_back, stage)
+    real = getattr(module, name)
+
+    def last(*args, **more):
+        if stage != "begun_again":
+            real(*args, **more)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(module, name, last)
+    return train(world, folder, [], [BACK])
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory):
+    """The weights of the run that never goes back, and of the run that never has what is left out."""
+    folder = tmp_path_factory.mktemp("ends")
+    return [digests(run_ranks(train, 1, prepared(folder, f"run{skip}", data__skip=skip).path)).pop() for skip in ("", "28-39")]
+
+
+TOLD = {stage: [{"data.skip": ["", "28-39"]}] for stage in ("append_event", "begun_again")}
+
+
+@pytest.mark.parametrize("stage, after", [("tell_snapshot", 0), ("save_config", 1), ("append_event", 1), ("begun_again", 1)])
+def test_a_process_that_is_killed_while_it_goes_back_leaves_a_run_from_before_or_after_it(tmp_path, ends, stage, after):
+    run = prepared(tmp_path, "run")
+    with pytest.raises(AssertionError, match="exit code -9"):
+        run_ranks(killed_in, 1, run.path, stage)
+    assert resume_run(run, {}, 1, None)["weights_digest"] == ends[after]
+    assert run.config().data.skip == ("", "28-39")[after]
+    assert [event.data["settings"] for event in read_history(run.folder).events if "rolled_back" in event.data] == TOLD.get(stage, [])
+    snapshots = list_snapshots(run.folder)
+    assert replay(next(one for one in snapshots if one.step == 4), snapshots[-1]).equal
+    assert run_state(run) == "finished" and read_history(run.folder).damage == []
 
 
 def test_a_change_on_the_way_is_taken_up_again_after_going_back(tmp_path):

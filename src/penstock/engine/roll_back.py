@@ -2,7 +2,7 @@
 
     the lead chooses the snapshot and the samples, and tells all ranks
     → the snapshot is told to the history again, which makes it the newest (those after it stay until retention drops them)
-    → the samples go into `data.skip`, in history and config
+    → the samples go into `data.skip`, in config and history
     → all ranks have agreed: every one of them builds itself anew from that snapshot, as a resumed run does (`worker.begun_again`)
 
 It is what stopping, and resuming from an older snapshot with another `data.skip`, would come to; so it works on any layout, changes that came after
@@ -18,6 +18,7 @@ that is older than every snapshot that is kept (`snapshot.keep`).
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -144,12 +145,16 @@ def _commit(parts: Parts, way: Way, command: Command | None) -> None:
     if parts.world.is_lead:
         skip = parse_skip(before).plus(way.first, way.last).text
         try:
+            # Whoever is killed between two of these leaves a run that goes on from the snapshot, at first with all samples (which were not read as of
+            # it), then without some: the history is the last to tell of it, so that it tells nothing that is not so.
             tell_snapshot(parts.run.path, _good(parts, way.since), "taken up again")
+            save_config(parts.run, with_values(parts.config, {"data.skip": skip}))
             done = {"settings": {"data.skip": [before, skip]}, MARK: asdict(way), "command": "roll_back"}
             append_event(parts.run.path, "change", way.text, way.to, **done)
-            save_config(parts.run, with_values(parts.config, {"data.skip": skip}))
         except (UserError, OSError) as error:
             refused = str(error)
+            with suppress(UserError, OSError):
+                save_config(parts.run, parts.config)
     if parts.world.any(bool(refused), "roll back"):
         raise UserError(refused or "going back could not be written to the run's folder")
     parts.journal.event(way.here, "roll_back", way.text)

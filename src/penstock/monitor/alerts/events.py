@@ -25,9 +25,9 @@ ENDS = ("rank_lost", "run_lost", "run_failed", "hang")
 
 @dataclass(frozen=True)
 class Told:
-    """Something that the history tells, at `time` (unix seconds): a finding, or what has passed and why (where ranks left, what was told of any by its
-    number, which may be another's now).
+    """Something that the history tells, at `time` (unix seconds): a finding, or what has passed and why.
 
+    Where ranks left, what was told of one by its number has passed, as the number may be another's now.
     `done`: what was done about the finding, which so has passed; `back`: the step to which the run went back, past all that began later.
     """
 

@@ -120,7 +120,8 @@ class Multivariate(Silent):
 
 def mean_over_ranks(table: StepTable) -> np.ndarray:
     """Each metric's mean over the ranks whose value is finite, NaN where none is; [metrics]."""
-    mean_m = table.values_rm.sum(axis=0) / max(1, len(table.ranks))
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean_m = table.values_rm.sum(axis=0) / max(1, len(table.ranks))
     part = np.flatnonzero(~np.isfinite(mean_m))
     if len(part):
         values_rp, finite_rp = table.values_rm[:, part], table.finite_rm[:, part]

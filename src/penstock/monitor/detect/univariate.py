@@ -10,7 +10,8 @@ What is an alarm adapts to each metric: novelty of `ALARM`, times 1 + what its a
 `RELAX` steps), times 1 + `YOUNG` / steps seen, as to a metric that was hardly seen yet all is new; and none within `QUIET` steps of another.
 
 How the constants were chosen, and what the detector scores on the Numenta benchmark: `benchmarks/numenta.py`. A trend is new for ever: what a named
-detector follows has its own expectation (`baseline.py`), and novelty alone raises no alert in training. Cost: O(columns x places x 3), single
+detector follows has its own expectation (`baseline.py`), and novelty alone raises no alert in training. A standstill at a usual level, and noise that
+grows or shrinks around one, are not seen; as further numbers they cost more on the benchmark than they brought. Cost: O(columns x places x 3), single
 precision; see `benchmarks/detect_cost.py`. When not to use it: to tell somebody at night; it is evidence.
 """
 
@@ -31,8 +32,8 @@ ALARM, RAISE, RELAX, YOUNG = 0.04, 0.4, 1000.0, 300.0
 #: Steps without another alarm, steps to learn before.
 QUIET, LEARN = 100, 100
 
-#: The largest number that single precision is trusted with.
-LARGEST = 1e30
+#: The largest number that single precision is trusted with, and where a place lies that is none yet.
+LARGEST, NOWHERE = 1e30, 1e35
 
 
 class Univariate:
@@ -45,7 +46,7 @@ class Univariate:
         # All as differences from a column's first value: a single-precision number is exact enough for those, as the range is not much smaller.
         self._first_m, self._mean_sm = np.zeros(n), np.zeros((s, n))
         self._widest_sm, self._least_sm = np.zeros((s, n)), np.zeros((s, n))
-        self._place_smp = np.full((s, n, PLACES), np.inf, dtype=np.float32)
+        self._place_smp = np.full((s, n, PLACES), NOWHERE, dtype=np.float32)
         self._visited_mp = np.full((n, PLACES), -1, dtype=np.int64)
 
     def grow(self, n: int) -> None:
@@ -94,11 +95,12 @@ class Univariate:
         mean_sm = self._mean_sm.astype(np.float32)
         distance_mp = np.zeros(self._visited_mp.shape, dtype=np.float32)
         part_mp = np.empty_like(distance_mp)
-        for place_mp, mean_m, weight_m in zip(self._place_smp, mean_sm, weight_sm):
-            np.subtract(place_mp, mean_m[:, None], out=part_mp)
-            np.abs(part_mp, out=part_mp)
-            part_mp *= weight_m[:, None]
-            distance_mp += part_mp
+        with np.errstate(over="ignore"):
+            for place_mp, mean_m, weight_m in zip(self._place_smp, mean_sm, weight_sm):
+                np.subtract(place_mp, mean_m[:, None], out=part_mp)
+                np.abs(part_mp, out=part_mp)
+                part_mp *= weight_m[:, None]
+                distance_mp += part_mp
         nearest_m = distance_mp.argmin(axis=1)
         apart_m = distance_mp[np.arange(len(nearest_m)), nearest_m]
         far = np.flatnonzero(here_m & (apart_m > VIGILANCE))
