@@ -20,9 +20,12 @@ from typing import Any
 
 from torch.distributed import TCPStore
 
-#: Makes processes in which all is imported.
+#: Makes processes in which all is imported that ranks, commands and the modules of tests import.
 warm = mp.get_context("forkserver")
-warm.set_forkserver_preload(["torch", "torch.distributed", "torch.distributed.tensor", "torch._inductor.compile_fx", "numpy", "pydantic", "penstock.cli", "penstock.lab"])
+warm.set_forkserver_preload(
+    "torch torch.distributed torch.distributed.tensor torch.distributed.fsdp torch._inductor.compile_fx numpy numpy.ma pydantic penstock.cli penstock.lab "
+    "penstock.engine.survive.member tensorboard.compat.proto.event_pb2 tensorboard.summary.writer.event_file_writer pytest hypothesis hypothesis.strategies".split()
+)
 
 
 def free_port() -> int:
