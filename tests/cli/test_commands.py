@@ -187,7 +187,8 @@ def test_a_killed_rank_is_named_and_the_command_ends(tmp_path):
     assert re.fullmatch(r"rank \d was killed by SIGKILL", read_history(run).events[-1].text)
 
 
-def test_bad_input_is_refused_in_one_line_with_exit_code_two(tmp_path, refuses):
+def test_bad_input_is_refused_in_one_line_with_exit_code_two(tmp_path, refuses, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     sets = small_sets(tmp_path)
     cases = [
         (["train", tmp_path / "none.toml"], "does not exist"),
@@ -207,17 +208,19 @@ def test_bad_input_is_refused_in_one_line_with_exit_code_two(tmp_path, refuses):
         message = refuses(*arguments)
         assert words in message, (arguments, message)
     assert "none.toml" in refused("train", tmp_path / "none.toml"), "a process of its own says the same, without a traceback"
-    assert not (tmp_path / "half").exists(), "nothing is half-written"
+    assert not (tmp_path / "half").exists() and not (tmp_path / "runs").exists(), "nothing is half-written"
 
 
-def test_a_port_in_use_is_refused(tmp_path, refuses):
+def test_a_port_in_use_is_refused(tmp_path, refuses, monkeypatch):
     import socket
 
+    monkeypatch.chdir(tmp_path)
     with socket.socket() as taken:
         port = free_port()
         taken.bind(("localhost", port))
         taken.listen()
         assert f"layout.port = {port}" in refuses("train", *small_sets(tmp_path), "--nproc", 2, "--set", f"layout.port={port}")
+    assert not (tmp_path / "runs").exists(), "no run is made"
 
 
 def test_a_tokenizer_that_does_not_fit_the_run_is_refused(tmp_path, here, refuses):

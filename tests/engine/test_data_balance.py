@@ -170,11 +170,11 @@ RUN = {
     ("layout", "name", "shares"),
     [
         ({}, "replicate 4", [8, 8, 4, 8]),
-        pytest.param({"layout__pipeline": 2, "model__layers": 3}, "pipeline 2 · replicate 2", [9, 19], marks=pytest.mark.slow),
+        pytest.param({"layout__pipeline": 2, "model__layers": 3, "pipeline__schedule": "1f1b"}, "pipeline 2 · replicate 2", [9, 19], marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_slowed_rank_is_named_gets_less_to_do_and_its_old_share_when_it_recovers(tmp_path, layout, name, shares):
-    alone = {key: value for key, value in layout.items() if not key.startswith("layout")}
+    alone = {key: value for key, value in layout.items() if not key.startswith(("layout", "pipeline"))}
     even = start_run(small_config(tmp_path, **RUN | alone | {"balance__data": "off"}), "test", "test", 1, tmp_path / "even", None)["run"]
     run = make_run(small_config(tmp_path, **RUN | layout), "test", "test", tmp_path / "run", None).path
     results = run_ranks(on_a_clock_of_its_own, 4, run, 2, 11, 26, timeout_s=200)

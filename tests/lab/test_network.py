@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_runs import penstock, refused, small_sets, summary
+from small_runs import Command, penstock, refused, small_sets, summary
 
 from penstock.config import RankFailed, UserError
 from penstock.lab import emulated_nodes, parse_link, ranks_on_nodes
@@ -220,8 +220,7 @@ def start_long(tmp_path):
     """A lab whose run does not end by itself, once it has saved; its process, its run and its ranks' ids."""
     run = tmp_path / "run"
     sets = small_sets(tmp_path, train__steps=100_000, snapshot__every=2, eval__every=0)
-    words = [sys.executable, "-m", "penstock", "lab", "network", "--ranks-per-node", "1", "--bandwidth", "1gbit", "--", "train", *sets, "--run-dir", str(run)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = Command("lab", "network", "--ranks-per-node", "1", "--bandwidth", "1gbit", "--", "train", *sets, "--run-dir", run)
 
     def saved():
         assert process.poll() is None, process.communicate()
@@ -249,7 +248,7 @@ def gone(pids):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_leaves_nothing_behind(tmp_path, number):
     process, run, ranks = start_long(tmp_path)
-    process.send_signal(number)
+    os.kill(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "interrupted after step" in err and err.count("stopping after this step") == 1 and "node 1" in out
