@@ -35,7 +35,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_ranks(func: Callable[..., Any], size: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
+def run_ranks(func: Callable[..., Any], size: int, *args: Any, timeout_s: float = 300.0) -> list[Any]:
     """Run `func(world, *args)` on `size` gloo ranks and return what each returned, in rank order."""
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     given = (func, size, store.port, args, timeout_s)
