@@ -175,7 +175,7 @@ RUN = {
 )  # fmt: skip
 def test_a_slowed_rank_is_named_gets_less_to_do_and_its_old_share_when_it_recovers(tmp_path, layout, name, shares):
     alone = {key: value for key, value in layout.items() if not key.startswith(("layout", "pipeline"))}
-    even = start_run(small_config(tmp_path, **RUN | alone | {"balance__data": "off"}), "test", "test", 1, tmp_path / "even", None)["run"]
+    even = start_run(small_config(tmp_path, **RUN | alone | {"balance__data": "off", "batch__micro": 28}), "test", "test", 1, tmp_path / "even", None)["run"]
     run = make_run(small_config(tmp_path, **RUN | layout), "test", "test", tmp_path / "run", None).path
     results = run_ranks(on_a_clock_of_its_own, 4, run, 2, 11, 26, timeout_s=400)
     assert len({result["weights_digest"] for result in results}) == 1
