@@ -1,6 +1,7 @@
 """Fixtures for all tests: one thread a process, nothing written to the user's cache, shared data where it is."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCHINDUCTOR_MIX_ORDER_REDUCTION", "0")
+# where no bytecode is kept, every process that a test starts compiles all of Penstock, which takes a second of a core
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 settings.register_profile("penstock", deadline=None)  # how long an example takes is the machine's affair
 settings.load_profile("penstock")

@@ -20,9 +20,12 @@ from typing import Any
 
 from torch.distributed import TCPStore
 
-#: Makes processes in which all is imported.
+#: Makes processes in which all is imported that ranks, commands and the modules of tests import.
 warm = mp.get_context("forkserver")
-warm.set_forkserver_preload(["torch", "torch.distributed", "torch.distributed.tensor", "torch._inductor.compile_fx", "numpy", "pydantic", "penstock.cli", "penstock.lab"])
+warm.set_forkserver_preload(
+    "torch torch.distributed torch.distributed.tensor torch.distributed.fsdp torch._inductor.compile_fx numpy numpy.ma pydantic penstock.cli penstock.lab "
+    "penstock.engine.survive.member tensorboard.compat.proto.event_pb2 tensorboard.summary.writer.event_file_writer pytest hypothesis hypothesis.strategies".split()
+)
 
 
 def free_port() -> int:
@@ -32,7 +35,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_ranks(func: Callable[..., Any], size: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
+def run_ranks(func: Callable[..., Any], size: int, *args: Any, timeout_s: float = 300.0) -> list[Any]:
     """Run `func(world, *args)` on `size` gloo ranks and return what each returned, in rank order."""
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     given = (func, size, store.port, args, timeout_s)

@@ -2,12 +2,11 @@
 
 import json
 import os
-import threading
 import time
 
 import pytest
 from metric_runs import KINDS, Ranks
-from small_runs import penstock, refused, summary
+from small_runs import Command, penstock, refused, summary
 
 from penstock.config import load_config
 from penstock.monitor.alerts import Book, Desk, read_alerts
@@ -53,16 +52,23 @@ def test_a_copy_that_cannot_be_written_is_read(run):
 
 
 def test_follow_tells_what_comes_until_the_run_ends(run):
+    def told():
+        return [json.loads(line) for line in following.told()[0].splitlines()]
+
+    def wait_for(count):
+        end = time.monotonic() + 120
+        while len(told()) < count:
+            assert time.monotonic() < end and following.poll() is None, following.told()
+            time.sleep(0.05)
+
     with writer_lock(run):
-        done = []
-        thread = threading.Thread(target=lambda: done.append(penstock("alerts", run, "--follow", "--json")))
-        thread.start()
-        time.sleep(2.0)
+        following = Command("alerts", run, "--follow", "--json")
+        wait_for(2)
         read_alerts(run).acknowledge("loss_spike-s30", "me")
-        time.sleep(1.0)
-    thread.join(60)
-    told = [json.loads(line) for line in done[0].stdout.splitlines()]
-    assert [(alert["kind"], alert["state"]) for alert in told][-1] == ("loss_spike", "acknowledged") and len(told) >= 2
+        wait_for(3)
+    assert following.wait() == 0
+    found = [(alert["kind"], alert["state"]) for alert in told()]
+    assert found[-1] == ("loss_spike", "acknowledged") and len(found) == 3
 
 
 def test_a_frame_shows_how_a_crashed_run_stands_and_what_is_wrong(run):

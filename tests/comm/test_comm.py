@@ -175,5 +175,5 @@ def test_a_job_that_torchrun_starts_again_meets_anew(tmp_path):
         "leave_world(world)\nos._exit(0)\n"  # what torch's threads do at the interpreter's end is not asked
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "--max-restarts=1", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "met\n"), done.stderr

@@ -87,7 +87,7 @@ def world(folder, environment):
             server.stop()
 
 
-def until(page, look, what, seconds=20.0):
+def until(page, look, what, seconds=60.0):
     """Wait until something holds; the page's events (its address, too) are heard meanwhile."""
     end = time.monotonic() + seconds
     while not (found := look()):

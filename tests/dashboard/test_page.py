@@ -14,7 +14,7 @@ from tests.dashboard.browser import AXE, HOSTILE, PAGE, TOKEN, chromium, until, 
 
 expect = sync_api.expect
 #: A busy machine takes its time.
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(chromium() is None, reason="chromium is not installed: sh scripts/system-packages"),
@@ -43,7 +43,7 @@ class Look:
 
     def __init__(self, page, url):
         self.page, self.url, self.errors, self.elsewhere = page, url, [], []
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.on("console", lambda told: self.errors.append(told.text) if told.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("dialog", lambda dialog: (self.errors.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
@@ -331,7 +331,7 @@ def test_acting_asks_for_the_token_shows_the_command_and_tells_what_it_did(look)
     dialog = page.get_by_role("dialog", name="Acknowledge")
     expect(dialog.locator("code")).to_contain_text("--ack straggler-812")
     dialog.get_by_role("button", name="Run it").click()
-    expect(dialog.get_by_text("Done.")).to_be_visible(timeout=60_000)
+    expect(dialog.get_by_text("Done.")).to_be_visible(timeout=120_000)
     dialog.get_by_role("button", name="Close").last.click()
     expect(page.locator(".alert", has_text="Straggler")).to_contain_text("acknowledged")
 

@@ -49,7 +49,7 @@ def start_preparing(data, delay=0.0):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err.decode()
     return json.loads(out)
 
@@ -122,15 +122,15 @@ def test_a_killed_preparation_goes_on_to_the_same_bits(mixed, tmp_path, workers)
     clean = finish(start_preparing(data_section(mixed, tmp_path / "clean", tokenizer="bpe", vocab=500)))
     data = data_section(mixed, tmp_path / "cache", tokenizer="bpe", vocab=500, workers=workers)
     process = start_preparing(data, delay=0.15)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while len(list((tmp_path / "cache").glob("*.partial/span-*.json"))) < 4:
         assert time.monotonic() < deadline and process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     children = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=10)
+    process.communicate(timeout=120)
     assert len(children) == (0 if workers == 1 else 2)
-    assert not psutil.wait_procs(children, timeout=20)[1], "a worker outlived its parent"
+    assert not psutil.wait_procs(children, timeout=60)[1], "a worker outlived its parent"
     (partial,) = (tmp_path / "cache").glob("*.partial")
     assert not partial.with_suffix("").exists()
     done = sorted(partial.glob("train-*.tokens"))
@@ -198,7 +198,7 @@ def test_a_disk_that_is_really_full(tmp_path):
     try:
         (tmp_path / "a.txt").write_text(random_text(1_000_000, seed=2))
         process = start_preparing(data_section(tmp_path / "a.txt", disk / "cache", workers=2))
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=240)
         assert process.returncode == 1 and "is full: preparing this corpus needs up to about" in err.decode()
         assert not list((disk / "cache").glob("*.partial")) and shutil.disk_usage(disk).used < 100_000
     finally:

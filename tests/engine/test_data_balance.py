@@ -170,14 +170,14 @@ RUN = {
     ("layout", "name", "shares"),
     [
         ({}, "replicate 4", [8, 8, 4, 8]),
-        pytest.param({"layout__pipeline": 2, "model__layers": 3}, "pipeline 2 · replicate 2", [9, 19], marks=pytest.mark.slow),
+        pytest.param({"layout__pipeline": 2, "model__layers": 3, "pipeline__schedule": "1f1b"}, "pipeline 2 · replicate 2", [9, 19], marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_slowed_rank_is_named_gets_less_to_do_and_its_old_share_when_it_recovers(tmp_path, layout, name, shares):
-    alone = {key: value for key, value in layout.items() if not key.startswith("layout")}
-    even = start_run(small_config(tmp_path, **RUN | alone | {"balance__data": "off"}), "test", "test", 1, tmp_path / "even", None)["run"]
+    alone = {key: value for key, value in layout.items() if not key.startswith(("layout", "pipeline"))}
+    even = start_run(small_config(tmp_path, **RUN | alone | {"balance__data": "off", "batch__micro": 28}), "test", "test", 1, tmp_path / "even", None)["run"]
     run = make_run(small_config(tmp_path, **RUN | layout), "test", "test", tmp_path / "run", None).path
-    results = run_ranks(on_a_clock_of_its_own, 4, run, 2, 11, 26, timeout_s=200)
+    results = run_ranks(on_a_clock_of_its_own, 4, run, 2, 11, 26, timeout_s=400)
     assert len({result["weights_digest"] for result in results}) == 1
     assert [row["loss"] for row in rows(run)] == pytest.approx([row["loss"] for row in rows(Path(even))], rel=1e-9)
     told = [(row["step"], row["text"]) for row in rows(run, "event") if row["what"] == "balance"]
@@ -200,12 +200,12 @@ def go_on(world, folder):
 @pytest.mark.slow
 def test_a_resumed_run_begins_with_its_shares_and_another_layout_with_even_ones(tmp_path):
     run = make_run(small_config(tmp_path, **RUN | {"train__steps": 15}), "test", "test", tmp_path / "run", None)
-    run_ranks(on_a_clock_of_its_own, 4, run.path, 2, 5, 99, timeout_s=200)
+    run_ranks(on_a_clock_of_its_own, 4, run.path, 2, 5, 99, timeout_s=400)
     copy = Run(tmp_path / "copy")
     shutil.copytree(run.path, copy.path)
     for folder, layout, shares in ((run, {}, (4, 8)), (copy, {"layout.shard": 2}, (7, 7))):
         save_config(folder, with_values(folder.config(), {"train.steps": 16} | layout))
-        run_ranks(go_on, 4, folder.path, timeout_s=200)
+        run_ranks(go_on, 4, folder.path, timeout_s=400)
         last = rows(folder.path)[-1]
         assert (last["step"], last["share_min"], last["share_max"]) == (16, *shares)
     alone = resume_run(run, {"train.steps": 17}, 1, None)
@@ -286,7 +286,7 @@ def test_waits_of_a_thread_beside_are_not_taken_off():
         with meter.waiting("node.gradients", False):
             done.wait(5)
 
-    own = OwnTime(meter, torch.device("cpu"))
+    own, began = OwnTime(meter, torch.device("cpu")), time.perf_counter()
     with own.measure():
         thread = threading.Thread(target=aside)
         thread.start()
@@ -297,5 +297,5 @@ def test_waits_of_a_thread_beside_are_not_taken_off():
         time.sleep(0.04)
         done.set()
         thread.join()
-    busy, inner = own.read()
-    assert 0.04 <= busy < 0.2 and 0.02 <= inner < 0.2
+    took, (busy, inner) = time.perf_counter() - began, own.read()
+    assert 0.04 <= busy <= took - 0.05 and 0.02 <= inner <= took - 0.07

@@ -23,7 +23,7 @@ from penstock.monitor import MetricStore
 from penstock.store import Run, current_writer, list_snapshots, read_history, run_state
 
 STEPS = 20
-#: Steps take a third of a second until a file is there.
+#: Steps take a third of a second until a file of the run's is there.
 SLOWLY = """
 import time
 if "GO" in os.environ:
@@ -41,7 +41,7 @@ class Trains:
     """Runs without snapshots before their end, with faults or slow steps planted."""
 
     def __init__(self, folder):
-        self.folder, self.go = folder, folder / "go"
+        self.folder = folder
         (folder / "plant").mkdir()
         (folder / "plant" / "planted.py").write_text(FAULTS + SLOWLY)
 
@@ -59,13 +59,16 @@ class Trains:
         return summary(done), run
 
     def begin(self, name, nproc, **changes):
-        """A run that has begun, with slow steps until `go` is there."""
-        self.go.unlink(missing_ok=True)
+        """A run that has begun, with slow steps until it is told to `go`."""
         process = Command(
-            "train", *self.sets(**changes), "--nproc", nproc, "--run-dir", self.folder / name, "--json", **self.environment(name), GO=str(self.go)
+            "train", *self.sets(**changes), "--nproc", nproc, "--run-dir", self.folder / name, "--json", **self.environment(name), GO=str(self.go_of(name))
         )
         until(lambda: current_writer(self.folder / name) and MetricStore(self.folder / name / "metrics").last("train"))
         return process, self.folder / name
+
+    def go_of(self, name):
+        """The file that ends a run's slow steps."""
+        return self.folder / f"{name}-go"
 
 
 def until(there, seconds=240):
@@ -137,7 +140,7 @@ def test_ranks_go_and_come_between_steps_and_none_is_lost(trains, capsys, monkey
     assert code == 0 and (fewer["before"], fewer["ranks"]) == (2, 1)
     code, more = scaled(capsys, monkeypatch, run, 2)
     assert code == 0 and (more["before"], more["ranks"]) == (1, 2) and fewer["step"] < more["step"] < 60
-    trains.go.touch()
+    trains.go_of("scaled").touch()
     result = json.loads(process.communicate(timeout=240)[0])
     assert process.returncode == 0 and result["step"] == 60 and result["recoveries"] == []
     alone, _ = trains.whole("alone", 1, train__steps=60, survive__enabled="off")
@@ -156,7 +159,7 @@ def test_a_run_goes_on_without_a_rank_that_was_named_also_the_first(trains):
         exclude_rank(Run(run), 3, 60.0, "for alert straggler-r3-s5")
     said = exclude_rank(Run(run), 0, 120.0, "for alert straggler-r0-s5")
     assert (said["before"], said["ranks"]) == (3, 2) and "for alert straggler-r0-s5" in said["text"]
-    trains.go.touch()
+    trains.go_of("without").touch()
     result = json.loads(process.communicate(timeout=240)[0])
     assert process.returncode == 0 and result["step"] == 40 and result["recoveries"] == []
     alone, _ = trains.whole("alone_without", 1, train__steps=40, survive__enabled="off")

@@ -256,15 +256,15 @@ def test_a_compressed_run_goes_on_bit_for_bit_and_on_other_ranks(tmp_path, kind)
     base = {"exchange__momentum": 0.9 if kind == "topk" else 0.0, "layout__replicate": 2, "exchange__topology": "2x1", "exchange__kind": kind, "exchange__every": 3, "exchange__density": 0.3, "exchange__rank": 3}
     base |= {"train__steps": 8, "snapshot__every": 4, "snapshot__keep": 0, "eval__every": 0, "metrics__tensorboard": False}
     whole, again = (make_run(small_config(tmp_path, **base), "test", "test", tmp_path / name, None) for name in ("whole", "again"))
-    first = run_ranks(go_on, 2, whole.path, timeout_s=200)[0]
-    run_ranks(go_on, 2, again.path, timeout_s=200)
+    first = run_ranks(go_on, 2, whole.path)[0]
+    run_ranks(go_on, 2, again.path)
     list_snapshots(again.folder)[-1].path.unlink()
-    assert run_ranks(go_on, 2, again.path, timeout_s=200)[0] == first
+    assert run_ranks(go_on, 2, again.path)[0] == first
     tensor = {"exchange.topology": "2x2", "layout.replicate": 2, "layout.tensor": 2, "exchange.rank": 2}
     for changes, ranks in (({"exchange.topology": "4x1", "layout.replicate": 4}, 4), (tensor, 4), ({"exchange.topology": "auto", "exchange.kind": "dense", "exchange.momentum": 0.0, "layout.replicate": 0, "layout.tensor": 1}, 1)):
         list_snapshots(again.folder)[-1].path.unlink()
         save_config(again, with_values(again.config(), changes))
-        loss = run_ranks(go_on, ranks, again.path, timeout_s=200)[0]["val_loss"]
+        loss = run_ranks(go_on, ranks, again.path)[0]["val_loss"]
         assert loss == pytest.approx(first["val_loss"], rel=0.02)
 
 
@@ -297,19 +297,19 @@ def chosen(world, folder, bandwidth, compute_s=0.0):
 def test_auto_lets_nodes_train_apart_where_the_network_is_slow_and_stays_dense_where_it_is_fast(tmp_path):
     base = {"layout__replicate": 2, "exchange__topology": "2x1", "exchange__kind": "auto", "train__steps": 16, "snapshot__every": 12, "snapshot__keep": 0, "eval__every": 0}
     runs = {name: make_run(small_config(tmp_path, **base), "test", "test", tmp_path / name, None) for name in ("slow", "fast")}
-    slow, fast = run_ranks(chosen, 2, runs["slow"].path, 3e5, timeout_s=200), run_ranks(chosen, 2, runs["fast"].path, 1e12, 0.3, timeout_s=200)
+    slow, fast = run_ranks(chosen, 2, runs["slow"].path, 3e5), run_ranks(chosen, 2, runs["fast"].path, 1e12, 0.3)
     assert slow[0] == slow[1] and fast[0] == fast[1]
     events = {name: [row["text"] for row in MetricStore(run.path / "metrics").read("event") if row["what"] == "exchange"] for name, run in runs.items()}
     assert "from now on nodes train apart and meet every step" in events["slow"][0] and not events["fast"]
     assert slow[0][0] == pytest.approx(fast[0][0], rel=0.02)
     list_snapshots(runs["slow"].folder)[-1].path.unlink()
-    again = run_ranks(chosen, 2, runs["slow"].path, 3e5, timeout_s=200)
+    again = run_ranks(chosen, 2, runs["slow"].path, 3e5)
     assert again[0] == again[1]
     numbers = read_numbers(list_snapshots(runs["slow"].folder)[-1])
     assert numbers["exchange"]["every"] >= 1
     list_snapshots(runs["slow"].folder)[-1].path.unlink()
     save_config(runs["slow"], with_values(runs["slow"].config(), {"exchange.topology": "auto", "layout.replicate": 0}))
-    alone = run_ranks(chosen, 1, runs["slow"].path, 3e5, timeout_s=200)[0]  # there is nobody to be apart from
+    alone = run_ranks(chosen, 1, runs["slow"].path, 3e5)[0]  # there is nobody to be apart from
     assert alone[0] == pytest.approx(slow[0][0], rel=0.02)
 
 

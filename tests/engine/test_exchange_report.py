@@ -23,7 +23,7 @@ def results(tmp_path, ranks=2, **changes):
     """Every rank's summary, what is on disk, and the lead rank's rows of a small run."""
     config = small_config(tmp_path, train__steps=STEPS, eval__every=0, metrics__tensorboard=False, layout__replicate=ranks, **changes)
     run = make_run(config, "test", "test", tmp_path / "run", None)
-    found = run_ranks(train, ranks, run.path, timeout_s=200)
+    found = run_ranks(train, ranks, run.path)
     return found, run.read("summary.json"), MetricStore(run.path / "metrics").read("train")
 
 

@@ -50,7 +50,7 @@ def test_a_run_goes_on_in_any_other_layout_and_ends_as_one_process_would(tmp_pat
     config = run.config()
     for number, (ranks, layout) in enumerate(ways):
         save_config(run, with_values(config, PLAIN | layout | {"train.steps": 2 * (number + 1)}))
-        results = run_ranks(go_on, ranks, run.path, timeout_s=200)
+        results = run_ranks(go_on, ranks, run.path)
         assert len({result["weights_digest"] for result in results}) == 1
     assert losses(run.path) == pytest.approx(losses(tmp_path / "plain"), rel=1e-9)
     assert [e["val_loss"] for e in results[0]["evals"]] == pytest.approx([e["val_loss"] for e in plain["evals"]], rel=1e-9)
@@ -62,7 +62,7 @@ def test_a_sharded_run_compiles_block_by_block_and_learns_the_same(tmp_path):
     changes = {"layout__shard": 2, "batch__global": 8, "train__steps": 3, "precision__compute": "bfloat16", "model__layers": 1}
     runs = [make_run(small_config(tmp_path, **changes, compile__enabled=way), "test", "test", tmp_path / way, None).path for way in ("off", "on")]
     for run in runs:
-        run_ranks(go_on, 2, run, timeout_s=200)
+        run_ranks(go_on, 2, run)
     events = [row["text"] for row in MetricStore(runs[1] / "metrics").read("event")]
     assert not any("torch.compile is off" in text for text in events)
     assert losses(runs[1]) == pytest.approx(losses(runs[0]), rel=5e-3)

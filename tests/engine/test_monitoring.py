@@ -69,7 +69,7 @@ def service(folder, detectors, **settings):
     return Service(folder, config, detectors, Told())
 
 
-def until(so, seconds=90.0):
+def until(so, seconds=240.0):
     end = time.monotonic() + seconds
     while not so():
         assert time.monotonic() < end, "it did not come in time"
@@ -184,10 +184,10 @@ def test_the_process_imports_no_torch_and_tells_when_the_training_is_gone(folder
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     gone = process(folder / "run")
     assert json.loads(gone.stdout.readline()) == {"ready": True}
-    said = gone.communicate(timeout=30)[1]  # closes its stdin without a word, as a killed process does
+    said = gone.communicate(timeout=120)[1]  # closes its stdin without a word, as a killed process does
     assert gone.returncode == 0 and "CRITICAL run_lost since step 3" in said
     ended = process(folder / "run")
-    ended.communicate("end\n", timeout=30)
+    ended.communicate("end\n", timeout=120)
     assert [alert.kind for alert in read_alerts(folder / "run").alerts.values()] == ["run_lost"]
 
 
@@ -222,7 +222,7 @@ def test_a_killed_monitor_is_started_again_a_stopped_one_holds_up_nothing_and_po
         assert run.config().optim.lr == rate / 2
         began = time.monotonic()
         assert act(run, orders[0] | {"act": "stop"}).state == "done"
-        assert ends.result(60)[0] == "interrupted" and time.monotonic() - began < 20
+        assert ends.result(240)[0] == "interrupted" and time.monotonic() - began < 20
         assert not Path(f"/proc/{second}").exists()
     texts = [event.text for event in read_history(run.folder).events]
     assert any("saves the state" in text and "loss_spike-s0" in text for text in texts) and any("stops after step" in text for text in texts)

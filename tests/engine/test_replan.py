@@ -87,7 +87,7 @@ def test_a_rank_that_becomes_slower_is_scheduled_around_within_twenty_steps(tmp_
     plain = make_run(small_config(tmp_path, **changes | {"batch__micro": 8}), "test", "test", tmp_path / "plain", None).path
     piped = make_run(small_config(tmp_path, layout__pipeline=4, pipeline__check="after", **changes), "test", "test", tmp_path / "piped", None).path
     alone = run_ranks(train_on_a_clock_of_its_own, 1, plain, 0)[0]
-    together = run_ranks(train_on_a_clock_of_its_own, 4, piped, 18, timeout_s=300)
+    together = run_ranks(train_on_a_clock_of_its_own, 4, piped, 18, timeout_s=600)
     assert together == pytest.approx([alone] * 4, rel=1e-8)
     events = [row for row in MetricStore(piped / "metrics").read("event") if row["what"] == "pipeline"]
     changed = next(row for row in events if "rank 2" in row["text"] and "made again" in row["text"])

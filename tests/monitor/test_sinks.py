@@ -56,7 +56,7 @@ def silent_server():
         yield server.getsockname()[1]
 
 
-def until(so, seconds=10.0):
+def until(so, seconds=60.0):
     end = time.monotonic() + seconds
     while not so() and time.monotonic() < end:
         time.sleep(0.01)

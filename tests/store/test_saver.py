@@ -110,7 +110,7 @@ def test_training_goes_on_while_a_slow_disk_writes_and_waits_only_for_the_next_s
     rooms = []
     made = staging.Staging.room
     monkeypatch.setattr(staging.Staging, "room", lambda self: rooms.append(made(self)) or rooms[-1])
-    folder, state, expected = Disk(tmp_path, slow_s=0.4), some_state(), []
+    folder, state, expected = Disk(tmp_path, slow_s=1.0), some_state(), []
     writer = Saver(folder, World())
     writer.prepare(state, {}, PLAIN)
     writer.wait()
@@ -119,8 +119,8 @@ def test_training_goes_on_while_a_slow_disk_writes_and_waits_only_for_the_next_s
         waited = writer.save(step, state, {}, PLAIN, {"step": step}, {})
         took = time.perf_counter() - began
         expected.append({name: tensor.clone() for name, tensor in state.items()})
-        assert waited < 0.1 if step == 1 else 0.2 < waited <= took, "it waits for the snapshot before, and says how long"
-        assert took - waited < 0.2, "not for its own"
+        assert waited < 0.5 if step == 1 else 0.2 < waited <= took, "it waits for the snapshot before, and says how long"
+        assert took - waited < 0.5, "not for its own"
         for tensor in state.values():
             tensor.add_(1)
     assert writer.wait() > 0.2

@@ -21,7 +21,8 @@ from penstock.comm import World, join_world, leave_world, under_launcher
 from penstock.config import Config, ConfigError, EchoedError, UserError, flat, with_values
 from penstock.data import check_unread, parse_skip, prepare
 from penstock.engine.agenda import due_after, settings_at
-from penstock.engine.launch import launch
+from penstock.engine.build import batch_plan
+from penstock.engine.launch import check_port, launch
 from penstock.engine.monitoring import monitored
 from penstock.engine.origin import record_origin
 from penstock.engine.reporting import reported
@@ -66,6 +67,8 @@ def start_run(config: Config, label: str, command: str, nproc: int, folder: Path
         the_source()  # before anything is computed here
     check_ranks(nproc, config.run.device, cores())
     check_world(config, nproc)
+    if nproc > 1 or survives(config, nproc):
+        check_port(config.layout.port)
     return train_here(make_run(config, label, command, folder, progress), nproc)
 
 
@@ -101,9 +104,10 @@ def resume_run(run: Run, values: dict[str, Any], nproc: int, progress: Progress 
 
 
 def make_run(config: Config, label: str, command: str, folder: Path | None, progress: Progress | None) -> Run:
-    """Prepare the corpus, resolve the config, and create the run's folder."""
+    """Prepare the corpus, resolve the config, and create the run's folder; what is refused beforehand leaves none."""
     corpus = prepare(config.data, progress=progress)
     config = resolve(config, corpus, cores())
+    batch_plan(config, corpus, ProgressNumbers())  # refuses a text of less than one sequence
     identity = {"command": command, "data": corpus.summary, "data_digest": corpus.digest, "source": label}
     run = create_run(config, folder or new_run_folder(config, label), identity)
     record_origin(run)

@@ -47,7 +47,11 @@ class StepResult:
 
 def take_step(parts: Core, step: int) -> StepResult:
     """Advance the state from `step` to `step + 1`; raises `BadStep` instead of making a bad update."""
-    losses, totals, grads = accumulate(parts, step)
+    return apply_gradients(parts, step, *accumulate(parts, step))
+
+
+def apply_gradients(parts: Core, step: int, losses: list[Tensor], totals: Tensor, grads: list[Tensor]) -> StepResult:
+    """The rest of a step, from what `accumulate` returned for it; raises `BadStep` instead of making a bad update."""
     with parts.timer.phase("optimizer"):
         norm = gradient_norm(parts, grads, parts.config.optim.clip)
         loss_sum, n_tokens, stop, asked, grad_norm = torch.cat([totals, norm.double().view(1)]).tolist()

@@ -29,7 +29,7 @@ from penstock.comm import Axis, World
 from penstock.config import Config, ConfigError, parse_config, with_values
 from penstock.data import Batch
 from penstock.data.batches import IGNORED
-from penstock.engine import Core, StopRequest, accumulate, build_core, check_world, gradient_norm, next_result
+from penstock.engine import Core, StopRequest, accumulate, apply_gradients, build_core, check_world, gradient_norm, next_result
 from penstock.lab.cases import Case
 from penstock.models import balance_experts
 
@@ -115,15 +115,17 @@ def check(world: World, config: Config, case: Case, plain: dict[str, Trace]) -> 
 
 
 def trace_steps(core: Core) -> Trace:
-    """Gradients of the first step, without taking it, then all steps."""
+    """Gradients of the first step, before it is taken with them, then the other steps."""
     draw_shares(core, 0)
-    _, totals, grads = accumulate(core, 0)
+    sums, totals, grads = accumulate(core, 0)
     norm = gradient_norm(core, grads, 0.0).item()
     gradients = {name: _whole_gradient(core, name) for name in core.weights.locals}
-    if core.config.model.moe.experts:
-        balance_experts(core.decoder, 0.0, None)  # the first step's tokens come again
     losses = []
-    for step in range(core.config.train.steps):
+    if core.late is None:
+        losses.append(apply_gradients(core, 0, sums, totals, grads).loss)
+    elif core.config.model.moe.experts:
+        balance_experts(core.decoder, 0.0, None)  # steps that are checked later compute their gradients themselves: the same tokens come again
+    for step in range(len(losses), core.config.train.steps):
         draw_shares(core, step + 1)
         losses.append(next_result(core, step, step == core.config.train.steps - 1).loss)
     return Trace((totals[0] / totals[1]).item(), gradients, norm, losses)
