@@ -98,7 +98,8 @@ def test_every_action_reaches_the_run_and_its_history_and_errors_are_told(run, l
 
     refused(page, "Scale", "scale needs ranks", Ranks="2000000")
     run_it(filled(page, "Scale", Ranks="2"))
-    assert events(folder, "scale") or events(folder, "change")[-1].data
+    scaled = events(folder, "change")[-1].data
+    assert scaled["command"] == "scale" and scaled["layout"]["ranks"] == 2
 
     refused(page, "Fork", "there is a small already", **{"New run's name": "small"})
     run_it(filled(page, "Fork", **{"New run's name": "forked", "Settings": "optim.lr=0.0001"}))
