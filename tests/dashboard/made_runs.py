@@ -147,11 +147,11 @@ class MadeRun:
         axes = " · ".join(f"{name} {size}" for name, size in self._layout.items() if type(size) is int and size > 1 and name not in ("ranks", "node"))
         self.event("start", f"began on {ranks} ranks ({axes}) on cpu, float32", 0, snapshot=None, layout=self._layout)
 
-    def snapshot(self, step: int) -> None:
-        """A snapshot of nearly nothing, with its manifest and event."""
+    def snapshot(self, step: int, **about: object) -> None:
+        """A snapshot of nearly nothing, with its manifest and event; `about` is what else it tells of itself (config, code)."""
         folder, digest, pack = LocalFolder(self.path), f"{step:040x}", f"step-{step:08d}-rank-00000-00000000.pack"
         folder.write(f"packs/{pack}", b"PENSTOCKPACK" + bytes(20))
-        about = {"metrics": {"loss": 3.0, "val_loss": 3.1}, "history": history_head(self.path)}
+        about = {"metrics": {"loss": 3.0, "val_loss": 3.1}, "history": history_head(self.path)} | about
         chunks = {digest: ChunkEntry(pack, 16, 4, "raw", None, "float32", 1)}
         tensors, parent = {"w": TensorEntry((1,), "float32", (digest,))}, self._parent.id if self._parent else None
         manifest = Manifest(step, parent, _iso(self.time(step)), tensors, chunks, {"step": step, "wall_s": STEP_S * step}, about)
@@ -215,7 +215,7 @@ def demo(out: Path) -> MadeRun:
     done.start()
     done.rows(1, 3000)
     for step in range(500, 3001, 500):
-        done.snapshot(step)
+        done.snapshot(step, config={"optim": {"lr": 6e-4 if step <= 1500 else 3e-4, "clip": 1.0}}, code={"penstock": {"commit": "0123456789abcdef" * 2, "branch": "main", "diff": None}})
     done.event("change", "optim.lr 0.0006 → 0.0003", 1500, settings={"optim.lr": [0.0006, 0.0003]}, command="change", who="somebody@host")
     done.alert("throughput_drop", 900, state="resolved")
     done.watch()

@@ -97,6 +97,27 @@ def test_runs_are_compared_by_what_differs(browser):
     assert {one["name"]: one["better"] for one in told["results"]}["validation loss"] == "low" and told["code"]["same"]
 
 
+def test_two_snapshots_are_told_apart_by_settings_code_and_tensors(tmp_path):
+    run = small_run(tmp_path, "run")
+    code = {"penstock": {"commit": "ab" * 20, "branch": "main", "diff": None}}
+    run.snapshot(20, config={"optim": {"lr": 0.1, "clip": 1.0}}, code=code)
+    run.snapshot(40, config={"optim": {"lr": 0.2, "clip": 1.0}}, code=code | {"own": {"commit": "cd" * 20}})
+    with client(tmp_path) as browser:
+        first, last = [one["id"] for one in get(browser, "/runs/run/history")["snapshots"]]
+        told = get(browser, "/runs/run/diff", before=first, after=last[:12])
+        [config] = [part for part in told["parts"] if part["part"] == "config"]
+        assert config == {"part": "config", "count": 1, "values": [{"key": "optim.lr", "values": [0.1, 0.2]}]}
+        assert [(one["name"], one["same"]) for one in told["code"]] == [("own", False), ("penstock", True)]
+        assert told["tensors"]["differ"] == {"count": 1, "names": ["w"]} and told["tensors"]["equal"]["count"] == 0 and not told["same_state"]
+        assert get(browser, "/runs/run/diff", before=last, after=last)["same_state"]
+        assert "penstock runs log" in get(browser, "/runs/run/diff", 404, before="00" * 32, after=last)["error"]
+        assert get(browser, "/runs/run/diff", 404, before=last[:12] + "0" * 52, after=last)["error"]
+        get(browser, "/runs/run/diff", 422, before="../run.json", after=last)
+        [file] = (run.path / "snapshots").glob(f"*{last[:12]}.json")
+        file.write_text("{torn")
+        assert "damaged" in get(browser, "/runs/run/diff", 409, before=first, after=last)["error"]
+
+
 @pytest.mark.parametrize("id", ["%2E%2E", "..%2F..", "%2e%2e", "..%2f..%2fetc", "/etc", "%2Fetc%2Fpasswd", "~1etc", "first~1..~1first", "no such", "\x00", "x" * 5000])
 def test_an_address_leads_to_no_folder_but_a_listed_run(browser, id):
     for rest in ("", "/overview", "/history", "/series?name=loss%2Ftotal"):

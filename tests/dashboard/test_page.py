@@ -310,6 +310,13 @@ def test_history_draws_the_tree_and_tells_what_lies_between(look):
     between = page.get_by_label("Between two entries")
     expect(between).to_contain_text("+1,000")
     expect(between).to_contain_text("penstock runs diff")
+    differ = between.get_by_label("What differs")
+    expect(differ.locator("tr", has_text="optim.lr")).to_contain_text(re.compile("0.0006.*0.0003"))
+    expect(differ).not_to_contain_text("optim.clip")
+    expect(differ).to_contain_text("The same code ran.")
+    expect(differ).to_contain_text("1 differ")
+    page.get_by_label("Choose snapshot at step 3000").check()
+    expect(differ).to_contain_text("All settings are the same.")
     page.locator(".tree .node.change").click()
     expect(page.locator(".entry.chosen")).to_contain_text("optim.lr")
 
@@ -353,6 +360,118 @@ def test_compare_overlays_and_says_what_differs(look):
     expect(page.get_by_role("heading", name="grad_norm/total")).to_be_visible()
     page.get_by_role("button", name="step", exact=True).click()
     until(page, lambda: "metric=grad_norm%2Ftotal" in page.url and "x=step" in page.url, "the address")
+
+
+def test_compare_follows_a_run_that_trains(look):
+    page = look.at("/compare?run=llama-live&run=gpt2-small-finished&x=step")
+    expect(page.locator(".compare .link b")).to_have_text("live")
+    values = page.locator(".legend b")
+    ended, seen = values.nth(1).inner_text(), set()
+    until(page, lambda: seen.add(values.nth(0).inner_text()) or len(seen) >= 4, "new values of the run that trains")
+    assert values.nth(1).inner_text() == ended
+    page = look.at(COMPARE)
+    expect(page.locator(".legend li")).to_have_count(2)
+    expect(page.locator(".compare .link")).to_have_count(0)
+
+
+def pixels(page, name):
+    """What a panel's canvas holds, as text."""
+    return panel(page, name).locator("canvas").evaluate("canvas => canvas.toDataURL()")
+
+
+@pytest.mark.parametrize("path", [f"{DONE}/explore?q=loss", f"{POISONED}/explore?q=time%2Fown"])
+def test_explore_after_a_gesture_is_drawn_as_if_there_had_been_none(look, path):
+    page = look.at(path)
+    name = page.locator(".panel").first.get_attribute("data-name")
+    box = drawn(page, name).locator(".u-over").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
+    page.keyboard.down("Control")
+    for _ in range(12):
+        page.mouse.wheel(0, -60)
+        page.wait_for_timeout(20)
+    page.keyboard.up("Control")
+    for _ in range(12):
+        page.mouse.wheel(30, 0)
+        page.wait_for_timeout(20)
+    page.mouse.move(1, 1)
+    until(page, lambda: "from=" in page.url, "the range in the address")
+    page.wait_for_timeout(1500)
+    moved = pixels(page, name)
+    for _ in range(2):  # which makes all plots anew
+        page.get_by_role("button", name="log", exact=True).click()
+        page.mouse.move(1, 1)
+        page.wait_for_timeout(300)
+    until(page, lambda: pixels(page, name) == moved, "the same picture without a gesture")
+
+
+@pytest.mark.parametrize("log", [0, 1])
+def test_explore_band_spans_what_ranks_measured(look, log):
+    page = look.at(f"{POISONED}/explore?q=time%2Fown&from=850&to=1050&log={log}")
+    drawn(page, "time/own")
+    filled = """canvas => {
+      const { width, height } = canvas, data = canvas.getContext('2d').getImageData(Math.round(width * 0.6), 0, 1, height).data;
+      return Array.from({ length: height }, (_, y) => data[4 * y + 3]).filter((alpha) => alpha > 0).length / height;
+    }"""
+    share = panel(page, "time/own").locator("canvas").evaluate(filled)
+    page.get_by_role("button", name="ranks", exact=True).click()
+    until(page, lambda: panel(page, "time/own").locator("canvas").evaluate(filled) < share - 0.3, "no band between the slow rank and the others")
+
+
+def test_page_says_that_it_is_not_live_while_asleep_and_catches_up(look):
+    page = look.at(f"{LIVE}/explore?q=loss%2Ftotal")
+    drawn(page, "loss/total")
+    mark = page.locator(".link b")
+    expect(mark).to_have_text("live")
+    page.evaluate("window.stayed = true")
+    page.context.set_offline(True)
+    expect(mark).to_have_text("reconnecting")
+    figures = panel(page, "loss/total").locator(".figures")
+    old = figures.inner_text()
+    page.wait_for_timeout(3000)
+    assert figures.inner_text() == old
+    page.context.set_offline(False)
+    expect(mark).to_have_text("live")
+    until(page, lambda: figures.inner_text() != old, "what came meanwhile")
+    assert page.evaluate("window.stayed")
+    look.errors[:] = [told for told in look.errors if "net::" not in told]  # the browser itself tells of connections that fail
+
+
+def test_phone_is_used_by_touch(server, browser):
+    context = browser.new_context(viewport={"width": 390, "height": 844}, device_scale_factor=2, has_touch=True, is_mobile=True, reduced_motion="reduce")
+    made = Look(context.new_page(), server.url)
+    page = made.at("/")
+    page.get_by_role("link", name="gpt2-small-finished", exact=True).tap()
+    page.get_by_role("link", name="Explore").tap()
+    found = drawn(page, "loss/total")
+    found.get_by_label("Export loss/total").tap()
+    expect(found.get_by_role("button", name="Save PNG")).to_be_visible()
+    found.get_by_label("Export loss/total").tap()
+    told = page.locator(".zoom .reset")
+    over = found.locator(".u-over")
+    over.scroll_into_view_if_needed()
+    box, fingers = over.bounding_box(), context.new_cdp_session(page)
+
+    def touch(*moves):
+        """Fingers that go from share to share of the panel's width."""
+        places = lambda shares: [{"x": box["x"] + share * box["width"], "y": box["y"] + box["height"] / 2, "id": i} for i, share in enumerate(shares)]  # noqa: E731
+        for number, shares in enumerate(moves):
+            fingers.send("Input.dispatchTouchEvent", {"type": "touchMove" if number else "touchStart", "touchPoints": places(shares)})
+            page.wait_for_timeout(30)
+        fingers.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    def shown():
+        return [int(number.replace(",", "")) for number in re.findall(r"[\d,]+", told.inner_text())]
+
+    touch((0.4, 0.6), (0.3, 0.7), (0.2, 0.8), (0.1, 0.9))
+    until(page, lambda: len(shown()) == 2, "a range between two fingers")
+    first = shown()
+    assert abs((first[1] - first[0]) - 750) < 60 and abs(sum(first) / 2 - 1500) < 60
+    touch((0.7,), (0.5,), (0.3,), (0.2,))
+    until(page, lambda: shown()[0] > first[0] + 300, "a range further on")
+    assert abs((shown()[1] - shown()[0]) - (first[1] - first[0])) <= 2
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    context.close()
+    assert made.errors == []
 
 
 def test_inside_tells_a_cell_of_the_heat_map_by_keyboard(look):

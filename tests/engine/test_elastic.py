@@ -178,7 +178,7 @@ def test_a_second_rank_leaves_later_on_also_by_the_number_that_it_had_before_the
         act(Run(run), orders[1])
     with pytest.raises(UserError, match="cannot go on without rank 0"):
         act(Run(run), orders[0] | {"time": time.time() + 60})
-    trains.go.touch()
+    trains.go_of("without_two").touch()
     result = json.loads(process.communicate(timeout=240)[0])
     assert process.returncode == 0 and result["step"] == 40 and result["recoveries"] == []
     alone, _ = trains.whole("alone_of_three", 1, train__steps=40, survive__enabled="off")

@@ -138,6 +138,15 @@ class Story(Told):
     children: list[dict[str, Any]]
 
 
+class Differences(Told):
+    """What differs between two snapshots: changed values by part, code, and how many tensors, and which, are of which kind."""
+
+    parts: list[dict[str, Any]]
+    code: list[dict[str, Any]]
+    tensors: dict[str, dict[str, Any]]
+    same_state: bool
+
+
 class Compared(Told):
     """In what runs differ."""
 

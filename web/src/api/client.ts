@@ -1,7 +1,7 @@
 // Every call the page makes, in one place. In a frozen report (`penstock report RUN`) the answers lie in the page itself, in the element `#frozen`, and
 // nothing goes over the network. Errors of the server are one sentence, which `ApiError` carries; a call that gets no answer in time is an error too.
 import { signal } from "@preact/signals";
-import type { Alert, Comparison, History, Me, Metric, Outcome, Overview, RunFacts, RunList } from "./types";
+import type { Alert, Comparison, Differences, History, Me, Metric, Outcome, Overview, RunFacts, RunList } from "./types";
 import { type Answer, decodeSeries } from "./series";
 
 const PREFIX = "/api/v1";
@@ -104,6 +104,8 @@ export const api = {
   alerts: async (id: string, signal?: AbortSignal) => (await get<{ alerts: Alert[] }>(`${of(id)}/alerts`, signal)).alerts,
   history: (id: string, signal?: AbortSignal) => get<History>(`${of(id)}/history`, signal),
   series,
+  diff: (id: string, before: string, after: string, signal?: AbortSignal) =>
+    get<Differences>(`${of(id)}/diff?${new URLSearchParams({ before, after })}`, signal),
   compare: (ids: string[], signal?: AbortSignal) => get<Comparison>(`/compare?${new URLSearchParams(ids.map((id) => ["run", id]))}`, signal),
   me: (signal?: AbortSignal) => get<Me>("/me", signal),
   login: (token: string) => post<unknown>("/login", { token }),

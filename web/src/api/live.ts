@@ -44,6 +44,7 @@ export class Live {
     if (frozen) return;
     document.addEventListener("visibilitychange", this.seen);
     window.addEventListener("online", this.wake);
+    window.addEventListener("offline", this.doubt);
     window.addEventListener("pageshow", this.wake);
     this.open();
   }
@@ -63,6 +64,7 @@ export class Live {
   close(): void {
     document.removeEventListener("visibilitychange", this.seen);
     window.removeEventListener("online", this.wake);
+    window.removeEventListener("offline", this.doubt);
     window.removeEventListener("pageshow", this.wake);
     Object.values(this.timers).forEach((timer) => clearTimeout(timer));
     this.source?.close();
@@ -130,6 +132,13 @@ export class Live {
         this.source = null;
       }, HIDDEN_MS);
     } else this.wake();
+  };
+
+  /** The network is said to be gone: a stream over it may hang without an error for long; one to this machine opens again at once. */
+  private readonly doubt = (): void => {
+    if (this.link.value === "paused") return;
+    this.missed = true;
+    this.open();
   };
 
   /** Back from sleep, from the background or from being offline: what is doubtful is opened again at once. */

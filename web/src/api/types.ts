@@ -149,6 +149,21 @@ export interface History {
   children: Fork[];
 }
 
+/** The kinds of tensors between two snapshots. */
+export type TensorKind = "equal" | "differ" | "reshaped" | "only_before" | "only_after";
+export interface Checkout {
+  commit?: string | null;
+  branch?: string | null;
+  changed?: string[];
+  diff?: string | null;
+}
+export interface Differences {
+  parts: { part: string; count: number; values: { key: string; values: [unknown, unknown] }[] }[];
+  code: { name: string; same: boolean; before: Checkout | null; after: Checkout | null }[];
+  tensors: Record<TensorKind, { count: number; names: string[] }>;
+  same_state: boolean;
+}
+
 export interface Comparison {
   runs: { id: string; name: string; state: RunState }[];
   settings: { key: string; values: unknown[] }[];

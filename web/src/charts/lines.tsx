@@ -1,6 +1,6 @@
 // Several lines over one axis, or one with a band, as a canvas (uPlot): what Compare draws with. Lines differ by colour and, beyond the first four, by
 // dashes; the figures under the picture say it in words.
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useMemo, useRef } from "preact/hooks";
 import uPlot from "uplot";
 import { colour, painted, rem } from "../app/theme";
 import { axisValue, si } from "../ui/format";
@@ -26,32 +26,29 @@ interface Props {
 
 export function Lines({ lines, band, unit, time, log, label, zero, point }: Props) {
   const host = useRef<HTMLDivElement>(null);
+  const plot = useRef<uPlot | null>(null);
+  const told = useRef(point);
+  told.current = point;
   const paint = painted.value;
+  const data = useMemo(() => joined(lines, band), [lines, band]);
+  /** What the plot is made for; new rows alone need none. */
+  const made = JSON.stringify([
+    lines.map((line) => [line.colour, line.faint, line.dashed]),
+    data !== null && band !== undefined,
+    data !== null,
+    unit,
+    time,
+    log,
+    zero,
+    paint,
+  ]);
   useEffect(() => {
+    if (!data) return undefined;
     const box = host.current!;
-    const tables = [
-      ...lines.map((line) => [toArray(line.x), toArray(line.y)]),
-      ...(band
-        ? [
-            [band.x, band.low],
-            [band.x, band.high],
-          ]
-        : []),
-    ] as uPlot.AlignedData[];
-    if (!tables.some((table) => table[0].length)) return undefined;
-    const data =
-      tables.length > 1
-        ? uPlot.join(
-            tables,
-            tables.map((table) => table.slice(1).map(() => 2)),
-          )
-        : tables[0]!;
     const wishes = options(box, lines, band !== undefined, unit, time, log, zero ?? false);
-    const u = new uPlot(
-      { ...wishes, hooks: { setCursor: [(plot) => point?.(plot.cursor.left! < 0 ? null : plot.posToVal(plot.cursor.left!, "x"))] } },
-      data,
-      box,
-    );
+    const setCursor = [(u: uPlot) => told.current?.(u.cursor.left! < 0 ? null : u.posToVal(u.cursor.left!, "x"))];
+    const u = new uPlot({ ...wishes, hooks: { setCursor } }, data, box);
+    plot.current = u;
     const size = new ResizeObserver(() => {
       if (box.clientWidth !== u.width || box.clientHeight !== u.height) u.setSize({ width: box.clientWidth, height: box.clientHeight });
     });
@@ -59,9 +56,41 @@ export function Lines({ lines, band, unit, time, log, label, zero, point }: Prop
     return () => {
       size.disconnect();
       u.destroy();
+      plot.current = null;
     };
-  }, [lines, band, unit, time, log, zero, paint]);
+  }, [made]);
+  useEffect(() => {
+    if (data && plot.current && plot.current.data !== data) renew(plot.current, data);
+  }, [data]);
   return <div class="plot big" role="img" aria-label={label} ref={host} />;
+}
+
+/** Draw other rows; who has zoomed in stays where they are. */
+function renew(u: uPlot, data: uPlot.AlignedData): void {
+  const { min, max } = u.scales.x!,
+    [before] = u.data;
+  const zoomed = min! > before[0]! || max! < before[before.length - 1]!;
+  u.setData(data, !zoomed);
+  if (zoomed) u.setScale("x", { min: min!, max: max! });
+}
+
+/** Lines and band over one column of x; null where there is nothing. */
+function joined(lines: Line[], band: Props["band"]): uPlot.AlignedData | null {
+  const tables = [
+    ...lines.map((line) => [toArray(line.x), toArray(line.y)]),
+    ...(band
+      ? [
+          [band.x, band.low],
+          [band.x, band.high],
+        ]
+      : []),
+  ] as uPlot.AlignedData[];
+  if (!tables.some((table) => table[0].length)) return null;
+  if (tables.length === 1) return tables[0]!;
+  return uPlot.join(
+    tables,
+    tables.map((table) => table.slice(1).map(() => 2)),
+  );
 }
 
 const toArray = <T,>(values: ArrayLike<T>): T[] =>

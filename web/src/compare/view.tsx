@@ -1,7 +1,7 @@
-// Compare: one metric of several runs over each other, what of their settings and results differs, and for each run against the first whether the
+// Compare: one metric of several runs over each other, live where they train, what of their settings and results differs, and for each run against the first whether the
 // difference over the last part is more than chance.
 import { useEffect, useMemo, useState } from "preact/hooks";
-import { api, MOST_POINTS } from "../api/client";
+import { api } from "../api/client";
 import type { Course } from "../api/series";
 import { number, type Comparison } from "../api/types";
 import { query, runPath, setQuery } from "../app/route";
@@ -11,14 +11,14 @@ import { type Axis, AXES, columnOf } from "../explore/clock";
 import { smoothed } from "../explore/smooth";
 import { Failed, Message } from "../ui/bits";
 import { A } from "../ui/link";
-import { useLoad } from "../ui/load";
+import { useEvery, useLoad } from "../ui/load";
 import { inUnit, NONE, plain, seconds, si } from "../ui/format";
 import { Against } from "./against";
+import { ASK_MS, useCourses } from "./follow";
 import { valueAt } from "./stats";
 import { Smoothing } from "../ui/smoothing";
 
 const COLOURS = 8;
-const POINTS = 2000;
 
 export function CompareView({ ids }: { ids: string[] }) {
   useEffect(() => {
@@ -34,14 +34,12 @@ export function CompareView({ ids }: { ids: string[] }) {
     async (signal) => [...new Set((await Promise.all(ids.map((id) => api.metrics(id, signal)))).flat().map((one) => one.name))].sort(),
     [ids],
   );
-  const courses = useLoad(
-    async (signal) =>
-      (await Promise.all(ids.map((id) => api.series(id, [metric], { points: Math.min(POINTS, MOST_POINTS) }, signal)))).map(
-        (answer) => answer.courses.get(metric) ?? null,
-      ),
-    [ids, metric],
-  );
   const table = useLoad((signal) => api.compare(ids, signal), [ids]);
+  const running = (table.value?.runs ?? []).filter((one) => one.state === "running").map((one) => one.id);
+  const courses = useCourses(ids, metric, running);
+  useEvery(ASK_MS, () => {
+    if (running.length) table.again();
+  });
   if (ids.length < 2)
     return (
       <Message title="Nothing to compare yet">
@@ -50,7 +48,7 @@ export function CompareView({ ids }: { ids: string[] }) {
         </p>
       </Message>
     );
-  if (courses.error) return <Failed error={courses.error} again={courses.again} />;
+  if (courses.error && !courses.value) return <Failed error={courses.error} again={courses.again} />;
   return (
     <div class="compare">
       <div class="tools" role="toolbar" aria-label="What is compared">
@@ -66,6 +64,12 @@ export function CompareView({ ids }: { ids: string[] }) {
         <button type="button" aria-pressed={log} onClick={() => put("log", log ? null : "1")}>
           log
         </button>
+        {courses.link && (
+          <span class={`link ${courses.link}`} title="Runs that train are followed">
+            <i aria-hidden="true" />
+            <b role="status">{courses.link}</b>
+          </span>
+        )}
       </div>
       {courses.value ? (
         <Overlay ids={ids} courses={courses.value} metric={metric} axis={axis} smooth={smooth} log={log} />
@@ -82,7 +86,7 @@ export function CompareView({ ids }: { ids: string[] }) {
           better={table.value?.results.find((one) => one.name === metric)?.better ?? (/loss|time|wait|memory/.test(metric) ? "low" : null)}
         />
       )}
-      {table.error ? <Failed error={table.error} again={table.again} /> : courses.value && table.value && <Tables told={table.value} ids={ids} />}
+      {table.error && !table.value ? <Failed error={table.error} again={table.again} /> : courses.value && table.value && <Tables told={table.value} ids={ids} />}
     </div>
   );
 }

@@ -182,7 +182,7 @@ function draw(
       const at = range.value,
         sight = span.value,
         beta = view.value.smooth;
-      store.need(metric.name, at, made.onScreen());
+      store.need(metric.name, at, () => made.onScreen());
       const course = store.course(metric.name, at);
       if (!course || !sight) {
         write();

@@ -6,6 +6,7 @@ import { colour, rem } from "../app/theme";
 import { axisValue, si } from "../ui/format";
 import { type Axis, columnOf } from "./clock";
 import { gestures, type Gestures } from "./gestures";
+import { fillBetween, line } from "./dense";
 import { drawMarks, type Placed } from "./draw-marks";
 import { Slide } from "./slide";
 import { smoothed } from "./smooth";
@@ -20,7 +21,9 @@ export interface PlotWishes extends Gestures {
   hover: (row: number | null, left: number, own: boolean) => void;
 }
 
-const RAW = 3,
+const LOW = 1,
+  HIGH = 2,
+  RAW = 3,
   MAIN = 4;
 const FEW = 40;
 /** Pixels from a mark at which it is told of. */
@@ -65,7 +68,7 @@ export class Plot implements Actor {
   /** Show another span of x: at once by moving the picture, drawn anew when the stage has room. */
   see(sight: [number, number]): void {
     const { min, max } = this.u.scales.x!;
-    if (this.course && (min !== sight[0] || max !== sight[1])) this.stage.move(this, sight);
+    if (this.course && (this.sliding.on || min !== sight[0] || max !== sight[1])) this.stage.move(this, sight);
   }
 
   slide(sight: [number, number]): void {
@@ -114,12 +117,13 @@ export class Plot implements Actor {
     const { unit, axis, log, band } = this.wishes;
     const size = rem(),
       font = `${0.6875 * size}px system-ui, sans-serif`;
-    const line = colour("--c0"),
+    const main = colour("--c0"),
+      fill = colour("--band"),
       soft = colour("--soft"),
       rule = colour("--rule");
     const grid = { stroke: rule, width: 1 },
       ticks = { show: false };
-    const hidden = { stroke: "transparent", width: 0, points: { show: false }, show: band };
+    const edge: uPlot.Series = { points: { show: false }, show: band, paths: () => null };
     const few: uPlot.Series.Points.Show = (_, __, first, last) => last - first < FEW;
     return {
       width: this.host.clientWidth || 300,
@@ -151,20 +155,20 @@ export class Plot implements Actor {
       ],
       series: [
         {},
-        { ...hidden },
-        { ...hidden },
-        { stroke: colour("--raw"), width: 1, show: false, points: { show: false } },
-        { stroke: line, width: Math.max(1.5, size / 10.5), points: { show: few, size: size / 3.2, fill: line, stroke: line } },
+        { ...edge },
+        { ...edge },
+        { stroke: colour("--raw"), paths: line(1), show: false, points: { show: false } },
+        { stroke: main, paths: line(Math.max(1.5, size / 10.5)), points: { show: few, size: size / 3.2, fill: main, stroke: main } },
       ],
-      bands: band ? [{ series: [2, 1], fill: colour("--band") }] : [],
       cursor: {
         y: false,
         sync: { key: "explore", setSeries: false, scales: ["x", null] },
         drag: { x: true, y: false, setScale: false },
-        points: { size: size / 2, show: (_, series) => dot(series, line) },
+        points: { size: size / 2, show: (_, series) => dot(series, main) },
       },
       hooks: {
         setCursor: [(u) => this.wishes.hover(u.cursor.left! < 0 ? null : (u.cursor.idx ?? null), u.cursor.left ?? -1, this.inside)],
+        drawAxes: [(u) => band && fillBetween(u, u.data[LOW]!, u.data[HIGH]!, fill)],
         draw: [
           (u) => {
             this.sliding?.drawn();

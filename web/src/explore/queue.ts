@@ -8,7 +8,8 @@ export interface Range {
 interface Wish {
   name: string;
   range: Range | null;
-  urgent: boolean;
+  /** Whether it is on the screen; asked when a call goes out, as looking makes the browser lay out the page. */
+  urgent: () => boolean;
 }
 
 const NAMES = 6;
@@ -55,8 +56,9 @@ export class Queue {
   private go(): void {
     while (this.calls < CALLS && this.wishes.size) {
       const all = [...this.wishes.values()];
-      const first = all.find((wish) => wish.urgent) ?? all[0]!;
-      const some = all.filter((wish) => wish.urgent === first.urgent && place(wish.range) === place(first.range)).slice(0, NAMES);
+      const urgent = new Set(all.filter((wish) => wish.urgent()));
+      const first = all.find((wish) => urgent.has(wish)) ?? all[0]!;
+      const some = all.filter((wish) => urgent.has(wish) === urgent.has(first) && place(wish.range) === place(first.range)).slice(0, NAMES);
       const keys = some.map((wish) => `${wish.name} ${place(wish.range)}`);
       keys.forEach((key) => {
         this.wishes.delete(key);

@@ -22,6 +22,7 @@ const COARSE = 500;
 const LONGEST = 2600;
 /** What could not be fetched is asked for again after so long. */
 const RETRY_MS = 3000;
+const always = (): boolean => true;
 
 export class Store {
   /** Counts up when courses changed; panels look at their own then. */
@@ -73,7 +74,7 @@ export class Store {
   }
 
   /** Fetch a metric's course, finer if a range is given and what is held is too coarse for it; `urgent`: it is on the screen. */
-  need(name: string, range: Range | null, urgent: boolean): void {
+  need(name: string, range: Range | null, urgent: () => boolean): void {
     const held = this.held.get(name);
     if (!held || held.wholeStale || (!held.whole && !held.missing)) this.queue.add({ name, range: null, urgent });
     if (range && held?.whole && this.coarse(held, range)) this.queue.add({ name, range, urgent });
@@ -123,7 +124,7 @@ export class Store {
     for (const [name, more] of Object.entries(rows.courses)) {
       const held = this.held.get(name);
       if (!held?.whole) {
-        if (held?.missing) this.queue.add({ name, range: null, urgent: true });
+        if (held?.missing) this.queue.add({ name, range: null, urgent: always });
         if (this.wanted.has(name)) this.early.set(name, [...(this.early.get(name) ?? []), more]);
         continue;
       }
@@ -132,7 +133,7 @@ export class Store {
         held.close && held.closeOf && held.closeOf.to >= held.whole.step[held.whole.rows - 1]! ? appended(held.close, more) : held.close;
       this.held.set(name, { ...held, whole, close: followed });
       if (name === this.base.peek()?.name) this.base.value = whole;
-      if (whole.rows > LONGEST && this.wanted.has(name)) this.queue.add({ name, range: null, urgent: true });
+      if (whole.rows > LONGEST && this.wanted.has(name)) this.queue.add({ name, range: null, urgent: always });
     }
     this.through.value = Math.max(this.through.peek(), rows.through);
     this.changed.value = this.changed.peek() + 1;
@@ -141,7 +142,7 @@ export class Store {
   /** The run went back, or rows were missed: everything is fetched again; what is shown stays until then. */
   private forget(): void {
     for (const [name, held] of this.held) this.held.set(name, { ...held, wholeStale: true, close: null, closeOf: null });
-    for (const name of this.wanted) this.queue.add({ name, range: null, urgent: true });
+    for (const name of this.wanted) this.queue.add({ name, range: null, urgent: always });
   }
 }
 

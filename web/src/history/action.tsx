@@ -59,7 +59,7 @@ export function ActionDialog({ run, wanted, close, done }: Props) {
       if (!dry) done();
     } catch (problem) {
       const { message, status } = problem as ApiError;
-      if (status === 401 || status === 403) setStage({ at: "token" });
+      if (status === 401) setStage({ at: "token" });
       else {
         setError(message);
         setStage({ at: "fill" });

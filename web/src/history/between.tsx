@@ -1,13 +1,15 @@
-// What lies between two entries of the history: their figures side by side, and what happened from one to the other. How far weights are apart is read
-// from the snapshots themselves, which a terminal does: its command is shown.
+// What lies between two entries of the history: their figures side by side, what happened from one to the other, and, of two snapshots, what of
+// settings, code and tensors differs. How far weights are apart is read from the snapshots themselves, which a terminal does: its command is shown.
+import { frozen } from "../api/client";
 import { number } from "../api/types";
 import { Command } from "../ui/bits";
 import { Icon } from "../ui/icon";
 import { clock, digits, inUnit, NONE, quoted, seconds, whole } from "../ui/format";
+import { Differ } from "./differ";
 import { countOf } from "./list";
 import type { Entry, Story } from "./story";
 
-export function Between({ pair, story, name, close }: { pair: [Entry, Entry]; story: Story; name: string; close: () => void }) {
+export function Between({ pair, story, id, name, close }: { pair: [Entry, Entry]; story: Story; id: string; name: string; close: () => void }) {
   const [a, b] = pair[0].time <= pair[1].time ? pair : [pair[1], pair[0]];
   const first = story.entries.indexOf(a),
     last = story.entries.indexOf(b);
@@ -70,7 +72,8 @@ export function Between({ pair, story, name, close }: { pair: [Entry, Entry]; st
       </ul>
       {a.snapshot?.state === "here" && b.snapshot?.state === "here" && (
         <>
-          <p class="soft">Settings, code and weights, tensor by tensor:</p>
+          {!frozen && <Differ id={id} before={a.snapshot.id} after={b.snapshot.id} />}
+          <p class="soft">How far the weights are apart, tensor by tensor:</p>
           <Command
             text={`penstock runs diff ${quoted(`${name}@${a.snapshot.id.slice(0, 12)}`)} ${quoted(`${name}@${b.snapshot.id.slice(0, 12)}`)} --weights`}
           />

@@ -100,7 +100,7 @@ export function HistoryView({ run }: { run: RunModel }) {
         />
       </section>
       {pair.length === 2 && (
-        <Between pair={[pair[0]!, pair[1]!]} story={story} name={run.overview.value?.run ?? run.id} close={() => setPicked([])} />
+        <Between pair={[pair[0]!, pair[1]!]} story={story} id={run.id} name={run.overview.value?.run ?? run.id} close={() => setPicked([])} />
       )}
       {pair.length === 1 && (
         <p class="soft banner" role="status">

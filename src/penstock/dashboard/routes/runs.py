@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 
 from penstock.dashboard.answer import Answer
-from penstock.dashboard.described import AlertList, Compared, RunFacts, Runs, Story
+from penstock.dashboard.between import between
+from penstock.dashboard.described import AlertList, Compared, Differences, RunFacts, Runs, Story
 from penstock.dashboard.facts import alerts_told, compared, run_facts, story
 from penstock.dashboard.house import House, house_of
 from penstock.dashboard.plain import Refusal
@@ -15,6 +16,7 @@ from penstock.monitor.alerts import read_alerts
 
 router = APIRouter(tags=["runs"])
 Here = Annotated[House, Depends(house_of)]
+Snapshot = Annotated[str, Query(pattern=r"^[0-9a-f]{4,64}$")]
 #: Runs in an answer, and compared with one another, at most.
 MOST_ROWS, MOST_COMPARED = 2000, 16
 
@@ -43,6 +45,12 @@ def run(here: Here, id: str) -> Answer:
 def history(here: Here, id: str) -> Answer:
     """A run's snapshots, events and forks."""
     return Answer(story(here.catalog, here.catalog.run(id)))
+
+
+@router.get("/runs/{id}/diff", response_model=Differences)
+def diff(here: Here, id: str, before: Snapshot, after: Snapshot) -> Answer:
+    """What differs between two of a run's snapshots: settings, code, environment, data, layout, tensors."""
+    return Answer(between(here.catalog.run(id), before, after))
 
 
 @router.get("/runs/{id}/alerts", response_model=AlertList)
