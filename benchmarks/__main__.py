@@ -46,7 +46,7 @@ def main() -> int:
     for name in arguments.names or NAMES:
         module = importlib.import_module(f"benchmarks.{name}")
         if arguments.list:
-            print(f"{name}\n  {module.__doc__.strip()}\n")
+            print(f"{name}\n  {(module.__doc__ or '').strip()}\n")
             continue
         print(f"running {name}", file=sys.stderr, flush=True)
         figures[name] = module.run()

@@ -20,12 +20,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from benchmarks.timing import ratio, take_turns
-from penstock.comm.codec import decode, encode, index_entropy_bits, kept, select_exact, select_sampled
+from penstock.comm.codec import ValuesFormat, decode, encode, index_entropy_bits, kept, select_exact, select_sampled
 from penstock.comm.codec.indices import encode_indices
 from penstock.comm.codec.message import HEADER
 
@@ -53,22 +54,27 @@ def contestants(flat: Tensor) -> dict[str, Callable[[], object]]:
     """All ways to be timed, by name."""
     ways = coding(flat, "int4") | coding(flat, "bf16")
     for name, density in DENSITIES.items():
-        ways[f"exact_{name}_int4"] = lambda density=density: encode(flat, select_exact(flat, density), "int4")
-        ways[f"select_{name}"] = lambda density=density: select_sampled(flat, density)
-        ways[f"select_exact_{name}"] = lambda density=density: select_exact(flat, density)
-        ways[f"plain_{name}"] = lambda density=density: plain(flat, density)
+        ways[f"exact_{name}_int4"] = partial(_encoded, flat, select_exact, density, "int4")
+        ways[f"select_{name}"] = partial(select_sampled, flat, density)
+        ways[f"select_exact_{name}"] = partial(select_exact, flat, density)
+        ways[f"plain_{name}"] = partial(plain, flat, density)
     message = encode(flat, None, "int4")
     return ways | {"dense_int4": lambda: encode(flat, None, "int4"), "dense_decode_int4": lambda: decode(message)}
 
 
-def coding(flat: Tensor, values_format: str) -> dict[str, Callable[[], object]]:
+def coding(flat: Tensor, values_format: ValuesFormat) -> dict[str, Callable[[], object]]:
     """Selection and encoding, and decoding, at each density."""
     ways: dict[str, Callable[[], object]] = {}
     for name, density in DENSITIES.items():
         message = encode(flat, select_sampled(flat, density), values_format)
-        ways[f"encode_{name}_{values_format}"] = lambda density=density: encode(flat, select_sampled(flat, density), values_format)
-        ways[f"decode_{name}_{values_format}"] = lambda message=message: decode(message)
+        ways[f"encode_{name}_{values_format}"] = partial(_encoded, flat, select_sampled, density, values_format)
+        ways[f"decode_{name}_{values_format}"] = partial(decode, message)
     return ways
+
+
+def _encoded(flat: Tensor, select: Callable[[Tensor, float], Tensor], density: float, values_format: ValuesFormat) -> Tensor:
+    """Selection and coding together."""
+    return encode(flat, select(flat, density), values_format)
 
 
 def plain(flat: Tensor, density: float) -> Tensor:
@@ -103,7 +109,8 @@ def sizes(flat: Tensor) -> dict[str, float | str]:
     figures: dict[str, float | str] = {}
     for name, density in DENSITIES.items():
         indices = select_exact(flat, density)
-        for values_format, suffix in (("int4", ""), ("bf16", "_bf16")):
+        forms: tuple[tuple[ValuesFormat, str], ...] = (("int4", ""), ("bf16", "_bf16"))
+        for values_format, suffix in forms:
             figures[f"bytes_saved_{name}{suffix}"] = 1 - encode(flat, indices, values_format).numel() / (4 * ENTRIES)
         planes = encode_indices(indices, ENTRIES)[1]
         figures[f"index_bits_{name}"] = 8 * (HEADER.size + sum(plane.numel() for plane in planes)) / indices.numel()

@@ -33,5 +33,5 @@ def run(turns: int = 8) -> dict[str, float | str]:
     products = {}
     for name, parts in rigs.items():
         tokens = parts.config.batch.global_ * parts.config.model.context
-        products[f"at_{name}"] = sum(p.numel() for p in parts.parameters) * tokens / statistics.median(seconds[name]) / 1e9
+        products[f"at_{name}"] = parts.weights.n_total * tokens / statistics.median(seconds[name]) / 1e9
     return {"spread": max(products.values()) / min(products.values()), **products}

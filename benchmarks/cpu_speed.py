@@ -49,7 +49,7 @@ def compare(sets: list[str], turns: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         compiled = penstock_parts("small", [*sets, "compile.enabled=on"], Path(folder))
         eager = penstock_parts("small", [*sets, "compile.enabled=off"], Path(folder))
-        plain = plain_step(eager, eager.config.batch.micro)
+        plain = plain_step(eager, eager.micro)
         seconds = take_turns({"plain": plain, "compiled": penstock_step(compiled), "eager": penstock_step(eager)}, turns)
     tokens = compiled.config.batch.global_ * compiled.config.model.context
     step_s = statistics.median(seconds["compiled"])

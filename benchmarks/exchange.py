@@ -51,7 +51,9 @@ def run() -> dict[str, float | str]:
     if os.geteuid() or not (shutil.which("ip") and shutil.which("tc")):
         return found | {"skipped": "the network's figures need root, ip and tc (Debian: iproute2)"} | model_figures()
     speedups: dict[str, list[float]] = {"hierarchical": [], "compressed": []}
-    exposed, ratios, saved = [], [], {}
+    exposed: list[float] = []
+    ratios: list[float] = []
+    saved: dict[str, list[float]] = {}
     metered = counted = 0.0
     for nodes, ranks in SHAPES:
         of_shape = measure(nodes, ranks)
@@ -66,8 +68,9 @@ def run() -> dict[str, float | str]:
             metered, counted = metered + of_shape[f"{kind}_metered"], counted + of_shape[f"{kind}_counted"]
         exposed += [value for key, value in of_shape.items() if key.endswith("_exposed_share")]
         for density in ("5pct", "1pct"):
-            found[f"{name}_bytes_saved_{density}"] = 1 - of_shape[f"topk_{density}_metered"] / of_shape["hierarchical_metered"]
-            saved.setdefault(density, []).append(found[f"{name}_bytes_saved_{density}"])
+            share = 1 - of_shape[f"topk_{density}_metered"] / of_shape["hierarchical_metered"]
+            found[f"{name}_bytes_saved_{density}"] = share
+            saved.setdefault(density, []).append(share)
     found |= {f"sync_speedup_{kind}": min(values) for kind, values in speedups.items()}
     found |= {f"bytes_saved_{density}": min(values) for density, values in saved.items()}
     found |= {"meter_over_counter": metered / counted, "meter_over_counter_worst": max(ratios, key=lambda ratio: abs(ratio - 1))}

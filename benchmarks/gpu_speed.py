@@ -44,7 +44,7 @@ def run(turns: int = 8, micro: int = 8, plain_micro: int = 4) -> dict[str, float
         "of_datasheet": flops / H100_DENSE_BF16,
         "of_measured": flops / ceiling,
         "ceiling_tflops": ceiling / 1e12,
-        "parameters": float(sum(p.numel() for p in ours.parameters)),
+        "parameters": float(ours.weights.n_total),
         "peak_gib": peak / 2**30,
         "device": torch.cuda.get_device_name(),
     }

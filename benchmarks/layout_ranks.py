@@ -62,7 +62,7 @@ def overhead(world: World) -> dict[str, float]:
         "tensor_bare": bare_step(bare_tensor(model, mesh), hidden_of(same)),
     }
     seconds = take_turns({name: partial(together, world, step) for name, step in contestants.items()}, TURNS)
-    figures = {}
+    figures: dict[str, float] = {}
     for kind in ("fsdp", "tensor"):
         found = ratio(seconds[f"{kind}_ours"], seconds[f"{kind}_bare"])
         figures |= {f"{kind}_overhead": found["ratio"] - 1, f"{kind}_overhead_low": found["low"] - 1, f"{kind}_overhead_high": found["high"] - 1}

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,7 @@ def run() -> dict[str, float | str]:
     with tempfile.TemporaryDirectory() as name:
         parts = penstock_parts("small", SETS, Path(name))
         every = parts.config.metrics.probe_every
+        ways: dict[str, dict[str, Any]]
         ways = {"off": {"metrics.rows": False}, "plain": {"metrics.probe_every": 1 << 40}, "probed": {"metrics.probe_every": 1}}
         configs = {way: with_values(parts.config, values) for way, values in ways.items()}
         own: list[float] = []
@@ -74,9 +76,11 @@ def _step(parts: Parts, config: Config, own: list[float]) -> Callable[[], None]:
     def step() -> None:
         parts.config = config
         began = time.perf_counter()
+        parts.world.meter.begin_step()
         result = take_step(parts, parts.progress.step)
         parts.progress.step += 1
-        taken = Taken(time.perf_counter() - began, parts.timer.take(), parts.world.meter.take(), {}, {})
+        seconds, meter = time.perf_counter() - began, parts.world.meter
+        taken = Taken(began, seconds, parts.timer.take(), meter.take(), meter.hidden, meter.outside, {})
         if config.metrics.rows:
             parts.recording.step(parts, result, taken)
             own.append(parts.recording.own_s)
@@ -97,7 +101,7 @@ def _rows(parts: Parts) -> tuple[float, float]:
     return statistics.median(reads), max(counts)
 
 
-def _digest(folder: str, way: str, values: dict[str, object]) -> str:
+def _digest(folder: str, way: str, values: dict[str, Any]) -> str:
     """The weights of a run of its own after some steps."""
     sets = [*SETS, "model.layers=4", "batch.global=2", "batch.micro=1", *(f"{name}={str(value).lower()}" for name, value in values.items())]
     parts = penstock_parts("small", sets, Path(folder))

@@ -124,7 +124,7 @@ def against_torch(world: World, case: dict[str, Any]) -> dict[str, float]:
     halves = Costs.even(world.size, 2, *case["share"])
     mine = sorted({world.rank, 2 * world.size - 1 - world.rank})
     stages = [PipelineStage(SleepingModule(halves, s, case["unit"]), s, 2 * world.size, torch.device("cpu")) for s in mine]
-    theirs = torch_schedules.ScheduleZBVZeroBubble(stages, schedule.micro_batches, loss_fn=lambda y, t: y.sum(), scale_grads=False)
+    theirs = torch_schedules.ScheduleZBVZeroBubble([*stages], schedule.micro_batches, loss_fn=lambda y, t: y.sum(), scale_grads=False)
     x = torch.ones(schedule.micro_batches, 1, dtype=torch.float64)
 
     def step() -> None:
@@ -173,7 +173,8 @@ class Tiny:
     """Two small matrices as a `runtime.Stage`, by the operators that Penstock's layers use."""
 
     def __init__(self, stage: int, last: int) -> None:
-        self._stage, self._last, self._module = stage, last, stack()
+        self._stage, self._last = stage, last
+        self._weights = [*stack().parameters()]
         self._kept: dict[int, tuple[Tensor | None, Tensor]] = {}
         self._left: dict[int, list[tuple[Tensor, Product]]] = {}
 
@@ -181,7 +182,7 @@ class Tiny:
         """Two products."""
         x = torch.ones(ROWS, WIDTH) if x is None else x.requires_grad_()
         with later.split():
-            y = linear(torch.tanh(linear(x, self._module[0].weight)), self._module[2].weight)
+            y = linear(torch.tanh(linear(x, self._weights[0])), self._weights[1])
         self._kept[micro] = (x if x.requires_grad else None, y.square().sum() if self._stage == self._last else y)
         return None if self._stage == self._last else y.detach()
 

@@ -56,7 +56,7 @@ def llama_of(model: ModelSection) -> torch.nn.Module:
             rms_norm_eps=model.norm_eps,
             tie_word_embeddings=model.tie_embeddings,
             use_cache=False,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa",  # type: ignore[call-arg]
         )
     )
 

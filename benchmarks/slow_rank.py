@@ -81,7 +81,7 @@ def nap(rank: int, slow_rank: int, slow_from: int, factor: float, seconds: float
 
         return worked
 
-    Pipeline.train = counted  # type: ignore[method-assign]
+    Pipeline.train = counted  # type: ignore[method-assign,assignment]
     for name in ("forward", "backward", "weights"):
         setattr(DecoderStage, name, napping(getattr(DecoderStage, name), name == "backward"))
 

@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +42,16 @@ from penstock.engine.build import Parts
 from penstock.engine.evaluate import validation_loss
 from penstock.engine.step import take_step
 from penstock.store.codec import decode, encode
+from penstock.store.codec.cells import Encoded, Kind
 
 STEPS, EVERY, RESUMED, TURNS = 400, 20, 300, 15
 SETS = [
     "data.tokenizer=bytes", "model.ffn_dim=344", "model.tie_embeddings=false", "batch.global=8", "batch.micro=8", f"train.steps={STEPS}",
     "optim.kind=adamw", "optim.lr=1e-3", "optim.weight_decay=0.1", "eval.every=0", "eval.sequences=512", "snapshot.every=0", "compile.enabled=off",
 ]  # fmt: skip
+KINDS: tuple[Kind, Kind] = ("lossless", "bounded")
 State = dict[str, Tensor]
+Cells = list[tuple[Tensor, Tensor]]
 
 
 def run() -> dict[str, float | str]:
@@ -115,12 +119,12 @@ class Tally:
         """Shares of the state's bytes."""
         shares = {name: count / self.bytes["size"] for name, count in self.bytes.items() if not name.startswith(("size", "lossless_20_"))}
         parts = {f"lossless_20_{name}": self.bytes[f"lossless_20_{name}"] / self.bytes[f"size_{name}"] for name in ("weights", "first", "second")}
-        return shares | parts | {"lossless_20_early": self.lossless[0], "lossless_20_late": self.lossless[-1], "bounded_error": self.error}
+        return {**shares, **parts, "lossless_20_early": self.lossless[0], "lossless_20_late": self.lossless[-1], "bounded_error": self.error}
 
 
 def frozen(before: State, after: State) -> dict[str, float | str]:
     """Shares where nineteen of twenty numbers stand still."""
-    size, found = sum(tensor.nbytes for tensor in after.values()), {}
+    size, found = sum(tensor.nbytes for tensor in after.values()), dict[str, float | str]()
     moved, left = set(), size // 20
     for name in sorted(after, key=lambda name: -after[name].nbytes):
         if after[name].nbytes <= left:
@@ -130,23 +134,31 @@ def frozen(before: State, after: State) -> dict[str, float | str]:
     generator = torch.Generator().manual_seed(1)
     scattered = {name: torch.where(torch.rand(tensor.shape, generator=generator) < 0.05, tensor, before[name]) for name, tensor in after.items()}
     for name, state in (("frozen_95", some), ("frozen_95_scattered", scattered)):
-        for suffix, kind in (("", "lossless"), ("_bounded", "bounded")):
+        for suffix, kind in (("", KINDS[0]), ("_bounded", KINDS[1])):
             found[name + suffix] = sum(len(encode(tensor, before[key], kind).payload) for key, tensor in state.items()) / size
     return found
+
+
+def _encoded(cells: Cells, kind: Kind) -> list[Encoded]:
+    """Payloads of cells against what was there before."""
+    return [encode(cell, base, kind) for cell, base in cells]
+
+
+def _decoded(cells: Cells, encoded: list[Encoded]) -> list[Tensor]:
+    """The cells that payloads hold."""
+    return [decode(one.codec, one.payload, cell.dtype, cell.numel(), base) for one, (cell, base) in zip(encoded, cells)]
 
 
 def speeds(before: State, after: State) -> dict[str, float | str]:
     """MB/s of one thread, over weights and moments of all gates and ups together."""
     names = [name for name in after if ".ffn.gate" in name or ".ffn.up" in name]
     kinds = [[name for name in names if part(name) == kind] for kind in ("weights", "first", "second")]
-    cells = [tuple(torch.cat([state[name] for name in some]) for state in (after, before)) for some in kinds]
+    cells = [(torch.cat([after[name] for name in some]), torch.cat([before[name] for name in some])) for some in kinds]
     ways: dict[str, Callable[[], object]] = {}
-    for prefix, kind in (("", "lossless"), ("bounded_", "bounded")):
-        encoded = [encode(cell, base, kind) for cell, base in cells]
-        ways[f"{prefix}encode"] = lambda kind=kind: [encode(cell, base, kind) for cell, base in cells]
-        ways[f"{prefix}decode"] = lambda encoded=encoded: [
-            decode(one.codec, one.payload, cell.dtype, cell.numel(), base) for one, (cell, base) in zip(encoded, cells)
-        ]
+    for prefix, kind in (("", KINDS[0]), ("bounded_", KINDS[1])):
+        encoded = _encoded(cells, kind)
+        ways[f"{prefix}encode"] = partial(_encoded, cells, kind)
+        ways[f"{prefix}decode"] = partial(_decoded, cells, encoded)
     ways["zstd"] = lambda: [squeezed(cell) for cell, _ in cells]
     seconds, size = take_turns(ways, TURNS, clock=time.thread_time), sum(cell.nbytes for cell, _ in cells)
     return {f"{name}_mb_s": size / 1e6 / statistics.median(times) for name, times in seconds.items()}

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from benchmarks.rank import answer
 from benchmarks.timing import ratio
@@ -70,7 +70,7 @@ class Torch:
 
     def begin(self, step: int) -> None:
         """Begin to save."""
-        saved = dcp.async_save(self.core.tensors(), checkpoint_id=str(self.folder / str(step)), process_group=self.group)
+        saved = async_save(self.core.tensors(), checkpoint_id=str(self.folder / str(step)), process_group=self.group)
         assert isinstance(saved, Future)
         self.future = saved
 
@@ -146,10 +146,10 @@ def restore(copy: Copy, folder: Path) -> dict[str, float]:
     """Bytes a second of loading the whole state into one process, with all cores and nothing cached, over those of reading files from the disk."""
     torch.set_num_threads(os.cpu_count() or 1)
     snapshots, saved = list_snapshots(folder / "penstock"), max((folder / "torch").iterdir(), key=lambda path: int(path.name))
-    ways = {
+    ways: dict[str, Callable[[], object]] = {
         "full": lambda: load_snapshot(snapshots[0], copy.rooms),
         "increments": lambda: load_snapshot(snapshots[-1], copy.rooms),
-        "torch": lambda: dcp.load(copy.rooms, checkpoint_id=str(saved), no_dist=True),
+        "torch": lambda: load(copy.rooms, checkpoint_id=str(saved), no_dist=True),  # type: ignore[call-arg]
     }
     speeds: dict[str, list[float]] = {name: [] for name in (*ways, "disk")}
     for _ in range(READS):

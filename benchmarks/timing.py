@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
 
 def take_turns(
-    contestants: dict[str, Callable[[], object]], turns: int, warm_up: int = 2, clock: Callable[[], float] = time.perf_counter
+    contestants: Mapping[str, Callable[[], object]], turns: int, warm_up: int = 2, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
     """Seconds of each contestant in each turn, by the clock, after some warm-up turns."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
