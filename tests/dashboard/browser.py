@@ -8,9 +8,16 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.dashboard.made_runs import demo
+import pytest
 
-from penstock.store.locks import writer_lock
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
+from tests.dashboard.made_runs import demo  # noqa: E402
+
+from penstock.store.locks import writer_lock  # noqa: E402
+
+expect = sync_api.expect
+#: A busy machine takes its time.
+expect.set_options(timeout=60_000)
 
 TOKEN = "a-token-of-a-test-that-is-long-enough"
 PAGE = Path(__file__).parents[2] / "src/penstock/dashboard/page"
@@ -29,6 +36,10 @@ serve(Wanted(Path(sys.argv[1]), port=int(sys.argv[2])), lambda place: print(plac
 def chromium():
     """The browser's path, or None."""
     return next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+
+#: Marks of tests that look through it.
+MARKS = [pytest.mark.slow, pytest.mark.skipif(chromium() is None, reason="chromium is not installed: sh scripts/system-packages")]
 
 
 class Server:
@@ -93,4 +104,42 @@ def until(page, look, what, seconds=60.0):
     while not (found := look()):
         assert time.monotonic() < end, f"{what}: not within {seconds} s"
         page.wait_for_timeout(50)
+    return found
+
+
+class Look:
+    """A tab, and all that its console and network told."""
+
+    def __init__(self, page, url):
+        self.page, self.url, self.errors, self.elsewhere = page, url, [], []
+        page.set_default_timeout(60_000)
+        page.on("console", lambda told: self.errors.append(told.text) if told.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("dialog", lambda dialog: (self.errors.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda asked: None if asked.url.startswith((url, "data:", "blob:")) else self.elsewhere.append(asked.url))
+
+    def at(self, path):
+        self.page.goto(self.url + path)
+        return self.page
+
+
+@contextmanager
+def looking(browser, server, **how):
+    """A tab of a desk's size, or as `how` says, whose page must tell of no error and ask nobody else."""
+    context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, "accept_downloads": True, "reduced_motion": "reduce"} | how)
+    context.grant_permissions(["clipboard-read", "clipboard-write"], origin=server.url)
+    made = Look(context.new_page(), server.url)
+    yield made
+    context.close()
+    assert made.errors == [] and made.elsewhere == []
+
+
+def panel(page, name):
+    return page.locator(f".panel[data-name='{name}']").first
+
+
+def drawn(page, name):
+    """A panel whose course has come; returns it."""
+    found = panel(page, name)
+    expect(found.locator(".figures")).to_contain_text("last")
     return found

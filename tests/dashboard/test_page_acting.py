@@ -5,20 +5,13 @@ import signal
 from contextlib import suppress
 
 import pytest
+from small_runs import Command, small_sets
+from tests.dashboard.browser import MARKS, TOKEN, Server, expect, looking, until
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
-from small_runs import Command, small_sets  # noqa: E402
-from tests.dashboard.browser import TOKEN, Server, chromium, until  # noqa: E402
-from tests.dashboard.test_page import Look, browser  # noqa: E402, F401
+from penstock.store.history import read_history
+from penstock.store.locks import current_writer
 
-from penstock.store.history import read_history  # noqa: E402
-from penstock.store.locks import current_writer  # noqa: E402
-
-expect = sync_api.expect
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(chromium() is None, reason="chromium is not installed: sh scripts/system-packages"),
-]
+pytestmark = MARKS
 HISTORY, DONE_MS = "/r/small/history", 150_000
 
 
@@ -35,12 +28,11 @@ def run(tmp_path):
 
 
 @pytest.fixture
-def look(run, browser):  # noqa: F811
+def look(run, browser):
     server = Server(run[0].parent, os.environ | {"PENSTOCK_DASHBOARD_TOKEN": TOKEN})
-    context = browser.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
-    made = Look(context.new_page(), server.url)
-    yield made
-    context.close()
+    with looking(browser, server) as made:
+        yield made
+        made.errors[:] = [told for told in made.errors if "the server responded with a status" not in told]  # what was refused
     server.stop()
 
 

@@ -4,18 +4,11 @@ import os
 import re
 
 import pytest
+from tests.dashboard.browser import AXE, MARKS, TOKEN, Look, Server, expect, until
+from tests.dashboard.made_runs import MadeRun, small_run
+from tests.dashboard.made_values import Faults, MadeValues
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
-from tests.dashboard.browser import AXE, TOKEN, Server, chromium, until  # noqa: E402
-from tests.dashboard.made_runs import MadeRun, small_run  # noqa: E402
-from tests.dashboard.made_values import Faults, MadeValues  # noqa: E402
-from tests.dashboard.test_page import Look, browser  # noqa: E402, F401
-
-expect = sync_api.expect
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(chromium() is None, reason="chromium is not installed: sh scripts/system-packages"),
-]
+pytestmark = MARKS
 INSIDE, STEPS = "/r/machine/inside", 120
 VIEWS = ("ranks", "layers", "pipeline", "communication", "memory", "experts", "layout")
 
@@ -33,15 +26,6 @@ def server(tmp_path_factory):
     running = Server(folder, os.environ | {"PENSTOCK_DASHBOARD_TOKEN": TOKEN})
     yield running
     running.stop()
-
-
-@pytest.fixture
-def look(server, browser):  # noqa: F811
-    context = browser.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
-    made = Look(context.new_page(), server.url)
-    yield made
-    context.close()
-    assert made.errors == [] and made.elsewhere == []
 
 
 def test_ranks_over_time_name_the_slow_one_and_tell_a_cell(look):
@@ -148,7 +132,7 @@ def test_the_layout_shows_the_slow_rank_and_what_each_holds(look):
 
 
 @pytest.mark.parametrize(("theme", "run"), [("light", "machine"), ("dark", "plain")])
-def test_views_fit_a_phone_and_say_why_they_are_empty(server, browser, theme, run):  # noqa: F811
+def test_views_fit_a_phone_and_say_why_they_are_empty(server, browser, theme, run):
     context = browser.new_context(viewport={"width": 360, "height": 740}, color_scheme=theme, reduced_motion="reduce")
     made = Look(context.new_page(), server.url)
     for view in VIEWS:
