@@ -131,6 +131,21 @@ def test_a_fault_that_lasts_is_told_once_and_again_only_after_it_has_passed():
     assert [one.step for step in range(1, 230) for one in watch.update(run.table(step)) if one.kind == "non_finite"] == [100, 200]
 
 
+def test_a_slow_departure_that_no_expectation_tells_is_among_the_evidence():
+    def departs(values, since):
+        values["data/surprise"] += 0.006 * since
+
+    evidence = []
+    for faults in ([], [after(330, departs)]):
+        run, watch = MadeRun(8, faults=[*faults, after(365, added("time/at", 30.0, 3))]), Watch()
+        found = [one for step in range(1, 370) for one in watch.update(run.table(step))]
+        assert [one.kind for one in found] == ["clock_skew"]
+        evidence.append({one.name: one for one in found[0].moved})
+    assert "data/surprise" not in evidence[0]
+    surprise = evidence[1]["data/surprise"]
+    assert 345 <= surprise.since <= 369 and surprise.value > surprise.expected
+
+
 def test_a_rank_that_is_slow_by_design_is_no_straggler():
     def stages(values, since):
         values["time/own"][0] *= 1.8

@@ -63,7 +63,7 @@ class Multivariate(Silent):
 
     def update(self, table: StepTable) -> list[Finding]:
         """At most one finding."""
-        values_m, against = self.values_m, self._metrics.against
+        values_m, against = self.values_m, self.against
         known_m = np.isfinite(values_m) & (against.seen_m >= LEARN)
         far_m = self._remember(table.step, values_m, against, known_m)
         far, known = int(np.count_nonzero(far_m)), int(np.count_nonzero(known_m))
@@ -83,6 +83,11 @@ class Multivariate(Silent):
     def values_m(self) -> np.ndarray:
         """The step's means over ranks, [metrics]."""
         return self._metrics.values_m
+
+    @property
+    def against(self) -> Against:
+        """What was expected of them, [metrics]."""
+        return self._metrics.against
 
     def moved(self, table: StepTable, most: int = 8) -> tuple[Moved, ...]:
         """The metrics that deviate or did lately, by the step at which they began, then by how far."""

@@ -10,14 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-import numpy as np
-
 from penstock.monitor.detect.clock import ClockSkew
 from penstock.monitor.detect.data_faults import DataFaults
 from penstock.monitor.detect.divergence import Divergence, Smoothed
 from penstock.monitor.detect.expected import Expected
 from penstock.monitor.detect.experts import DeadExperts
-from penstock.monitor.detect.finding import Detector, Finding
+from penstock.monitor.detect.finding import Detector, Finding, Moved
 from penstock.monitor.detect.fold import Fold
 from penstock.monitor.detect.gradients import Gradients
 from penstock.monitor.detect.hang import Hang
@@ -25,12 +23,12 @@ from penstock.monitor.detect.leak import Leak
 from penstock.monitor.detect.loss_spike import LossSpike
 from penstock.monitor.detect.multivariate import Multivariate
 from penstock.monitor.detect.non_finite import NonFinite
+from penstock.monitor.detect.novel import Novel
 from penstock.monitor.detect.plateau import Plateau
 from penstock.monitor.detect.reading import Work
 from penstock.monitor.detect.stall import Stall
 from penstock.monitor.detect.straggler import Straggler
 from penstock.monitor.detect.throughput import Throughput
-from penstock.monitor.detect.univariate import Univariate
 from penstock.monitor.series.table import StepTable
 
 #: Metrics of evidence in a finding.
@@ -43,23 +41,21 @@ class Watch:
     def __init__(self) -> None:
         self.hang = Hang()
         self._expected, self._work = (expected := Expected()), Work()
-        self._whole, self._each, loss = Multivariate(expected), Univariate(), Smoothed(expected)
+        self._whole, self._novel, loss = Multivariate(expected), Novel(), Smoothed(expected)
         self._named: tuple[Detector, ...] = (
             NonFinite(), LossSpike(expected), Divergence(loss), Plateau(loss), Gradients(expected), Straggler(expected), Throughput(expected), Leak(),
             DataFaults(expected), DeadExperts(), Stall(expected), ClockSkew(), self.hang,
         )  # fmt: skip
-        self._fold, self.novelty_m = Fold(), np.zeros(0)
+        self._fold = Fold()
 
     def update(self, table: StepTable, generation: int = 0) -> list[Finding]:
-        """What is wrong as of this step of a generation (`Merged.generation`); `novelty_m` is then how new each metric's behaviour is."""
+        """What is wrong as of this step of a generation (`Merged.generation`)."""
         if self._work.changed(table, generation):
             self._expected.renew()
             for detector in self._named:
                 detector.renew()
         self._expected.update(table)
-        values_m = self._whole.values_m
-        self._each.grow(len(values_m))
-        self.novelty_m = self._each.update(values_m)
+        self._novel.update(table.step, self._whole.values_m, self._whole.against)
         whole = self._whole.update(table)
         found = [finding for detector in self._named for finding in detector.update(table)]
         return self._fold.keep([self._with_evidence(finding, table) for finding in found] + whole, table.step)
@@ -74,7 +70,8 @@ class Watch:
             self.update(table, generation)
 
     def _with_evidence(self, finding: Finding, table: StepTable) -> Finding:
-        """What the detector looked at comes first, then what else left its expectation, first movers first."""
-        own = {one.name for one in finding.moved}
-        others = tuple(one for one in self._whole.moved(table) if one.name not in own)
-        return dataclasses.replace(finding, moved=(*finding.moved, *others)[:EVIDENCE])
+        """What the detector looked at comes first, then what else left its expectation, then what behaves as never before, first movers first."""
+        moved: dict[str, Moved] = {}
+        for one in (*finding.moved, *self._whole.moved(table), *self._novel.moved(table)):
+            moved.setdefault(one.name, one)
+        return dataclasses.replace(finding, moved=tuple(moved.values())[:EVIDENCE])
