@@ -54,7 +54,7 @@ def test_a_death_in_a_change_leaves_a_run_that_is_what_its_history_says(tmp_path
         del os.environ["KILL"]
     until(lambda: list_snapshots(run))
     asked = penstock("change", run, "--set", "model.layers=3", "--wait", 60, check=False)
-    trains.go.touch()
+    trains.go_of("changed").touch()
     assert process.wait(timeout=200) == 0, process.communicate()
     events = read_history(run).events
     changed = [event for event in events if event.kind == "change" and event.data["who"] != "the run itself, as before"]

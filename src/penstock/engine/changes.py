@@ -62,6 +62,7 @@ PLACES: dict[str, tuple[Place, str]] = {
     "elastic.": ("fixed", "it is read when the ranks start; stop the run, and resume it with that"),
     "eval.": ("now", ""),
     "snapshot.": ("now", ""),
+    "cost.": ("now", ""),
     "metrics.every": ("now", ""),
     "metrics.": ("fixed", "it is read when the ranks start; stop the run, and resume it with that"),
     "alerts.": ("fixed", "it is read when the run starts; stop the run, and resume it with that"),
