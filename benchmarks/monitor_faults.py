@@ -1,8 +1,9 @@
 """Faults planted in real training runs, and runs in which nothing is wrong: what the monitor tells of them, as its alerts stand in the run's folder.
 
-Each named fault is planted (`penstock.lab.ailments`) in PENSTOCK_SEEDS runs (1) of a tiny model on one or two ranks, which differ in seed, size of
-the model, moment and strength of the fault; where that is seconds, it is beyond twice what nine of ten steps take here without any, so that the load
-of the machine does not hide it. Clean runs are of several kinds: optimizers, schedules, experts, a restart, changes while they run.
+Each named fault is planted (`penstock.lab.ailments`) in PENSTOCK_SEEDS runs (1), from number PENSTOCK_FIRST_SEED (0) on, of a tiny model on one or two
+ranks, which differ in seed, size of the model, moment and strength of the fault; where that is seconds, it is beyond twice what nine of ten steps take
+here without any, so that the load of the machine does not hide it. Clean runs are of several kinds: optimizers, schedules, experts, a restart, changes
+while they run.
 
     recall               share of the faults of which an alert of their kind was told (aim 0.95)
     delay_KIND           median steps from the fault to its alert (aims: non_finite 1, loss_spike 3, straggler 10, memory_leak 100); of a hang seconds
@@ -32,7 +33,7 @@ from penstock.monitor.alerts import Alert, read_alerts
 from penstock.monitor.overview import last_steps
 from penstock.monitor.series import Kinds, Series, read_kinds
 
-SEEDS = int(os.environ.get("PENSTOCK_SEEDS", "1"))
+SEEDS, FIRST = int(os.environ.get("PENSTOCK_SEEDS", "1")), int(os.environ.get("PENSTOCK_FIRST_SEED", "0"))
 #: Steps of a clean run, steps after an alert that are watched too, and the longest that a run may take, seconds.
 CLEAN_STEPS, AFTER, DEADLINE_S = 800, 15, 300.0
 SETTINGS = [
@@ -113,11 +114,12 @@ def run() -> dict[str, float | str]:
     delays: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="penstock-monitor-") as name:
         usual = _usual_step(Path(name))
-        for number in range(SEEDS):
+        numbers = range(FIRST, FIRST + SEEDS)
+        for number in numbers:
             for fault in FAULTS:
                 _strike(Path(name), fault, number, usual, missed, false, delays)
         planted, in_faults = len(FAULTS) * SEEDS, len(false)
-        steps = sum(_clean(Path(name), kind, number, false) for number in range(SEEDS) for kind in CLEAN)
+        steps = sum(_clean(Path(name), kind, number, false) for number in numbers for kind in CLEAN)
     figures: dict[str, float | str] = {"recall": 1 - len(missed) / planted, "faults": float(planted), "false_in_faults": float(in_faults)}
     figures |= {"false_per_10000": 1e4 * (len(false) - in_faults) / max(1, steps), "clean_steps": float(steps)}
     figures |= {f"delay_{kind}": statistics.median(found) for kind, found in delays.items()}
