@@ -1,9 +1,9 @@
 """Faults planted in real training runs, and runs in which nothing is wrong: what the monitor tells of them, as its alerts stand in the run's folder.
 
-Each named fault is planted (`penstock.lab.ailments`) in PENSTOCK_SEEDS runs (1), from number PENSTOCK_FIRST_SEED (0) on, of a tiny model on one or two
-ranks, which differ in seed, size of the model, moment and strength of the fault; where that is seconds, it is beyond twice what nine of ten steps take
-here without any, so that the load of the machine does not hide it. Clean runs are of several kinds: optimizers, schedules, experts, a restart, changes
-while they run.
+Each named fault is planted (`penstock.lab.ailments`) in PENSTOCK_SEEDS runs (1), from number PENSTOCK_FIRST_SEED (0) on, of a tiny model on one or
+two ranks, which differ in seed, size of the model, moment and strength of the fault; where that is seconds, it is beyond twice what nine of ten steps
+take here without any, so that the load of the machine does not hide it. Clean runs are of several kinds: optimizers, schedules, experts, a restart,
+changes while they run.
 
     recall               share of the faults of which an alert of their kind was told (aim 0.95)
     delay_KIND           median steps from the fault to its alert (aims: non_finite 1, loss_spike 3, straggler 10, memory_leak 100); of a hang seconds
