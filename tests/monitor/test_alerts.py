@@ -1,5 +1,6 @@
 """Alerts: one fault is one alert, whatever detectors say of it; the book; policies; what the history tells."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -229,6 +230,15 @@ def test_policies_are_read_and_bad_ones_refused_with_what_there_is(tmp_path):
     for bad, word in (("loss_spik=stop", "loss_spike"), ("loss_spike=stopp", "stop"), ("loss_spike", "KIND=ACTION"), ("hang=stop", "no step comes"), *IMPOSSIBLE):
         with pytest.raises(UserError, match=word):
             parse_policy(bad)
+
+
+def test_the_cause_names_what_moved_first_if_it_moved_far(desk):
+    found = finding("loss_spike", 50, 48)
+    for number, (deviations, told) in enumerate(((9.0, True), (5.0, False))):
+        before = Moved("data/unique", 45, 0.1, 0.6, deviations, None)
+        late = dataclasses.replace(found, step=50 + 200 * number, since=48 + 200 * number, moved=(dataclasses.replace(found.moved[0], since=48), before))
+        desk.step(table(late.step, loss=9.0), [late])
+        assert ("data/unique had moved by step 45" in live(desk)[-1].cause) == told
 
 
 def test_every_kind_that_explains_others_names_kinds_that_exist_and_texts_say_what_where_cause_and_advice(desk):

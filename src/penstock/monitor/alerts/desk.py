@@ -32,6 +32,8 @@ BACK, SHARE = 20, 0.35
 MOST_OPEN = 64
 #: Longest that an alert is held where no steps come, seconds.
 HOLD_S = 30.0
+#: Deviations from which what moved earlier may be the cause, and is not by chance among the evidence.
+FAR = 6.0
 
 Tell = Callable[[str, Alert], None]
 
@@ -208,7 +210,7 @@ def _same(alert: Alert, finding: Finding) -> bool:
 
 def _cause(general: str, finding: Finding) -> str:
     """The likely cause, with what moved first where that is another metric than the one that told."""
-    earlier = [one for one in finding.moved[1:] if one.since < finding.moved[0].since]
+    earlier = [one for one in finding.moved[1:] if one.since < finding.moved[0].since and abs(one.deviations) >= FAR]
     return f"{general}; {earlier[0].name} had moved by step {earlier[0].since}" if earlier else general
 
 
