@@ -1,14 +1,30 @@
 """Ailments that are planted in training: what they are written as; and what a run does by itself about them, with the monitor beside it."""
 
+import os
+
 import pytest
 from small_runs import penstock, refused, small_sets, summary
 
 from penstock.config import UserError
 from penstock.lab.ailments import Patient, parse
 from penstock.monitor.alerts import read_alerts
+from penstock.monitor.service import STATUS
 from penstock.store import find_run, read_history
 
 ILL = {"PENSTOCK_LISTENER": "penstock.lab.ailments"}
+
+
+#: Ailments, with a step at which training waits for its monitor, but not for ever.
+WATCHED = """
+import os, time
+from penstock.lab import ailments
+
+def hear(generation, step, phase):
+    end = time.monotonic() + 120
+    while step == 5 and phase == "data" and not os.path.exists(os.environ["AWAITED"]) and time.monotonic() < end:
+        time.sleep(0.02)
+    ailments.hear(generation, step, phase)
+"""
 
 
 def train(tmp_path, ailments, nproc=1, **changes):
@@ -17,7 +33,10 @@ def train(tmp_path, ailments, nproc=1, **changes):
         "snapshot__keep": 0, "train__steps": 140, "batch__global": 16, "batch__micro": 16,
     }  # fmt: skip
     sets = small_sets(tmp_path, **quick | changes)
-    done = penstock("train", *sets, "--nproc", nproc, "--run-dir", tmp_path / "run", "--json", PENSTOCK_AILMENTS=ailments, **ILL)
+    (tmp_path / "watched.py").write_text(WATCHED)
+    planted = {"PENSTOCK_LISTENER": "watched", "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    planted |= {"PENSTOCK_AILMENTS": ailments, "AWAITED": str(tmp_path / "run" / "metrics" / STATUS)}
+    done = penstock("train", *sets, "--nproc", nproc, "--run-dir", tmp_path / "run", "--json", **planted)
     return summary(done), find_run(str(tmp_path / "run")), done.stderr
 
 
