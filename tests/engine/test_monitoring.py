@@ -289,14 +289,10 @@ def test_a_nan_is_told_before_the_failed_run_is_left(tmp_path):
 #: A step that waits for a file, but not for ever.
 WAITING = """
 import os, time
-from penstock.engine import step
-undisturbed = step.gradients
-def waiting(parts, at):
+def hear(generation, step, phase):
     end = time.monotonic() + 120
-    while at == 20 and not os.path.exists(os.environ["AWAITED"]) and time.monotonic() < end:
+    while step == 20 and phase == "data" and not os.path.exists(os.environ["AWAITED"]) and time.monotonic() < end:
         time.sleep(0.02)
-    return undisturbed(parts, at)
-step.gradients = waiting
 """
 
 
@@ -304,7 +300,7 @@ def test_training_is_bit_for_bit_the_same_with_a_monitor(tmp_path):
     runs = {}
     (tmp_path / "waits.py").write_text(WAITING)
     for name, awaited in (("true", tmp_path / "true" / "metrics" / STATUS), ("false", tmp_path)):
-        sets = small_sets(tmp_path, metrics__monitor=name, train__steps=40, eval__every=0, snapshot__every=0)
+        sets = small_sets(tmp_path, metrics__monitor=name, train__steps=40, eval__every=0, snapshot__every=0, survive__enabled="on")
         planted = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]), "PENSTOCK_LISTENER": "waits", "AWAITED": str(awaited)}
         runs[name] = summary(penstock("train", *sets, "--run-dir", tmp_path / name, "--json", **planted))["weights_digest"]
     assert runs["true"] == runs["false"]
