@@ -5,6 +5,7 @@ import { colour, painted } from "../app/theme";
 import { Lines } from "../charts/lines";
 import type { Axis } from "../explore/clock";
 import { digits, inUnit, percent } from "../ui/format";
+import { Slider } from "../ui/slider";
 import { difference } from "./stats";
 
 interface Props {
@@ -23,19 +24,16 @@ export function Against({ ids, courses, axis, better }: Props) {
     <section class="card" aria-label="Differences">
       <header>
         <h2>Against {ids[0]}</h2>
-        <label class="slider">
-          over the last
-          <input
-            type="range"
-            min={0.05}
-            max={1}
-            step={0.05}
-            value={share}
-            aria-label="Share of the run"
-            onInput={(event) => setShare(Number(event.currentTarget.value))}
-          />
-          <output>{percent(share, 2)}</output>
-        </label>
+        <Slider
+          words="over the last"
+          label="Share of the run"
+          least={0.05}
+          most={1}
+          step={0.05}
+          value={share}
+          shown={percent(share, 2)}
+          change={setShare}
+        />
       </header>
       <p class="soft">Mean difference with a 95 % interval from ten stretches of the course, since steps are not independent. Aligned by {own}.</p>
       <div class="against">

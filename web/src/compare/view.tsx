@@ -16,7 +16,7 @@ import { inUnit, NONE, plain, seconds, si } from "../ui/format";
 import { Against } from "./against";
 import { ASK_MS, useCourses } from "./follow";
 import { valueAt } from "./stats";
-import { Smoothing } from "../ui/smoothing";
+import { Smoothing } from "../ui/slider";
 
 const COLOURS = 8;
 

@@ -9,7 +9,7 @@ import { AXES } from "./clock";
 import type { Shared } from "./context";
 import { moved } from "./span";
 import { change, look, range, view } from "./state";
-import { Smoothing } from "../ui/smoothing";
+import { Smoothing } from "../ui/slider";
 
 export function Toolbar({ shared, found, all }: { shared: Shared; found: number; all: number }) {
   const field = useRef<HTMLInputElement>(null);

@@ -5,6 +5,7 @@ import { number } from "../api/types";
 import { Command } from "../ui/bits";
 import { Icon } from "../ui/icon";
 import { clock, digits, inUnit, NONE, quoted, seconds, whole } from "../ui/format";
+import { Beside } from "./beside";
 import { Differ } from "./differ";
 import { countOf } from "./list";
 import type { Entry, Story } from "./story";
@@ -39,28 +40,7 @@ export function Between({ pair, story, id, name, close }: { pair: [Entry, Entry]
           <Icon name="close" />
         </button>
       </header>
-      <table>
-        <thead>
-          <tr>
-            <td />
-            <th class="right">before</th>
-            <th class="right">after</th>
-            <th class="right">difference</th>
-          </tr>
-        </thead>
-        <tbody>
-          {rows.map(([title, ...cells]) => (
-            <tr key={title}>
-              <th>{title}</th>
-              {cells.map((cell, index) => (
-                <td key={index} class="right">
-                  {cell}
-                </td>
-              ))}
-            </tr>
-          ))}
-        </tbody>
-      </table>
+      <Beside columns={["before", "after", "difference"]} rows={rows.map(([title, ...cells]) => ({ key: title, title, cells }))} />
       <h3>{inner.length ? `${countOf(inner)} between` : "Nothing else happened between"}</h3>
       <ul>
         {inner.slice(0, 50).map((entry) => (

@@ -4,6 +4,7 @@ import type { Checkout, Differences, TensorKind } from "../api/types";
 import { capital, many, NONE, plain, whole, words } from "../ui/format";
 import { Waiting } from "../ui/bits";
 import { useLoad } from "../ui/load";
+import { Beside } from "./beside";
 
 const KINDS: readonly [TensorKind, string][] = [
   ["differ", "differ"],
@@ -63,31 +64,7 @@ function checkout(told: Checkout | null): string {
 }
 
 function Table({ rows }: { rows: [string, string, string][] }) {
-  return (
-    <table>
-      <thead>
-        <tr>
-          <td />
-          <th class="right">before</th>
-          <th class="right">after</th>
-        </tr>
-      </thead>
-      <tbody>
-        {rows.map(([key, ...cells]) => (
-          <tr key={key}>
-            <th>
-              <code>{key}</code>
-            </th>
-            {cells.map((cell, index) => (
-              <td key={index} class="right">
-                {cell}
-              </td>
-            ))}
-          </tr>
-        ))}
-      </tbody>
-    </table>
-  );
+  return <Beside columns={["before", "after"]} rows={rows.map(([key, ...cells]) => ({ key, title: <code>{key}</code>, cells }))} />;
 }
 
 function Names({ words, count, names }: { words: string; count: number; names: string[] }) {
