@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 import penstock
 
 FLOORS = {"cli": 8, "lab": 7, "engine": 6, "dashboard": 5, "plan": 4, "store": 4, "monitor": 4, "parallel": 3, "optim": 3, "comm": 2, "models": 2, "data": 2, "config": 1}
@@ -15,6 +17,7 @@ def imported(file):
         yield from (name.split(".")[1] for name in names if name.startswith("penstock."))
 
 
+@pytest.mark.slow
 def test_rooms_import_only_from_floors_below():
     root, upward = Path(penstock.__file__).parent, []
     for room, floor in FLOORS.items():

@@ -1,8 +1,11 @@
 """`penstock snapshot` and `penstock stop`, as a user types them or the page does: a run that trains, and one that does not."""
 
+import pytest
+
 from penstock.store import list_snapshots, read_history
 
 
+@pytest.mark.slow
 def test_a_run_saves_and_stops_when_it_is_asked_to(run, here, refuses, answer):
     path, ended = run
     saved = answer("snapshot", path)

@@ -31,6 +31,7 @@ def run(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_alerts_are_told_acknowledged_and_silenced(run):
     said = penstock("alerts", run).stdout
     for part in ("WARNING straggler (rank 1) since step 30, 90% sure, open [straggler-r1-s30]", "time/step of rank 1 2, not 1", "cause ", "do "):
@@ -51,6 +52,7 @@ def test_a_copy_that_cannot_be_written_is_read(run):
         os.chmod(run, 0o755)
 
 
+@pytest.mark.slow
 def test_follow_tells_what_comes_until_the_run_ends(run):
     def told():
         return [json.loads(line) for line in following.told()[0].splitlines()]

@@ -1,8 +1,11 @@
 """`penstock change`, as a user types it: a dry run, a change, questions, and what is refused."""
 
+import pytest
+
 from penstock.store import read_history
 
 
+@pytest.mark.slow
 def test_a_run_is_changed_while_it_trains(run, here, refuses, answer):
     path, ended = run
     code, out, _ = here("change", path, "--set", "model.layers=3", "--dry-run")

@@ -31,6 +31,7 @@ def test_help_is_instant_and_needs_no_torch():
     assert "train" in penstock("--help").stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_compiles_nothing_imports_no_compiler(tmp_path):
     """It takes longer than all else that a command imports."""
     train, generate = ["train", *small_sets(tmp_path), "--run-dir", str(tmp_path / "run")], ["generate", str(tmp_path / "run"), "--tokens", "5"]
@@ -60,12 +61,14 @@ cli.app.run()
 """
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_its_own_exit_code_whatever_its_threads_do():
     """The interpreter's own end would be a SIGABRT."""
     done = subprocess.run([sys.executable, "-c", COMPUTING], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "the work is done\nand all is said\n", "")
 
 
+@pytest.mark.slow
 def test_train_then_use_the_run(tmp_path, here, answer):
     run = tmp_path / "runs" / "mine"
     result = answer("train", *small_sets(tmp_path), "--run-dir", run)
@@ -89,6 +92,7 @@ def test_every_setting_is_printed_and_explained():
     assert "did you mean 'optim.lr'" in refused("config", "--explain", "optim.lrr")
 
 
+@pytest.mark.slow
 def test_a_layout_is_shown_for_more_ranks_than_there_are(here, refuses):
     sets = ["--set", "model.heads=16", "--set", "model.dim=256", "--set", "batch.global=64"]
     grid = ["--set", "layout.tensor=16", "--set", "layout.shard=2"]
@@ -187,6 +191,7 @@ def test_a_killed_rank_is_named_and_the_command_ends(tmp_path):
     assert re.fullmatch(r"rank \d was killed by SIGKILL", read_history(run).events[-1].text)
 
 
+@pytest.mark.slow
 def test_bad_input_is_refused_in_one_line_with_exit_code_two(tmp_path, refuses, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sets = small_sets(tmp_path)
@@ -223,6 +228,7 @@ def test_a_port_in_use_is_refused(tmp_path, refuses, monkeypatch):
     assert not (tmp_path / "runs").exists(), "no run is made"
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_does_not_fit_the_run_is_refused(tmp_path, here, refuses):
     run, other = tmp_path / "r", tmp_path / "s"
     assert here("train", *small_sets(tmp_path, data__tokenizer="chars"), "--run-dir", run)[0] == 0
@@ -232,6 +238,7 @@ def test_a_tokenizer_that_does_not_fit_the_run_is_refused(tmp_path, here, refuse
     assert "model.vocab" in refuses("generate", run, "--prompt", "a")
 
 
+@pytest.mark.slow
 def test_a_run_without_a_snapshot_says_so(tmp_path, here, refuses):
     run = tmp_path / "r"
     assert here("train", *small_sets(tmp_path), "--run-dir", run)[0] == 0
@@ -241,6 +248,7 @@ def test_a_run_without_a_snapshot_says_so(tmp_path, here, refuses):
     assert "no snapshot" in refuses("resume", run)
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_training_keeps_the_last_snapshot_and_says_so(tmp_path, refuses):
     disk = tmp_path / "disk"
     disk.mkdir()

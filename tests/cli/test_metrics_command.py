@@ -117,6 +117,7 @@ def test_events_and_traces_are_written(ranks, answer):
     assert answer("metrics", "mine", "--tensorboard", "events", "--query", "loss/*")["steps"] == 60
 
 
+@pytest.mark.slow
 def test_a_scrape_sees_what_was_measured_since_the_last(ranks):
     command = [sys.executable, "-m", "penstock", "metrics", "mine", "--serve", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:

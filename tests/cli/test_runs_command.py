@@ -51,6 +51,7 @@ def test_the_story_is_told_as_a_tree(story, here, answer):
     assert "the chain is broken" in here("runs", "log", "mine")[1] and "lost its last 1 lines" in answer("runs", "log", "mine")["damage"][0]
 
 
+@pytest.mark.slow
 def test_a_snapshot_has_several_names(story, here, answer, refuses):
     newest = list_snapshots(story.path)[-1]
     for name in ("mine", "last", "runs/mine", "mine@80", f"mine@{newest.id}", f"runs/mine@{newest.id[:5]}", newest.path):
@@ -65,6 +66,7 @@ def test_a_snapshot_has_several_names(story, here, answer, refuses):
     assert "not the manifest of a snapshot" in refuses("runs", "show", "runs/mine/run.json")
 
 
+@pytest.mark.slow
 def test_a_run_is_shown_while_it_is_running_and_before_it_has_a_snapshot(tmp_path, answer, here, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = create_run(load_config("tiny"), Path("runs/mine"), {})
@@ -94,6 +96,7 @@ def test_damage_is_told_with_exit_code_1(story, here, answer):
     assert code == 1 and json.loads(out)["newest_intact"]["step"] == 70 and json.loads(out)["damage"][0]["file"] == newest.file
 
 
+@pytest.mark.slow
 def test_what_need_not_be_kept_is_collected_and_what_is_pinned_is_not(story, here, answer):
     assert answer("runs", "pin", "mine@50") == {"run": "runs/mine", "id": story.manifests[4].id[:12], "step": 50, "pinned": True}
     said = answer("runs", "gc", "mine", "--keep", 1, "--dry-run")
@@ -104,6 +107,7 @@ def test_what_need_not_be_kept_is_collected_and_what_is_pinned_is_not(story, her
     assert answer("runs", "verify", "mine")["snapshots"] == 3
 
 
+@pytest.mark.slow
 def test_a_run_goes_elsewhere_and_comes_back(story, here, answer, refuses, tmp_path):
     code, out, err = here("runs", "push", "mine", f"file://{tmp_path}/elsewhere/mine")
     assert code == 0 and out.startswith("sent 5 snapshots in ") and out.endswith("; 0 snapshots there already\n"), err

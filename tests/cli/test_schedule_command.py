@@ -132,6 +132,7 @@ def test_a_cap_below_what_any_schedule_needs_is_refused_with_the_least(refuses):
     assert "0.25" in refuses("--stages", 4, "--micro-batches", 8, "--memory", 0.1)
 
 
+@pytest.mark.slow
 def test_a_timeline_tells_what_it_should_have_been(answer, here, tmp_path):
     schedule = named_schedule("1f1b", 4, 8)
     costs = Costs((1.0, 1.1, 0.9, 1.3), (1.0,) * 4, (1.0,) * 4, (0.1,) * 3, (1.0,) * 4)

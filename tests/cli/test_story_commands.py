@@ -22,6 +22,7 @@ def call(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_is_forked_compared_replayed_exported_and_made_again(call, tmp_path):
     base, fork, again = (tmp_path / name for name in ("base", "fork", "again"))
     assert call("train", *small_sets(tmp_path, train__steps=4, snapshot__keep=0, eval__every=0), "--run-dir", base)[0] == 0

@@ -51,6 +51,7 @@ def some_indices(draw):
     return n * spread, torch.tensor(sorted(places), dtype=torch.int64) * spread
 
 
+@pytest.mark.slow
 @given(some_indices())
 def test_indices_come_back(case):
     n, indices = case
@@ -59,6 +60,7 @@ def test_indices_come_back(case):
     assert torch.equal(decode_indices(form, planes, n, indices.numel()), indices)
 
 
+@pytest.mark.slow
 @given(some_indices(), st.sampled_from(FORMATS), st.sampled_from(["normal", "mixed", "equal"]), st.integers(0, 99))
 def test_messages_come_back(case, values_format, kind, seed):
     n, indices = case[1].numel() + 5, case[1]
@@ -160,6 +162,7 @@ def small_messages():
     return [*messages, encode(flat, rows, "int4"), encode(flat, torch.arange(0, 150, 2), "int4"), encode(flat[:9], None, "bf16")]
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_refused():
     for message in small_messages():
         decode(message)

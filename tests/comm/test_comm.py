@@ -84,10 +84,12 @@ def wait_alone(world):
     return time.monotonic() - start
 
 
+@pytest.mark.slow
 def test_waiting_for_a_rank_that_does_not_come_ends_by_the_deadline():
     assert run_ranks(wait_alone, 2)[0] < 5
 
 
+@pytest.mark.slow
 def test_a_rank_without_its_peers_is_told_where_it_waited(monkeypatch):
     from penstock.comm import join_world
 

@@ -39,6 +39,7 @@ def measured(world):
     return measured_nodes(world)
 
 
+@pytest.mark.slow
 def test_nodes_are_found_by_timing_every_link():
     assert run_ranks(measured, 4) == [(0, 1, 0, 1)] * 4
 

@@ -33,6 +33,7 @@ def reference(flat, k):
     return flat.abs().double().sort(descending=True, stable=True).indices[:k].sort().values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("density", [1e-5, 0.01, 0.05, 0.5, 1.0])
 def test_exact_selection_is_the_k_largest_with_ties_to_the_lower_index(n, density):

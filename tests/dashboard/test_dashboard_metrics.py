@@ -250,6 +250,7 @@ def test_what_is_no_position_is_refused(browser, text):
     assert not text or browser.get("/api/v1/runs/long/live", params={"after": text}).status_code == 422
 
 
+@pytest.mark.slow
 def test_a_stream_ends_with_the_folder_of_its_run(run):
     async def watch():
         hub = Hub()
@@ -287,6 +288,7 @@ async def _until(stream, kind):
     return events[0][1].step
 
 
+@pytest.mark.slow
 def test_viewers_share_one_reader_and_it_ends_after_the_last(run, monkeypatch):
     monkeypatch.setattr("penstock.dashboard.live.feed.LINGER_S", 0.1)
 

@@ -207,6 +207,7 @@ def test_rows_follow_the_files(tmp_path):
         assert get(browser, "/runs")["runs"][0]["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_thousand_runs_are_listed_in_a_second(tmp_path):
     first = small_run(tmp_path, "run-0000", steps=3, ranks=1, layers=1)
     files = {name: (first.path / name).read_bytes() for name in ("run.json", "config.toml", "summary.json", "history.jsonl", "metrics/train.jsonl", "metrics/eval.jsonl")}

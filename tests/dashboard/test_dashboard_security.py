@@ -134,6 +134,7 @@ def test_actions_come_to_an_end_in_number(runs_dir):
         assert set(found[:-1]) == {200} and found[-1] == 429
 
 
+@pytest.mark.slow
 def test_an_action_runs_the_command_and_is_told_in_the_history(runs_dir):
     alert = small_run(runs_dir, "other", steps=4, ranks=1, layers=1).alert("straggler", 3)
     with with_token(runs_dir) as browser:
@@ -146,6 +147,7 @@ def test_an_action_runs_the_command_and_is_told_in_the_history(runs_dir):
     assert [note.data["command"] for note in notes] == ["acknowledge", "snapshot"] and "exit code 2" in notes[1].text
 
 
+@pytest.mark.slow
 def test_a_command_that_does_not_end_is_ended_and_much_output_is_cut(runs_dir, monkeypatch):
     script = runs_dir / "slow"
     script.write_text("import time\nprint('x' * 100000, 'end', flush=True)\ntime.sleep(60)\n")

@@ -67,6 +67,7 @@ def until(condition, what):
     return found
 
 
+@pytest.mark.slow
 def test_a_server_answers_and_leaves_word_for_its_owner_alone_until_it_ends(runs_dir):
     with Server(runs_dir, "--port", "0") as server:
         word = runs_dir / ".dashboard.json"
@@ -79,6 +80,7 @@ def test_a_server_answers_and_leaves_word_for_its_owner_alone_until_it_ends(runs
         assert server.told["url"] in printed and TOKEN not in printed and TOKEN not in json.dumps(server.told) and "secret-words" not in printed
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_followed_by_the_next_and_said(runs_dir):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -89,6 +91,7 @@ def test_a_port_in_use_is_followed_by_the_next_and_said(runs_dir):
             assert f"port {port} is in use; taking {server.told['port']}" in server.end()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "why"),
     [
@@ -108,6 +111,7 @@ def test_a_short_token_is_refused(runs_dir, tmp_path):
     assert "must have 16 or more" in refused("dashboard", runs_dir, "--token-file", tmp_path / "token")
 
 
+@pytest.mark.slow
 def test_live_events_come_over_a_socket_within_a_second(tmp_path):
     run = MadeRun(tmp_path, "live", MadeValues(ranks=2, layers=1, total=100))
     run.rows(1, 3)
@@ -130,6 +134,7 @@ def test_live_events_come_over_a_socket_within_a_second(tmp_path):
         assert server.process.wait(DEADLINE_S) == 0  # though somebody watches
 
 
+@pytest.mark.slow
 def test_a_background_server_ends_when_its_folder_is_gone_or_nobody_needs_it(runs_dir, monkeypatch, tmp_path):
     (tmp_path / "quick").mkdir()
     (tmp_path / "quick" / "sitecustomize.py").write_text("import penstock.dashboard.serve as serve\nserve.UNSEEN_S, serve.LOOK_S = 0.5, 0.1\n")
@@ -138,6 +143,7 @@ def test_a_background_server_ends_when_its_folder_is_gone_or_nobody_needs_it(run
     assert not (runs_dir / ".dashboard.json").exists()
 
 
+@pytest.mark.slow
 def test_starting_runs_share_one_server_which_is_found_again(runs_dir, monkeypatch):
     monkeypatch.setenv("PENSTOCK_DASHBOARD_TOKEN", TOKEN)
     other = small_run(runs_dir, "other run~", steps=4, ranks=1, layers=1)
@@ -175,6 +181,7 @@ def test_word_of_a_server_that_is_gone_is_not_believed(runs_dir):
     assert background._answering(runs_dir) is None
 
 
+@pytest.mark.slow
 def test_training_brings_its_page_and_prints_the_link(tmp_path):
     sets = small_sets(tmp_path, metrics__dashboard=True, train__steps=300, eval__every=0, snapshot__every=0)
     done = penstock("train", *sets, "--run-dir", tmp_path / "runs" / "mine")
@@ -198,6 +205,7 @@ def test_training_goes_on_where_no_server_can_be_started(tmp_path, monkeypatch, 
     assert "no page is served (division by zero)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_training_loads_nothing_of_the_server():
     code = "import sys, penstock.engine; sys.exit(any(name in sys.modules for name in ('fastapi', 'starlette', 'uvicorn')))"
     assert subprocess.run([sys.executable, "-c", code], timeout=DEADLINE_S).returncode == 0

@@ -39,6 +39,7 @@ def test_permute_is_a_permutation(n, key):
     assert np.array_equal(np.sort(permute(np.arange(n), n, key)), np.arange(n))
 
 
+@pytest.mark.slow
 @given(n=st.integers(2, 2**62), key=st.integers(0, 2**64 - 1), data=st.data())
 def test_permute_is_one_to_one_on_large_ranges_and_element_by_element(n, key, data):
     indices = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=50, unique=True)))
@@ -47,6 +48,7 @@ def test_permute_is_one_to_one_on_large_ranges_and_element_by_element(n, key, da
     assert images.tolist() == [int(permute(np.array([i]), n, key)[0]) for i in indices]
 
 
+@pytest.mark.slow
 def test_permute_spreads_evenly_and_depends_on_the_key():
     n, keys = 7, 2100
     counts = np.zeros((n, n))

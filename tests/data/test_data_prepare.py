@@ -234,6 +234,7 @@ def test_errors_cross_process_borders(tmp_path):
         run_tasks([good, encode], 2, lambda done: None)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_reported_with_the_mend(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("good")
     before = psutil.Process().children()  # other tests may keep processes, multiprocessing's fork server say

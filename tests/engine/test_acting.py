@@ -101,6 +101,7 @@ LAYOUTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks, layout", LAYOUTS)
 def test_a_batch_that_is_not_finite_is_left_out_and_the_run_is_that_which_never_had_it(tmp_path, ranks, layout):
     skips, clean = prepared(tmp_path, "skips", alerts__act="non_finite=skip", **layout), prepared(tmp_path, "clean", data__skip="24-27", **layout)
@@ -128,6 +129,7 @@ def test_without_a_policy_nothing_is_left_out(tmp_path):
     assert said.startswith("step 6: loss nan") and run.config().data.skip == ""
 
 
+@pytest.mark.slow
 def test_a_loss_far_above_the_usual_is_left_out_also_after_resuming(tmp_path):
     act = {"alerts__act": "loss_spike=skip, gradient_explosion=skip", "train__steps": 30}
     skips, clean = prepared(tmp_path, "skips", **act), prepared(tmp_path, "clean", data__skip="88-91", **act | {"alerts__act": ""})
@@ -151,6 +153,7 @@ def test_a_judge_waits_until_it_knows_what_is_usual_and_ends_in_time():
 BACK = (10, "roll_back", {"since": 8, "alert": "loss_spike-s8"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks, layout", [(1, {}), (2, {"layout__shard": 2}), (2, PIPED | {"optim__ema": 0.9})])
 def test_a_run_goes_back_and_leaves_out_what_it_read_since_the_fault_began(tmp_path, ranks, layout):
     back, clean = prepared(tmp_path, "back", **layout), prepared(tmp_path, "clean", data__skip="28-39", **layout)
@@ -164,6 +167,7 @@ def test_a_run_goes_back_and_leaves_out_what_it_read_since_the_fault_began(tmp_p
         assert replay(first, last).equal
 
 
+@pytest.mark.slow
 def test_a_run_that_dies_after_going_back_goes_on_from_there_though_there_are_snapshots_of_later_steps(tmp_path):
     back, clean = prepared(tmp_path, "back"), prepared(tmp_path, "clean", data__skip="28-39")
     assert run_ranks(train, 1, back.path, [], [BACK, (6, "crash", {})]) == ["crash"]
@@ -195,6 +199,7 @@ def ends(tmp_path_factory):
 TOLD = {stage: [{"data.skip": ["", "28-39"]}] for stage in ("append_event", "begun_again")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage, after", [("tell_snapshot", 0), ("save_config", 1), ("append_event", 1), ("begun_again", 1)])
 def test_a_process_that_is_killed_while_it_goes_back_leaves_a_run_from_before_or_after_it(tmp_path, ends, stage, after):
     run = prepared(tmp_path, "run")
@@ -208,6 +213,7 @@ def test_a_process_that_is_killed_while_it_goes_back_leaves_a_run_from_before_or
     assert run_state(run) == "finished" and read_history(run.folder).damage == []
 
 
+@pytest.mark.slow
 def test_a_change_on_the_way_is_taken_up_again_after_going_back(tmp_path):
     back, clean = prepared(tmp_path, "back"), prepared(tmp_path, "clean", data__skip="28-39")
     rate = (6, "change", {"values": {"optim.lr": 1e-4}})
@@ -215,6 +221,7 @@ def test_a_change_on_the_way_is_taken_up_again_after_going_back(tmp_path):
     assert digests(gone) == digests(straight) and back.config().optim.lr == 1e-4
 
 
+@pytest.mark.slow
 def test_going_back_to_the_same_place_ends(tmp_path):
     run = prepared(tmp_path, "run", alerts__most=2, train__steps=40)
     [result] = run_ranks(train, 1, run.path, [], [BACK] * 3)
@@ -222,18 +229,21 @@ def test_going_back_to_the_same_place_ends(tmp_path):
     assert sum("rolled_back" in event.data for event in read_history(run.folder).events) == 2
 
 
+@pytest.mark.slow
 def test_going_back_is_refused_where_there_is_no_snapshot_before(tmp_path):
     run = prepared(tmp_path, "run")
     [result] = run_ranks(train, 1, run.path, [], [(6, "roll_back", {"since": 3, "alert": "x"})])
     assert result["state"] == "finished" and "refused: there is no snapshot from before step 3" in texts(run)
 
 
+@pytest.mark.slow
 def test_a_nan_rolls_back_where_the_policy_says_so(tmp_path):
     back, clean = prepared(tmp_path, "back", alerts__act="non_finite=roll_back"), prepared(tmp_path, "clean", data__skip="24-27")
     assert digests(run_ranks(train, 1, back.path, [25])) == digests(run_ranks(train, 1, clean.path))
     assert "back from step 6 to the snapshot of step 4" in texts(back)
 
 
+@pytest.mark.slow
 def test_samples_that_were_read_are_not_left_out_afterwards(tmp_path):
     run = prepared(tmp_path, "run")
     run_ranks(train, 1, run.path)
@@ -262,6 +272,7 @@ def test_what_a_policy_needs_is_asked_for_by_name(tmp_path):
             small_config(tmp_path, **changes)
 
 
+@pytest.mark.slow
 def test_a_context_of_another_length_asks_for_an_empty_list(tmp_path):
     run = prepared(tmp_path, "run", data__skip="2-3")
     longer = (5, "change", {"values": {"model.context": 48}})

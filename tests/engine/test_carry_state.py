@@ -77,6 +77,7 @@ WITH_EXPERTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("generations", "experts"), [(GENERATIONS, False), (WITH_EXPERTS, True)])
 def test_ranks_go_and_come_with_other_layouts_and_training_goes_on(generations, experts):
     alone = run_ranks(one_process, 1, 3, experts)[0]
@@ -109,6 +110,7 @@ APART = {"exchange.kind": "periodic", "exchange.every": 3, "exchange.density": 0
 TWO, FOUR, ONE = ({"layout.replicate": 4, "exchange.topology": way} for way in ("2x2", "4x1", "flat"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "rows"),
     [
@@ -167,6 +169,7 @@ def lost_and_found(world):
     return {name for name, _ in missing}, still, rest, weights_digest(fresh.laid) == digest, sent / own
 
 
+@pytest.mark.slow
 def test_a_shard_that_no_source_has_is_refused_and_found_with_its_peer():
     for missing, still, rest, same, sent in run_ranks(lost_and_found, 3):
         assert "model.embedding.weight" in missing and still, "what is missing is said, and nothing is moved"

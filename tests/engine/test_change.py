@@ -66,6 +66,7 @@ def snapshot_at(run, step):
 GROWTH = [(3, {"optim.lr": 5e-4, "optim.clip": 0.5}), (5, {"model.layers": 4}), (7, {"model.heads": 3, "model.kv_heads": 3, "model.ffn_dim": 128}), (9, {"model.context": 48})]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "model", "orders"),
     [
@@ -87,6 +88,7 @@ def test_a_run_that_grows_keeps_its_loss(tmp_path, layout, model, orders):
     assert open_model(run, "cpu").config.model == run.config().model and not verify_run(run.folder).damage
 
 
+@pytest.mark.slow
 def test_a_rate_and_what_the_loop_reads_change_without_building_anything_anew(tmp_path):
     run = prepared(tmp_path, optim__schedule="constant", optim__warmup=0)
     orders = [(4, {"optim.lr": 5e-4}), (5, {"train.steps": 9, "eval.every": 2})]
@@ -108,6 +110,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_layouts_change_live_and_what_is_refused_leaves_the_run_as_it_was(tmp_path):
     exact = {"precision__compute": "float64", "layout__shard": 2}
     plain, moved, asked = (prepared(tmp_path, name, **exact) for name in ("plain", "moved", "asked"))
@@ -124,6 +127,7 @@ def test_layouts_change_live_and_what_is_refused_leaves_the_run_as_it_was(tmp_pa
     assert asked.config() == plain.config()
 
 
+@pytest.mark.slow
 def test_a_run_that_died_after_a_change_takes_it_up_again_at_its_step(tmp_path):
     whole, torn, other = (prepared(tmp_path, name) for name in ("whole", "torn", "other"))
     orders = [(6, {"model.layers": 3, "batch.global": 6}), (7, {"optim.lr": 5e-4})]
@@ -142,6 +146,7 @@ def test_a_run_that_died_after_a_change_takes_it_up_again_at_its_step(tmp_path):
     assert instead["weights_digest"] != result["weights_digest"] and other.config().optim.lr == 2e-3 and other.config().model.layers == 3
 
 
+@pytest.mark.slow
 def test_samples_go_on_where_the_run_was(tmp_path):
     run, drawn = prepared(tmp_path), []
     orders = [(3, {"batch.global": 6}), (5, {"batch.global": 2, "batch.micro": 1}), (9, {"model.context": 16})]

@@ -49,6 +49,7 @@ def when_it_runs(run, *orders):
     return [send(run, kind, arguments, 60.0) for kind, arguments in orders]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{"layout__shard": 2}, {"layout__pipeline": 2, "pipeline__schedule": "1f1b", "pipeline__check": "after", "optim__clip": 100.0}],

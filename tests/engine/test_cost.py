@@ -30,6 +30,7 @@ def screen(now):
     return out.getvalue()
 
 
+@pytest.mark.slow
 def test_two_ranks_cost_twice_their_hours_times_the_price(tmp_path):
     sets = small_sets(tmp_path, run__name="paid", run__dir=tmp_path, cost__per_device_hour=3600, cost__currency="EUR")
     done = penstock("train", *sets, "--nproc", 2, "--json")
@@ -44,6 +45,7 @@ def test_two_ranks_cost_twice_their_hours_times_the_price(tmp_path):
     assert page["validation"] == {"step": 6, "loss": told["val_loss"], "lowest": min(one["val_loss"] for one in told["evals"])}
 
 
+@pytest.mark.slow
 def test_without_a_price_no_money_is_told_and_hours_go_on_over_a_resume(tmp_path):
     run = Run(tmp_path / "free")
     told = start_run(small_config(tmp_path), "test", "test", 1, run.path, None)

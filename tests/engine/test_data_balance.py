@@ -84,6 +84,7 @@ def check_shares(ranks, experts, cases, **changes):
         assert any(len(set(shares)) > 1 for shares in used), (result.name, used)
 
 
+@pytest.mark.slow
 def test_uneven_shares_give_the_update_of_one_process():
     check_shares(2, False, CASES[2, False][:3])
 
@@ -122,6 +123,7 @@ def own_times(world, config, slow):
     return [min(seconds) for seconds in zip(*found)], core.balancer.replica_of[slow]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "experts", "layout"),
     [
@@ -248,6 +250,7 @@ def test_what_does_not_go_together_is_refused_naming_both(sets, sentence):
         load_config(None, ["balance.data=measured", *sets])
 
 
+@pytest.mark.slow
 def test_one_replica_has_nothing_to_balance_and_trains_as_ever(tmp_path):
     results = [start_run(small_config(tmp_path, balance__data=way), "test", "test", 1, tmp_path / way, None) for way in ("off", "measured")]
     assert results[0]["weights_digest"] == results[1]["weights_digest"]
@@ -263,6 +266,7 @@ def shares_while_sizes_are_tried(world, config):
     return found
 
 
+@pytest.mark.slow
 def test_shares_are_even_while_sizes_of_micro_batches_are_tried():
     config = small_question(False, batch__micro="auto", layout__replicate=2, balance__data="measured")
     even = run_ranks(shares_while_sizes_are_tried, 2, with_values(config, {"balance.data": "off"}))[0]

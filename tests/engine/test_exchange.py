@@ -88,6 +88,7 @@ def two_kinds(world, layout, precision):
     return [name for name in found[0] if not torch.equal(found[0][name], found[1][name])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [{"layout.replicate": 2, "exchange.topology": "2x1"}, {"layout.replicate": 2, "layout.shard": 2, "exchange.topology": "2x2"}])
 def test_top_k_of_everything_equals_dense_bit_for_bit(layout):
     ranks = 2 * layout.get("layout.shard", 1)
@@ -106,6 +107,7 @@ def sent_and_estimated(world, kinds):
     return found
 
 
+@pytest.mark.slow
 def test_the_estimate_of_every_kind_is_near_what_a_step_sends():
     kinds = [{"exchange.kind": "dense"}, {"exchange.kind": "powersgd", "exchange.rank": 2}]
     kinds += [{"exchange.kind": kind, "exchange.density": density} for kind in ("topk", "periodic") for density in (0.3, 1.0)]
@@ -141,6 +143,7 @@ def books(world, layout, kind):
     return worst, withheld, drifted(core)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", OVER_NODES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_sent_and_what_is_withheld_add_up_to_the_gradients(layout, kind):
@@ -178,6 +181,7 @@ def overflowing(world, kind):
     return [name for name, tensor in core.tensors().items() if not torch.equal(tensor, before[name])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["topk", "powersgd"])
 def test_a_gradient_that_is_not_finite_stops_all_ranks_and_spoils_no_residual(kind):
     assert run_ranks(overflowing, 4, kind) == [[]] * 4
@@ -208,6 +212,7 @@ def damaged(world, kind, times):
     return all(torch.equal(a, b) for a, b in zip(*found)), notes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["topk", "periodic"])
 def test_a_damaged_message_is_never_applied_and_the_step_is_made_again(kind):
     assert run_ranks(damaged, 2, kind, 1) == [(True, 1.0)] * 2
@@ -241,6 +246,7 @@ def apart(world, layout):
     return found, drift, float(near)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", OVER_NODES, ids=str)
 def test_nodes_train_apart_and_meet(layout):
     nodes, each = map(int, layout["exchange.topology"].split("x"))
@@ -347,5 +353,6 @@ def back_to_dense(world):
     return drifted(core), torch.equal(world.axis.all_reduce(whole.clone(), "t"), whole * world.size)
 
 
+@pytest.mark.slow
 def test_nodes_that_trained_apart_can_go_back_to_the_dense_exchange():
     assert run_ranks(back_to_dense, 4) == [([], True)] * 4

@@ -27,6 +27,7 @@ def results(tmp_path, ranks=2, **changes):
     return found, run.read("summary.json"), MetricStore(run.path / "metrics").read("train")
 
 
+@pytest.mark.slow
 def test_a_dense_run_over_two_nodes_sends_its_gradient_from_each_every_step_and_saves_nothing(tmp_path):
     found, written, rows = results(tmp_path, exchange__topology="2x1")
     told, gradient = found[0]["exchange"], 4 * found[0]["parameters"]
@@ -38,6 +39,7 @@ def test_a_dense_run_over_two_nodes_sends_its_gradient_from_each_every_step_and_
     assert told["exposed_share"] * sum(row["step_s"] for row in rows) == pytest.approx(told["exposed_s"], rel=0.2)  # mean of the ranks, and the lead's
 
 
+@pytest.mark.slow
 def test_a_top_k_run_says_what_share_of_the_dense_bytes_it_saved(tmp_path):
     found, _, rows = results(tmp_path, exchange__topology="2x1", exchange__kind="topk", exchange__density=0.1, exchange__values="bf16")
     told, entries = found[0]["exchange"], found[0]["parameters"]
@@ -48,6 +50,7 @@ def test_a_top_k_run_says_what_share_of_the_dense_bytes_it_saved(tmp_path):
     assert 0.1 * 2 < each < 0.1 * (2 + 1) * 1.2  # two bytes for a tenth of the entries, less than one for each index, and norms whole
 
 
+@pytest.mark.slow
 def test_inside_one_node_nothing_crosses_and_there_is_no_share_to_save(tmp_path):
     found, _, _ = results(tmp_path)
     told = found[0]["exchange"]
@@ -66,6 +69,7 @@ def announced(world, settings):
     return [announcement(core_of(world, each)) for each in settings]
 
 
+@pytest.mark.slow
 def test_several_nodes_are_said_with_how_gradients_travel_between_them():
     topk = {"exchange.kind": "topk", "exchange.topology": "2x2", "layout.replicate": 4}
     settings = [

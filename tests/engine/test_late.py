@@ -60,6 +60,7 @@ def taken_back(world, config):
     return results, core.late.taken_back if core.late else 0, held
 
 
+@pytest.mark.slow
 def test_a_step_that_should_have_been_clipped_is_taken_back_exactly():
     settings = {"layout__pipeline": 2, "pipeline__schedule": "1f1b", "batch__micro": 4, "optim__warmup": 0, "optim__clip": 5.0, "optim__kind": "adamw"}
     before, after = (run_ranks(taken_back, 2, small_question(False, pipeline__check=check, **settings)) for check in ("before", "after"))
@@ -89,6 +90,7 @@ def bad(world, config):
     return done, "no error"
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_after_the_last_good_step():
     settings = {"layout__pipeline": 2, "pipeline__schedule": "1f1b", "batch__micro": 4, "optim__clip": 100.0}
     for done, said in run_ranks(bad, 2, small_question(False, pipeline__check="after", **settings)):

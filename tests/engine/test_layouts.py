@@ -5,7 +5,6 @@ import time
 import pytest
 from ranks import run_ranks
 from small_runs import penstock, small_config, small_sets
-from torch.distributed.tensor.debug import CommDebugMode
 
 from lab.models_to_verify import small_question
 from penstock.config import ConfigError, with_values
@@ -73,11 +72,14 @@ def traffic_and_torchs_count(world, settings):
     core = build_core(config, world, RandomPlan(config), StopRequest(supervised=True), print)
     take_step(core, 0)
     world.meter.operations.clear()
+    from torch.distributed.tensor.debug import CommDebugMode  # takes seconds, which only this test is to wait for
+
     with CommDebugMode() as torchs:
         take_step(core, 1)
     return dict(world.meter.operations), {str(op): n for op, n in torchs.get_comm_counts().items()}, world.meter.take()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"layout.shard": 2, "layout.expert": 2, "layout.tensor": 2}, SQUARE, {"layout.context": 2, "layout.tensor": 2}])
 def test_the_meter_counts_every_collective_that_torch_counts(settings):
     counted, torchs, traffic = run_ranks(traffic_and_torchs_count, 4, settings)[0]

@@ -162,6 +162,7 @@ def rows(result, kind="train"):
     return MetricStore(find_run(result["run"]).path / "metrics").read(kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"model__moe__experts": 4, "model__moe__bias_rate": 0.05}])
 def test_the_loss_is_that_of_any_fixed_size(tmp_path, changes):
     fixed, auto = train(tmp_path, "fixed", batch__micro=2, **changes), train(tmp_path, "auto", **changes)
@@ -173,6 +174,7 @@ def test_the_loss_is_that_of_any_fixed_size(tmp_path, changes):
     assert not [row for row in rows(fixed, "event") if row["what"] == "micro_batch"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_begins_to_try_where_it_ended(tmp_path, monkeypatch):
     run = find_run(train(tmp_path, "first")["run"])
     chosen = read_numbers(list_snapshots(run.folder)[-1])["micro"]
@@ -181,6 +183,7 @@ def test_a_resumed_run_begins_to_try_where_it_ended(tmp_path, monkeypatch):
     assert rows({"run": run.path})[26]["micro_batch"] == chosen
 
 
+@pytest.mark.slow
 def test_the_model_is_compiled_once_for_the_size_that_is_chosen(tmp_path, monkeypatch):
     compiled = []
 
@@ -206,6 +209,7 @@ def scarce(monkeypatch, most, error):
     monkeypatch.setattr(building, "batch_loss", batch_loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
 def test_running_out_of_memory_costs_the_size_and_not_the_run(tmp_path, monkeypatch, error):
     scarce(monkeypatch, 2, error)
@@ -240,11 +244,13 @@ def rehearsed(world, layout, most):
     return sizes, core.micro
 
 
+@pytest.mark.slow
 def test_one_rank_without_memory_makes_all_fall_back():
     (sizes, size), other = run_ranks(rehearsed, 2, [], (8, 2))
     assert (sizes, size) == other and size == 2 and max(sizes) == 2
 
 
+@pytest.mark.slow
 def test_a_sharded_layout_falls_back_where_all_ranks_run_out_alike():
     (sizes, size), other = run_ranks(rehearsed, 2, ["layout.shard=2"], (4, 4))
     assert (sizes, size) == other and size == 4

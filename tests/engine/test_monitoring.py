@@ -175,6 +175,7 @@ def process(folder):
     return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE)
 
 
+@pytest.mark.slow
 def test_the_process_imports_no_torch_and_tells_when_the_training_is_gone(folder):
     config = load_config(None, ["train.steps=100"])
     create_run(config, folder / "run", {})
@@ -208,6 +209,7 @@ def kept(world, folder):
         return run_rank(Run(folder), world)["state"]
 
 
+@pytest.mark.slow
 def test_a_killed_monitor_is_started_again_a_stopped_one_holds_up_nothing_and_policies_act(tmp_path):
     with running(tmp_path) as (run, ends):
         until(lambda: status(run.path).get("step", 0) > 3)
@@ -278,6 +280,7 @@ def poisoned(world, folder):
         return str(error)
 
 
+@pytest.mark.slow
 def test_a_nan_is_told_before_the_failed_run_is_left(tmp_path):
     run = make_run(small_config(tmp_path, metrics__monitor="true", train__steps=100), "test", "test", tmp_path / "run", None)
     [said] = run_ranks(poisoned, 1, run.path)
@@ -296,6 +299,7 @@ def hear(generation, step, phase):
 """
 
 
+@pytest.mark.slow
 def test_training_is_bit_for_bit_the_same_with_a_monitor(tmp_path):
     runs = {}
     (tmp_path / "waits.py").write_text(WAITING)

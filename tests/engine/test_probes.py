@@ -72,6 +72,7 @@ def together(rows, name):
     return math.sqrt(sum(value * value for value in values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("experts", "ranks", "settings"), [(False, *way) for way in DENSE] + [(True, *way) for way in EXPERTS])
 def test_norms_of_all_ranks_together_are_those_of_one_and_nothing_else_changes(experts, ranks, settings):
     config = config_of(experts, settings)
@@ -119,6 +120,7 @@ def poisoned(world, config, layer):
     return read(core, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "settings"), [(1, {}), (2, {"layout.shard": 2}), (2, {"layout.pipeline": 2, "batch.micro": 3})])
 def test_a_step_that_fails_shows_the_layer_where_it_began(ranks, settings):
     config = with_values(config_of(False, settings), {"metrics.probe_every": 10})

@@ -24,6 +24,7 @@ def prepared(tmp_path, name, **changes):
     return make_run(small_config(tmp_path, **changes), "test", "test", tmp_path / name, None).path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"data__document_mask": True, "optim__kind": "muon"}, {"model__moe__experts": 4, "layout__bucket_mb": 0.01}])
 def test_ranks_learn_what_one_does_and_hold_the_same_weights(tmp_path, changes):
     one, four = prepared(tmp_path, "one", **changes), prepared(tmp_path, "four", **changes)
@@ -47,6 +48,7 @@ def train_with_a_bad_rank(world, folder):
     return "no error"
 
 
+@pytest.mark.slow
 def test_a_bad_loss_on_one_rank_is_named_by_all_and_the_good_state_saved(tmp_path):
     run = prepared(tmp_path, "bad", eval__every=0)
     said = run_ranks(train_with_a_bad_rank, 2, run)

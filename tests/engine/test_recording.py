@@ -46,6 +46,7 @@ def go_on(world, folder):
     return run_rank(Run(folder), world)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "settings"),
     [
@@ -92,6 +93,7 @@ def _every_rank_told_what_it_did(run, ranks, piped):
     assert plan is None or (plan["rank_of"] and 0 <= plan["bubble"] < 1)
 
 
+@pytest.mark.slow
 def test_the_step_that_fails_has_its_row_which_names_the_micro_batch(tmp_path, monkeypatch):
     loss, calls = Core.loss, []
 
@@ -111,6 +113,7 @@ def test_the_step_that_fails_has_its_row_which_names_the_micro_batch(tmp_path, m
     assert last["data/sample.01"] - last["data/sample.00"] == last["data/micro_batch"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_from_a_snapshot_records_in_a_new_generation_what_came_after_it(tmp_path):
     start_run(small_config(tmp_path, **FOUR | {"train__steps": 5, "snapshot__every": 2}), "test", "test", 1, tmp_path / "run", None)
     before = rows(tmp_path / "run")
@@ -121,6 +124,7 @@ def test_a_run_that_goes_on_from_a_snapshot_records_in_a_new_generation_what_cam
     assert sorted(after) == list(range(1, 8)) and {step: after[step]["loss/total"] for step in before} == {step: row["loss/total"] for step, row in before.items()}
 
 
+@pytest.mark.slow
 def test_a_disk_that_hangs_holds_up_no_training(tmp_path, monkeypatch):
     plain = start_run(small_config(tmp_path, **FOUR), "test", "test", 1, tmp_path / "plain", None)
     hangs = threading.Event()
@@ -164,6 +168,7 @@ def evaluates_slowly(world, folder):
         trainer.validation_loss = real
 
 
+@pytest.mark.slow
 def test_what_a_rank_waited_for_an_evaluation_is_not_taken_from_its_own_time(tmp_path):
     run = make_run(small_config(tmp_path, **FOUR | {"train__steps": 7, "eval__every": 2}), "test", "test", tmp_path / "run", None)
     run_ranks(evaluates_slowly, 2, run.path)

@@ -65,6 +65,7 @@ def moved_and_not(world, config):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "experts", "changes"),
     [

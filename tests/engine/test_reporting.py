@@ -24,6 +24,7 @@ def page(tmp_path, name):
     return {address.removeprefix(f"/api/v1/runs/{name}"): answer for address, answer in answers.items()}, courses
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_page_as_report_and_everything_in_it(tmp_path):
     done = penstock("train", *small_sets(tmp_path, run__name="a", run__dir=tmp_path), "--nproc", 2)
     assert f"report  {tmp_path}/a/report.html" in done.stdout and "no report" not in done.stderr
@@ -34,6 +35,7 @@ def test_a_run_ends_with_its_page_as_report_and_everything_in_it(tmp_path):
     assert told["/history"]["events"] and b"loss/total" in courses
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_has_a_report_that_says_why_and_a_resumed_one_a_new_one(tmp_path, monkeypatch):
     monkeypatch.setattr(Parts, "loss", lambda self, batch, real=Parts.loss: real(self, batch) * float("nan" if self.progress.step == 3 else 1.0))
     with pytest.raises(UserError, match="step 3"):
@@ -45,6 +47,7 @@ def test_a_run_that_fails_has_a_report_that_says_why_and_a_resumed_one_a_new_one
     assert page(tmp_path, "bad")[0]["/overview"]["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_run_ends_well_without_its_report_and_says_so_in_one_line(tmp_path, monkeypatch, capsys):
     def refuse(*args):
         raise OSError(28, "No space left on device\nand more")
@@ -55,6 +58,7 @@ def test_a_run_ends_well_without_its_report_and_says_so_in_one_line(tmp_path, mo
     assert "No space left on device" in line and f"penstock report {tmp_path / 'full'}" in line
 
 
+@pytest.mark.slow
 def test_a_run_with_damaged_metrics_ends_well(tmp_path, monkeypatch, capsys):
     real = frozen.freeze
 
@@ -76,6 +80,7 @@ def test_a_run_that_never_began_leaves_no_report(tmp_path):
     assert (tmp_path / "no" / "run.json").exists() and not (tmp_path / "no" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_page_is_frozen_without_a_server_or_torch(tmp_path):
     code = "import sys, penstock.dashboard.frozen; print([name for name in ('fastapi', 'starlette', 'uvicorn', 'torch') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60).stdout.strip() == "[]"

@@ -27,6 +27,7 @@ def whole(tmp_path_factory):
     return train(folder, "whole"), folder
 
 
+@pytest.mark.slow
 def test_a_snapshot_knows_what_made_it_and_the_history_what_happened(whole):
     result, _ = whole
     run = find_run(result["run"])
@@ -44,6 +45,7 @@ def test_a_snapshot_knows_what_made_it_and_the_history_what_happened(whole):
     assert {"snapshot_wait_s", "snapshot_stall_s"} <= rows[3].keys() and "snapshot_stall_s" not in rows[4]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_past_a_snapshot_that_the_disk_refused_and_past_damage(tmp_path, monkeypatch, whole, capsys):
     """Step 2 cannot be written; step 4 is written, and damaged later; step 6 cannot be written, which ends the run. What is left over is removed."""
     monkeypatch.setattr(attempt, "PAUSES", (0.01, 0.01))
@@ -89,6 +91,7 @@ def test_a_run_is_written_by_one_process_at_a_time(whole):
     assert (run.path / "config.toml").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_snapshots_with_bounded_error_resume_close_by_and_the_last_one_is_exact(tmp_path, whole):
     result = train(tmp_path, "bounded", snapshot__increments="bounded", snapshot__every=1)
     assert result["weights_digest"] == whole[0]["weights_digest"]

@@ -163,6 +163,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("states")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", LAYOUTS)
 def test_a_layout_has_the_plain_models_digest_and_weights(folder, which):
     plain = PlainState()
@@ -187,6 +188,7 @@ def test_one_process_takes_up_what_a_layout_saved_and_the_other_way_round(folder
         torch.testing.assert_close(answers[0][-1][name], tensor, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", LAYOUTS)
 def test_moments_and_averages_of_a_layout_are_the_plain_ones(folder, which):
     results(folder)

@@ -62,6 +62,7 @@ def verified(run):
 
 
 
+@pytest.mark.slow
 def test_every_stretch_of_steps_is_computed_again_bit_for_bit_with_the_settings_it_was_taken_with(snaps, folder, base):
     told = replay(snaps[2], snaps[8])
     assert told.equal, told.text()
@@ -71,6 +72,7 @@ def test_every_stretch_of_steps_is_computed_again_bit_for_bit_with_the_settings_
     assert not list(folder.glob(".replay-*")), "nothing is left of it"
 
 
+@pytest.mark.slow
 def test_a_replay_that_comes_to_other_numbers_says_where_and_what_may_be_why(snaps, base, tmp_path):
     copy = Run(shutil.copytree(base.path, tmp_path / "copy"))
     begin, end = list_snapshots(copy.folder)[2], read_manifest(list_snapshots(copy.folder)[3])
@@ -108,6 +110,7 @@ def test_the_samples_of_a_snapshot_are_those_that_its_steps_took(snaps, base):
         samples_of(snaps[6], 4)
 
 
+@pytest.mark.slow
 def test_a_fork_with_other_settings_goes_on_from_the_very_state_and_both_histories_tell(snaps, base, folder):
     seen = len(read_history(base.path).events)
     made = fork(snaps[4], folder / "fork", optim__lr=0.01, batch__global=8, run__seed=9, train__steps=6)
@@ -142,6 +145,7 @@ def test_two_snapshots_of_a_run_are_laid_beside_each_other(snaps):
     assert compare_snapshots(snaps[4], snaps[4]).diff.same_state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
@@ -169,6 +173,7 @@ def test_settings_that_the_state_does_not_fit_are_refused_by_the_tensors_names_o
     assert not verified(run).damage
 
 
+@pytest.mark.slow
 def test_a_fork_with_more_layers_computes_what_the_run_did_and_goes_on(snaps, tmp_path):
     made = fork(snaps[4], tmp_path / "fork", model__layers=4, train__steps=5)
     run = Run(tmp_path / "fork")
@@ -180,6 +185,7 @@ def test_a_fork_with_more_layers_computes_what_the_run_did_and_goes_on(snaps, tm
     assert resume_run(run, {}, 1, None)["step"] == 5
 
 
+@pytest.mark.slow
 def test_a_fork_on_other_text_keeps_the_tokenizer_of_its_weights(folder, tmp_path):
     config = small_config(tmp_path, train__steps=2, data__tokenizer="bpe", data__vocab=300)
     start_run(config, "test", "test", 1, tmp_path / "base", None)
@@ -221,6 +227,7 @@ def test_changes_that_a_crash_took_back_belong_to_the_leg_after_it(base, snaps, 
     assert [leg.config.optim.lr for leg in found][1:] == [0.002, 0.7]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dcp", "safetensors"])
 def test_an_exported_state_is_read_by_its_own_library_and_becomes_the_same_run_again(snaps, base, tmp_path, kind):
     made = export_state(snaps[4], tmp_path / "out", kind)
@@ -244,6 +251,7 @@ def test_an_exported_state_is_read_by_its_own_library_and_becomes_the_same_run_a
     assert compare_snapshots(*ends).diff.same_state and samples_of(ends[0], 6).steps == samples_of(ends[1], 6).steps
 
 
+@pytest.mark.slow
 def test_a_state_of_another_program_becomes_a_run_by_a_config(folder, snaps, tmp_path):
     state = {name: tensor for name, tensor in tensors(snaps[4]).items() if name.startswith("model.")}
     dcp.save({name: tensor.bfloat16() for name, tensor in state.items()} | {"lr": 0.5}, checkpoint_id=tmp_path / "theirs", no_dist=True)

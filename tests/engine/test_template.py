@@ -33,6 +33,7 @@ def started(out, thread):
     (out / "report").write_text(repr(report))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thread", [False, True], ids=["forked", "a new Python"])
 def test_a_child_prints_ends_and_takes_signals_as_a_process_of_its_own(tmp_path, thread):
     process = warm.Process(target=started, args=(tmp_path, thread))

@@ -32,6 +32,7 @@ def plain(tmp_path_factory):
     return train(folder, "plain"), folder
 
 
+@pytest.mark.slow
 def test_a_run_leaves_summary_metrics_snapshot_and_report(plain):
     result, _ = plain
     run = find_run(result["run"])
@@ -47,6 +48,7 @@ def test_a_run_leaves_summary_metrics_snapshot_and_report(plain):
     assert all(row["grad_norm"] > 0 and row["tokens_per_s"] > 0 and row["memory_bytes"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_that_of_guessing_and_training_lowers_it(tmp_path):
     result = train(tmp_path, "long", train__steps=60, optim__lr=3e-3, optim__warmup=5, eval__every=0, snapshot__every=0)
     first, *_, last = losses(result)
@@ -54,6 +56,7 @@ def test_the_first_loss_is_that_of_guessing_and_training_lowers_it(tmp_path):
     assert last < first - 2.0
 
 
+@pytest.mark.slow
 def test_the_resolved_config_alone_reproduces_the_run(plain, tmp_path):
     result, _ = plain
     config = load_config(find_run(result["run"]).path / "config.toml")
@@ -65,16 +68,19 @@ def test_the_resolved_config_alone_reproduces_the_run(plain, tmp_path):
     assert still_open == {"run.device", "pipeline.schedule", "exchange.topology", "exchange.density", "survive.enabled"}  # what says where to run, or follows from a neighbour
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_run(plain, tmp_path):
     assert train(tmp_path, "other", run__seed=7)["weights_digest"] != plain[0]["weights_digest"]
 
 
+@pytest.mark.slow
 def test_a_micro_batch_that_does_not_divide_the_share_is_made_smaller(tmp_path):
     common = {"train__steps": 3, "eval__every": 0, "batch__global": 6}
     assert losses(train(tmp_path, "four", batch__micro=4, **common)) == losses(train(tmp_path, "three", batch__micro=3, **common))
     assert losses(train(tmp_path, "many", batch__micro=99, **common)) == losses(train(tmp_path, "six", batch__micro=6, **common))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [False, True])
 def test_the_cut_into_micro_batches_does_not_change_the_loss(tmp_path, mask):
     """With masked targets the micro-batches hold different numbers of tokens; the mean is over the global batch all the same."""
@@ -84,6 +90,7 @@ def test_the_cut_into_micro_batches_does_not_change_the_loss(tmp_path, mask):
     assert pieces == pytest.approx(whole, rel=2e-5)
 
 
+@pytest.mark.slow
 def test_resuming_goes_on_as_if_nothing_had_happened(tmp_path):
     whole = train(tmp_path, "whole", optim__ema=0.9)
     half = train(tmp_path, "half", optim__ema=0.9, train__steps=6)
@@ -96,6 +103,7 @@ def test_resuming_goes_on_as_if_nothing_had_happened(tmp_path):
     assert losses(resumed) == losses(whole), "the metrics hold each step once"
 
 
+@pytest.mark.slow
 def test_more_steps_than_planned_can_be_asked_for(tmp_path):
     result = train(tmp_path, "r")
     longer = resume_run(find_run(result["run"]), {"train.steps": 9}, 1, None)
@@ -103,12 +111,14 @@ def test_more_steps_than_planned_can_be_asked_for(tmp_path):
     assert find_run(result["run"]).config().train.steps == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"model.layers": 3}, {"model.dim": 64}, {"optim.kind": "muon"}, {"run.seed": 5}, {"data.validation": 0.2}, {"batch.global": 8}])
 def test_resuming_with_another_model_data_or_optimizer_is_refused_by_name(plain, change):
     with pytest.raises(UserError, match=next(iter(change)).replace(".", r"\.") + ".*cannot become"):
         resume_run(find_run(plain[0]["run"]), change, 1, None)
 
 
+@pytest.mark.slow
 def test_resuming_on_a_changed_corpus_is_refused(tmp_path):
     result = train(tmp_path, "r")
     (tmp_path / "corpus" / "003.txt").write_text("something else entirely, and longer than it was\n" * 30)
@@ -116,6 +126,7 @@ def test_resuming_on_a_changed_corpus_is_refused(tmp_path):
         resume_run(find_run(result["run"]), {"train.steps": 9}, 1, None)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_bad_update(tmp_path, monkeypatch):
     whole = train(tmp_path, "whole", train__steps=3, eval__every=0)
     real, calls = Parts.loss, []
@@ -153,6 +164,7 @@ class _Exploding(torch.autograd.Function):
         return grad * float("inf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"optim__kind": "muon"}, {"model__moe__experts": 4, "model__moe__first_dense": 1}, {"precision__compute": "bfloat16"},
                                      {"model__sliding_window": 8, "data__document_mask": True}, {"model__tie_embeddings": True, "model__qk_norm": True}])  # fmt: skip
 def test_switches_train_and_resume_bit_for_bit(tmp_path, changes):
@@ -165,6 +177,7 @@ def test_switches_train_and_resume_bit_for_bit(tmp_path, changes):
     assert whole["evals"][-1]["val_loss"] < math.log(257) + 0.1
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_what_evaluation_and_samples_use(tmp_path):
     result = train(tmp_path, "ema", optim__ema=0.99, optim__lr=1e-2)
     live = train(tmp_path, "live", optim__lr=1e-2)

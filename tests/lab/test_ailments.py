@@ -40,6 +40,7 @@ def train(tmp_path, ailments, nproc=1, **changes):
     return summary(done), find_run(str(tmp_path / "run")), done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_no_ailment_is_said_in_a_sentence(tmp_path):
     for bad in ("slow:1", "slow:1:20", "sloow:1:20:1", "poison:x:20", "nan:0:3:1:2"):
         with pytest.raises(UserError, match="PENSTOCK_AILMENTS"):

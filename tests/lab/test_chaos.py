@@ -43,6 +43,7 @@ def test_a_seed_plans_the_same_faults_of_every_kind_apart_from_each_other(tmp_pa
     assert all(fault.rank == 0 for fault in faults if fault.kind == "kill-lead") and all(0 <= fault.rank < 4 and fault.other != fault.rank for fault in faults)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_planted_is_skipped_with_the_reason(tmp_path):
     skipped = plan(tmp_path, snapshot__every=0, survive__patience_s=0).skipped
     assert "snapshot.every = 0" in skipped["kill-snapshot"] and "nothing to go on from" in skipped["stop-resume"] and "patience" in skipped["hang-stuck"]

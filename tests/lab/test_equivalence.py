@@ -62,6 +62,7 @@ def test_every_layout_equals_one_plain_process(ranks, experts):
     assert any(r.verdict == "equal" for r in results)
 
 
+@pytest.mark.slow
 def test_axes_alone_equal_one_plain_process():
     results = run_ranks(verdicts, 2, small_question(True, train__steps=3), thrifty(filter(alone, layout_cases(2, True))))[0]
     assert not failures(results) and sum(r.verdict == "equal" for r in results) >= 8

@@ -91,6 +91,7 @@ def test_a_link_carries_its_bandwidth_and_not_more(megabits):
             assert back * n_bytes <= new.rx_bytes - old.rx_bytes <= 1.06 * back * n_bytes
 
 
+@pytest.mark.slow
 @lab
 def test_a_node_receives_no_faster_from_two_than_from_one():
     with emulated_nodes(3, "40mbit") as nodes:
@@ -209,6 +210,7 @@ def test_a_dying_rank_ends_the_others_and_is_named(tmp_path, capfd):
     assert not namespaces(os.getpid())
 
 
+@pytest.mark.slow
 @lab
 def test_a_deadline_ends_ranks_that_do_not(tmp_path):
     with pytest.raises(RankFailed, match=r"ranks \[0, 1\] did not end within 1 s"):

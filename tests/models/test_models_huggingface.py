@@ -10,9 +10,15 @@ from safetensors.torch import load_file, save_file
 from penstock.config import ModelSection, UserError
 from penstock.models import Decoder, build_decoder, export_hf, import_hf, resolve_model
 
-transformers = pytest.importorskip("transformers")
-transformers.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
+
+@pytest.fixture(scope="module")
+def transformers():
+    """The library, which takes seconds to import: only tests that want it wait for it."""
+    found = pytest.importorskip("transformers")
+    found.logging.set_verbosity_error()
+    found.utils.logging.disable_progress_bar()
+    return found
+
 
 FAMILIES = ["llama", "mistral", "qwen3", "qwen3_moe", "glm4_moe"]
 TOKENS, VOCAB = 24, 97
@@ -64,9 +70,10 @@ def our_logits(decoder: Decoder, tokens: torch.Tensor) -> torch.Tensor:
         return decoder.logits(decoder(tokens))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("seed", range(4))
-def test_our_export_gives_the_same_logits_in_transformers_and_comes_back_unchanged(tmp_path, family, seed):
+def test_our_export_gives_the_same_logits_in_transformers_and_comes_back_unchanged(tmp_path, transformers, family, seed):
     section = random_section(family, random.Random(f"{family}{seed}"))
     decoder = randomised(build_decoder(section, seed, "cpu"), seed)
     export_hf(decoder, tmp_path / "hf", end_id=3, file_bytes=20_000)
@@ -86,7 +93,7 @@ def test_our_export_gives_the_same_logits_in_transformers_and_comes_back_unchang
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("seed", range(4, 8))
-def test_transformers_own_model_gives_the_same_logits_here(tmp_path, family, seed):
+def test_transformers_own_model_gives_the_same_logits_here(tmp_path, transformers, family, seed):
     """Starts from transformers' config and initial weights, saved by transformers (its rope_parameters style)."""
     section = random_section(family, random.Random(f"{family}{seed}"))
     export_hf(build_decoder(section, seed, "cpu"), tmp_path / "ours", end_id=None)

@@ -48,6 +48,7 @@ def read_from(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_extremes_and_ends_of_a_long_course_are_told_from_few_rows(tmp_path, monkeypatch):
     rng = np.random.default_rng()
     values = rng.standard_normal(60_000)
@@ -74,6 +75,7 @@ def test_extremes_and_ends_of_a_long_course_are_told_from_few_rows(tmp_path, mon
     assert "coarse2" in seen and {max(peaks.values()), min(peaks.values())} <= set(coarsest.value.tolist())
 
 
+@pytest.mark.slow
 def test_a_part_of_a_long_course_is_told_from_its_own_rows(tmp_path, monkeypatch):
     values = np.random.default_rng().standard_normal(30_000)
     write(tmp_path, values)
@@ -85,6 +87,7 @@ def test_a_part_of_a_long_course_is_told_from_its_own_rows(tmp_path, monkeypatch
     np.testing.assert_array_equal(course(tmp_path).value, values)
 
 
+@pytest.mark.slow
 def test_steps_that_were_taken_back_show_in_no_level(tmp_path):
     values = np.zeros(20_000)
     values[9_990], values[10_020] = 7.0, 99.0  # what is kept and what is not lie in one stretch of a coarser level
@@ -97,6 +100,7 @@ def test_steps_that_were_taken_back_show_in_no_level(tmp_path):
     assert found.value[found.steps > 10_000].tolist() == [1.0] * (found.steps > 10_000).sum() and found.steps[-1] == 30_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["lost", "cut", "damaged"])
 def test_what_a_level_lacks_comes_from_the_rows_and_is_made_up_for(tmp_path, harm):
     values = np.zeros(20_000)

@@ -95,6 +95,7 @@ def before_the_fault(seed, schedule):
     return run, watch, at
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("kind, change, lasts, within, rank, layer", FAULTS, ids=lambda value: value if isinstance(value, str) else None)
 def test_a_fault_is_told_in_time_with_its_place_and_nothing_before_it(kind, change, lasts, within, rank, layer, seed):
@@ -108,12 +109,14 @@ def test_a_fault_is_told_in_time_with_its_place_and_nothing_before_it(kind, chan
     assert one.moved and 0 < one.sure <= 1 and one.text and dataclasses.asdict(one)["moved"][0]["name"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule, noise", [("cosine", 0.02), ("restarts", 0.1), ("drop", 0.004)])
 def test_a_run_without_faults_raises_nothing(schedule, noise):
     run, watch = MadeRun(11, steps=1000, schedule=schedule, noise=noise), Watch()
     assert [one for step in range(1, 1001) for one in watch.update(run.table(step))] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stands, told", [(None, []), (500, ["plateau"])])
 def test_a_noisy_loss_stands_only_where_it_gains_nothing_by_its_own_pace(stands, told):
     """A power law under noise twenty times what 400 steps gain late in it, and the same which stands from a step on."""
@@ -131,6 +134,7 @@ def test_a_fault_that_lasts_is_told_once_and_again_only_after_it_has_passed():
     assert [one.step for step in range(1, 230) for one in watch.update(run.table(step)) if one.kind == "non_finite"] == [100, 200]
 
 
+@pytest.mark.slow
 def test_a_slow_departure_that_no_expectation_tells_is_among_the_evidence():
     def departs(values, since):
         values["data/surprise"] += 0.006 * since
@@ -146,6 +150,7 @@ def test_a_slow_departure_that_no_expectation_tells_is_among_the_evidence():
     assert 345 <= surprise.since <= 369 and surprise.value > surprise.expected
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_slow_by_design_is_no_straggler():
     def stages(values, since):
         values["time/own"][0] *= 1.8
@@ -174,6 +179,7 @@ def test_nothing_is_a_hang_before_the_first_steps_have_told_what_is_usual():
     assert watch.silence(run.time + 300.0) == [] and watch.silence(run.time + 700.0) != []
 
 
+@pytest.mark.slow
 def test_a_monitor_that_was_killed_learns_from_the_past_and_tells_only_what_is_new():
     def tables():
         run = MadeRun(9, faults=[after(150, nan_forward, 3), after(420, slow_rank)])
@@ -207,6 +213,7 @@ def test_one_wild_gradient_that_recovers_is_no_explosion():
     assert [one for step in range(1, 200) for one in watch.update(run.table(step))] == []
 
 
+@pytest.mark.slow
 def test_a_schedule_that_restarts_does_not_spike_the_loss_but_a_rate_far_too_high_does():
     quiet = MadeRun(5002, ranks=2, steps=3000, schedule="restarts", noise=0.004)
     watch = Watch()
@@ -215,6 +222,7 @@ def test_a_schedule_that_restarts_does_not_spike_the_loss_but_a_rate_far_too_hig
     assert [one.kind for step in range(1010, 1014) for one in watch.update(quiet.table(step))] == ["loss_spike"]
 
 
+@pytest.mark.slow
 def test_what_follows_from_a_spike_of_the_loss_is_not_told_beside_it():
     def stays_high(values, since):
         values["loss/total"] += 1.5 + 0.003 * since
@@ -223,6 +231,7 @@ def test_what_follows_from_a_spike_of_the_loss_is_not_told_beside_it():
     assert [one.kind for step in range(1, 800) for one in watch.update(run.table(step))] == ["loss_spike"]
 
 
+@pytest.mark.slow
 def test_what_was_learned_of_times_tokens_and_memory_is_void_where_a_step_has_other_work():
     """A larger batch, or processes that went on from a snapshot, take other times and read other tokens; the loss goes on."""
 
@@ -241,6 +250,7 @@ def told_of(change, generation_after):
     return [one for step in range(1, 260) for one in watch.update(run.table(step), int(step >= generation_after))]
 
 
+@pytest.mark.slow
 def test_memory_that_is_sampled_now_and_then_leaks_all_the_same():
     def sampled(values, since):
         for rank in range(4):
@@ -261,6 +271,7 @@ def test_experts_that_are_idle_in_turn_are_not_dead():
     assert [one for step in range(1, 250) for one in watch.update(run.table(step))] == []
 
 
+@pytest.mark.slow
 def test_a_rank_whose_row_is_missing_for_a_step_changes_nothing():
     run, watch = MadeRun(17, faults=[after(300, slow_rank)]), Watch()
     found = []

@@ -1,6 +1,7 @@
 """The detector of each metric by itself, and what all detectors share: expectations side by side, ranks against the others, means over ranks."""
 
 import numpy as np
+import pytest
 
 from penstock.monitor.detect.expected import Expected
 from penstock.monitor.detect.multivariate import mean_over_ranks
@@ -21,6 +22,7 @@ def daily(steps=3000, seed=0):
     return 10 * np.sin(2 * np.pi * np.arange(steps) / 200) + 0.3 * np.random.default_rng(seed).normal(size=steps)
 
 
+@pytest.mark.slow
 def test_a_spike_and_a_new_level_are_new_at_once_and_a_period_is_not():
     spike, level = daily(), daily()
     spike[2000] = 60.0
@@ -30,6 +32,7 @@ def test_a_spike_and_a_new_level_are_new_at_once_and_a_period_is_not():
     assert sum(row >= 1000 for rows in calm for row in rows) <= 10, "of 20,000 values"
 
 
+@pytest.mark.slow
 def test_what_came_often_is_not_new_any_more():
     spikes = daily(6000)
     spikes[300::200] = 60.0
@@ -37,12 +40,14 @@ def test_what_came_often_is_not_new_any_more():
     assert 300 in rows and len(rows) <= 4, "of 29 spikes"
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_always_new_has_to_do_more_for_each_alarm():
     walks = np.random.default_rng(1).normal(size=(20, 6000)).cumsum(axis=1)
     counts = [len(rows) for rows in alarms(*walks)]
     assert max(counts) < 20 and sum(counts) < 200, counts
 
 
+@pytest.mark.slow
 def test_columns_do_not_touch_each_other_and_absent_values_leave_a_column_as_it_was():
     one, other = daily(seed=3), daily(seed=4) * 1e6
     one[1500], other[1700] = 50.0, -1e8
@@ -55,6 +60,7 @@ def test_columns_do_not_touch_each_other_and_absent_values_leave_a_column_as_it_
             assert novelty_m[1] == 0.0 and novelty_m[np.isfinite(values_m)] == [expected.pop(0)]
 
 
+@pytest.mark.slow
 def test_numbers_that_are_huge_or_far_from_zero_are_as_good_as_others():
     plain, random = daily(), np.random.default_rng(5)
     plain[2000] = 60.0

@@ -54,6 +54,7 @@ def test_a_long_run_stays_within_its_buckets_and_keeps_mean_and_maximum():
         assert most[1, bucket] == 2 * steps.max() and count[0, bucket] == len(steps)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_for_a_thousand_ranks():
     grid = Grid()
     for step in range(0, 100_000, 50):

@@ -310,6 +310,7 @@ def test_a_store_is_read_from_a_copy_without_write_permission(tmp_path):
         path.chmod(stat.S_IRWXU)
 
 
+@pytest.mark.slow
 def test_readers_see_every_step_while_ranks_write_and_a_keeper_stores(tmp_path):
     ranks, done, seen = Ranks(tmp_path, part_bytes=3000), threading.Event(), []
 

@@ -198,6 +198,7 @@ def answers_of(case, *what):
     return [answer[(case, *what)] for answer in answers(CASES[case][0].ranks)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "muon", "in turns"])
 @pytest.mark.parametrize("case", CASES)
 def test_parts_are_updated_as_the_whole_is(case, kind):

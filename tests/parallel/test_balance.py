@@ -18,6 +18,7 @@ def placements(draw):
     return np.array(loads), places, draw(st.integers(least, least + 3))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(placements())
 def test_every_expert_has_a_slot_every_slot_is_full_and_eplb_is_never_better(case):

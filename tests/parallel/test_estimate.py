@@ -75,7 +75,7 @@ REHEARSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("ranks", [2, 4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)])
 def test_the_estimate_is_what_ranks_send(ranks):
     cases = [([*BASE, *model, *layout_sets(layout)], dtype, batches) for layout, model, dtype, batches in REAL[ranks]]
     for rank, of_rank in enumerate(run_ranks(all_counted, ranks, cases, timeout_s=300)):

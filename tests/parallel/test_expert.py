@@ -127,6 +127,7 @@ def answers_of():
     return functools.cache(lambda ranks: run_ranks(spread_ranks, ranks, CASES[ranks]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "case"), [(ranks, case) for ranks, cases in CASES.items() for case in cases])
 def test_spread_experts_compute_what_they_do_at_home(ranks, case, answers_of):
     experts, places, _slots, chosen = CASES[ranks][case]

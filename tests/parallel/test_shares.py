@@ -104,6 +104,7 @@ def test_nothing_is_predicted_before_some_steps_agree():
     assert pace.known and pace.seconds == [1.0, 3.0]
 
 
+@pytest.mark.slow
 def test_noise_of_some_percent_hardly_moves_shares():
     for seed in range(5):
         draw = random.Random(seed)

@@ -114,6 +114,7 @@ def sources_of(data, old, new):
     return {rank: data.draw(st.sets(st.integers(0, new - 1), max_size=2), label=f"rank {rank} is kept by") for rank in range(old)}
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_every_number_arrives_bit_for_bit_or_is_missing(small_rounds, data):
@@ -163,6 +164,7 @@ def real_placements(which):
     return layout, plan_weights(model, layout, SHAPES, {str(i): slots for i in (1, 2)} if slots else None, stages_of(layout.pipeline))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_model_goes_from_any_layout_to_any_other(small_rounds, data):
@@ -236,6 +238,7 @@ def kept_by_peers(wholes, placements, layout, nodes, steps, cut=-1):
     return on_threads(rank, layout.ranks, nodes, cut)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_with_copies_of_peers_nothing_is_missing_when_a_rank_or_a_node_is_lost(small_rounds, data):
@@ -278,6 +281,7 @@ def test_a_copy_that_is_cut_short_leaves_the_one_before_it_whole(small_rounds):
         assert set(mine.held(1)) == {rank, before}
 
 
+@pytest.mark.slow
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_what_leaving_ranks_hand_over_is_whole_with_those_that_stay(small_rounds, data):

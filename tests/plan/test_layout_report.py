@@ -92,6 +92,7 @@ def muon_bytes(world, sets):
     return counted_bytes(world)
 
 
+@pytest.mark.slow
 def test_muons_exchange_is_estimated():
     sent = run_ranks(muon_bytes, 2, ["layout.tensor=2"])
     report = describe_layout(settled("optim.kind=muon", "layout.tensor=2"), 2, 8)

@@ -50,6 +50,7 @@ def files(folder):
     return LocalFolder(folder).names("snapshots") + LocalFolder(folder).names("packs")
 
 
+@pytest.mark.slow
 @POWER
 def test_a_save_that_dies_anywhere_leaves_earlier_snapshots_and_nothing_half(ram, power):
     made = store(ram / "run")
@@ -72,6 +73,7 @@ def test_a_save_that_dies_anywhere_leaves_earlier_snapshots_and_nothing_half(ram
         assert not found.damage and not found.notes and steps(folder) == [1, 2, 3, 4, 5], where
 
 
+@pytest.mark.slow
 @POWER
 def test_a_collection_that_dies_anywhere_loses_nothing_in_use_and_the_next_one_ends_it(ram, power):
     made = store(ram / "run", range(1, 9))
@@ -90,6 +92,7 @@ def test_a_collection_that_dies_anywhere_loses_nothing_in_use_and_the_next_one_e
         assert len(files(folder)) == 3 + 4, (where, files(folder))
 
 
+@pytest.mark.slow
 @POWER
 def test_sending_that_dies_anywhere_leaves_a_store_of_complete_snapshots_and_goes_on(ram, power):
     made = store(ram / "run", (1, 2))

@@ -75,6 +75,7 @@ def depth(manifest):
     return max(map(of, manifest.chunks))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_every_snapshot_of_a_sequence_loads_bit_for_bit(tmp_path, small_cells, data):
@@ -106,6 +107,7 @@ def test_every_snapshot_of_a_sequence_loads_bit_for_bit(tmp_path, small_cells, d
         assert same(found, expected) if exact else all(torch.allclose(found[name].float(), expected[name].float(), atol=0.5) for name in found)
 
 
+@pytest.mark.slow
 def test_training_goes_on_while_a_slow_disk_writes_and_waits_only_for_the_next_snapshot(tmp_path, monkeypatch):
     rooms = []
     made = staging.Staging.room
@@ -196,6 +198,7 @@ def ends(world, folder):
     return [(outcome.step, outcome.failure, outcome.snapshot and outcome.snapshot.file) for outcome in writer.outcomes()], len(threads)
 
 
+@pytest.mark.slow
 def test_a_rank_whose_disk_fails_costs_that_snapshot_alone_and_all_ranks_know(tmp_path, small_cells):
     (first, threads), second = run_ranks(ends, 2, tmp_path)
     assert first == second[0] and threads == 1

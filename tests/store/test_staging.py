@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -65,6 +66,7 @@ def written(folder, state, placements, layout):
     return make_manifest(1, None, {}, {}, {}, answers[0][0], [told for _, told in answers])
 
 
+@pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_all_layouts_write_the_same_digests(tmp_path, monkeypatch, data):

@@ -118,6 +118,7 @@ def test_a_full_disk_while_saving_is_said_and_leaves_nothing_half_written(tmp_pa
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_saving_leaves_the_earlier_snapshot_alone(tmp_path):
     script = """
 import os, sys, torch, penstock.store.saver as s

@@ -1,6 +1,7 @@
 """Cells are cut by logical position, tile every tensor, and each is put together once from parts that their givers hold."""
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from placements import layouts, placed
@@ -35,6 +36,7 @@ def test_the_longest_dim_is_halved_first_and_a_large_tensor_has_larger_cells():
     assert grid((65536, 4096), 4).block == (1024, 1024)
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.data())
 def test_the_cells_that_a_box_touches_are_those_it_shares_something_with(data):
@@ -47,6 +49,7 @@ def test_the_cells_that_a_box_touches_are_those_it_shares_something_with(data):
     assert (count_of(shape, cells.boxes()) == 1).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_every_cell_is_put_together_once_from_parts_that_their_givers_hold(monkeypatch, data):

@@ -119,6 +119,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("snapshots")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_a_snapshot_of_any_layout_loads_in_any_other_bit_for_bit(folder, ranks):
     wrong = saved(folder)

@@ -137,6 +137,7 @@ def kept_by_autograd(world, cases):
     return found
 
 
+@pytest.mark.slow
 def test_activations_are_what_autograd_keeps_of_the_micro_batches_under_way():
     wide = ["model.layers=6", "model.dim=64", "model.head_dim=16", "model.ffn_dim=160", "model.context=64", "batch.global=16"]
     cases = [[*cut(f"pipeline=2 {kind}"), *wide, f"precision.compute={form}"] for kind in ("1f1b", "gpipe", "interleaved") for form in ("float32", "bfloat16")]

@@ -82,6 +82,7 @@ def run_kinds(world, steps):
     return found
 
 
+@pytest.mark.slow
 def test_every_kind_moves_every_micro_batch_through_every_stage_and_holds_what_the_simulator_says():
     held = run_ranks(run_kinds, RANKS, 2)
     for kind in KINDS:

@@ -130,6 +130,7 @@ def test_an_action_on_another_rank_is_named(schedule, data):
         check_schedule(with_rows(schedule, rows))
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(any_schedule, st.data())
 def test_swapped_actions_are_refused_exactly_when_the_order_is_impossible(schedule, data):

@@ -88,12 +88,14 @@ def test_one_rank_alone_never_waits():
     assert bubbles(costs, synthesise(costs, (0, 0, 0), 5, effort=0.1)) == pytest.approx((0.0, 0.0))
 
 
+@pytest.mark.slow
 def test_equal_times_reach_both_bounds():
     four, two = Costs.even(8, 4, 1.0, 1.0, 1.0, 0.0), Costs.even(8, 2, 1.0, 1.0, 1.0, 0.0)
     assert bubbles(four, synthesise(four, wire(8, 4, "wave"), 16, effort=0.5))[0] == pytest.approx(1 - 48 / 49.75)
     assert bubbles(two, synthesise(two, wire(8, 2, "wave"), 16, barrier=False, effort=0.5))[1] < 0.005
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("micros", "barrier", "most"), [(16, True, 0.075), (16, False, 0.06), (32, True, 0.04), (32, False, 0.032)])
 def test_real_times_leave_less_idle_than_zb_v(micros, barrier, most):
     def costs_of(rank_of):

@@ -139,6 +139,7 @@ def check_gradients(schedules):
         torch.testing.assert_close(ranks[schedule.rank_of[-1]][number][1].detach(), losses, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_our_schedules_have_exact_gradients_in_torchs_runtime():
     check_gradients([named_schedule("zb-v", RANKS, MICROS), shuffled_weights(), synthesised(2)])
 
