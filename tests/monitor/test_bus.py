@@ -171,6 +171,8 @@ def test_the_host_is_read_and_its_figures_are_plausible(tmp_path):
     sum(i * i for i in range(200_000))
     figures = gauge.read()
     assert figures["memory/resident"] > 1e7 and 0 < figures["host/process_cpu"] < 64
+    before, held = gauge.resident, np.ones(10_000_000)  # 80 MB
+    assert before is None or gauge.resident - before == pytest.approx(held.nbytes, rel=0.1)
     assert 0 < figures["host/memory_available"] <= figures["host/memory_total"] and 0 <= figures["host/disk_used"] <= 1
     assert not [name for name in HostGauge(torch.device("cpu"), tmp_path, whole=False).read() if name.startswith("host/cpu")]
     kinds = Kinds(CATALOGUE)

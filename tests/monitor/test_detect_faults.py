@@ -160,6 +160,21 @@ def test_a_rank_that_is_slow_by_design_is_no_straggler():
     assert [one for step in range(1, 300) for one in watch.update(run.table(step)) if one.kind == "straggler"] == []
 
 
+@pytest.mark.parametrize("steps, told", [(9, []), (60, [("straggler", 2)])])
+def test_a_rank_is_slow_when_it_is_so_for_longer_than_a_moment_however_short_the_steps(steps, told):
+    def quick(values, since):
+        for name in ("time/own", "time/step", "wait/total"):
+            values[name] *= 0.04  # 20 ms
+
+    def slow(values, since):
+        values["time/own"][2] *= 1.8
+        values["time/step"][:] = values["time/own"].max()
+
+    run, watch = MadeRun(19, faults=[after(0, quick), after(200, slow, steps)]), Watch()
+    found = [one for step in range(1, 300) for one in watch.update(run.table(step))]
+    assert [(one.kind, one.rank) for one in found] == told and all(one.since == 200 for one in found)
+
+
 def test_a_hang_is_told_soon_after_the_longest_pause_once_and_not_during_one_that_is_allowed():
     run, watch = MadeRun(7), Watch()
     for step in range(1, 60):

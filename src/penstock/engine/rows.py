@@ -112,7 +112,8 @@ class RowBuilder:
         if self._looked is not None and self._looked[0] == done.step - 1:
             record.put_all(record.columns(NAMES), self._looked[1])
         host, self._host = self._host, {}
-        record.put_each(host)
+        resident = self._gauge.resident
+        record.put_each(host if resident is None else host | {"memory/resident": resident})
         record.put_each({
             "monitor/metrics": len(record.names),
             "monitor/rows_dropped": self._log.dropped,

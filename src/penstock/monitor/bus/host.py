@@ -2,9 +2,9 @@
 
 Read beside the training thread (`aside.py`), about once a second, from psutil and, where they are there, torch's allocator and NVML
 (`nvidia-ml-py`). The host's own figures are measured by the first rank on each host alone. Rates are those since the reading before. What a system
-does not tell is left out.
+does not tell is left out. The process's own memory can be read at each step besides (`resident`): a leak is to be seen in steps of milliseconds, too.
 
-Cost: about a millisecond of a second thread each second. When not to use it: for anything within a step.
+Cost: about a millisecond of a second thread each second, and 10 µs a step for `resident`. When not to use it: for anything within a step.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 import psutil
 import torch
 
+#: Bytes of a page, in which Linux counts a process's memory.
+PAGE = os.sysconf("SC_PAGE_SIZE")
 #: What may go wrong where a system or a driver does not tell something.
 UNTOLD = (OSError, AttributeError, psutil.Error, ValueError, NotImplementedError)
 
@@ -44,6 +46,15 @@ class HostGauge:
             with suppress(*UNTOLD):
                 found |= reader()
         return found
+
+    @property
+    def resident(self) -> float | None:
+        """Bytes of memory that this process holds now; None where the system has no `/proc` to tell it quickly."""
+        try:
+            with open("/proc/self/statm", "rb", buffering=0) as file:
+                return float(file.read().split()[1]) * PAGE
+        except OSError:
+            return None
 
     def _of_process(self) -> dict[str, float]:
         process = self._process

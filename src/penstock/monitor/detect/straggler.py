@@ -2,8 +2,9 @@
 
 Of each rank: log of `time/own` over the median of the other ranks', against that rank's own history, so that ranks which differ by design (stages of
 a pipeline, unlike devices) do not count. A step counts when the rank is fifteen hundredths and three deviations above it; eight of nine make a
-finding. A rank slow from the first step on is found where nothing else explains it (no pipeline): 1.4 times the others in twenty of the first thirty
-steps. Cost: a value a rank in the shared baseline. When not to use it: with one rank.
+finding, once they have lasted half a second: where steps take milliseconds, nine of them are a moment in which a host did something else. A rank
+slow from the first step on is found where nothing else explains it (no pipeline): 1.4 times the others in twenty of the first thirty steps. Cost: a
+value a rank in the shared baseline. When not to use it: with one rank.
 """
 
 from __future__ import annotations
@@ -22,21 +23,37 @@ from penstock.monitor.series.table import StepTable
 #: By how much slower, in how many deviations, in how many of how many steps; steps to learn before.
 SLOWER, DEVIATIONS, STEPS, OF, LEARN = 1.15, 3.0, 8, 9, 30
 
+#: Seconds that it must have lasted, and slow steps among the last of them with which it still does.
+LASTS_S, STILL = 0.5, 6
+
 #: Deviations that the steps after the first slow one must be above what was before it: the expectation follows them.
 AGAIN = 1.5
 
-#: Slow from the start: by how much.
-FROM_START = 1.4
+#: Slow from the start: by how much, in how many steps.
+FROM_START, EARLY = 1.4, 20
 
 
 @dataclass
 class _Pace:
-    """A rank's slow steps of late, those of the first steps, and how it stood to the others, with what noise, before."""
+    """A rank's slow steps of late, since which step and unix second they were enough, those of the first steps, and how it stood to the others, with
+    what noise, before.
+    """
 
     slow: Streak = field(default_factory=lambda: Streak(OF))
+    enough: tuple[int, float] | None = None
     early: int = 0
     before: float = 0.0
     noise: float = 0.0
+
+    def lasts(self, table: StepTable, slow: bool, own: float) -> int | None:
+        """Count a step, which took the rank `own` seconds; since which step it is slow, if that is for long enough."""
+        count = self.slow.add(table.step, slow)
+        if count < (STILL if self.enough else STEPS):
+            self.enough = None
+        elif self.enough is None:
+            since = self.slow.since
+            self.enough = since, table.time - own * (table.step - since + 1)
+        return self.enough[0] if self.enough and count >= STEPS and table.time - self.enough[1] >= LASTS_S else None
 
 
 class Straggler(Silent):
@@ -67,11 +84,12 @@ class Straggler(Silent):
                 pace.before, pace.noise = float(against.expected_m[rank]), float(against.scale_m[rank])
             creeps = bool(pace.slow.add(table.step, False)) and now > pace.before + max(math.log(SLOWER), AGAIN * pace.noise)
             pace.early += bool(early_r[rank])
-            if pace.slow.add(table.step, slow or creeps) >= STEPS:
-                found.append(self._finding(table, rank, pace.slow.since, now, pace.before, float(own_r[row])))
+            if (since := pace.lasts(table, slow or creeps, float(own_r[row]))) is not None:
+                found.append(self._finding(table, rank, since, now, pace.before, float(own_r[row])))
                 pace.slow.clear()
+                pace.enough, pace.early = None, EARLY + 1  # what is learned anew is no start
                 self._apart.forget_one(rank)
-            elif pace.early == 20 and seen < LEARN:
+            elif pace.early == EARLY and seen < LEARN:
                 pace.early += 1
                 found.append(self._finding(table, rank, table.step - seen, now, 0.0, float(own_r[row])))
         return found
