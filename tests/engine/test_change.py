@@ -106,7 +106,7 @@ REFUSED = [
     ({"optim.lr": -1.0}, "optim.lr = -1"), ({"layout.tensor": 3}, "layout.tensor = 3"), ({"run.seed": 3}, "run.seed"), ({"data.path": "x"}, "data.path"),
     ({"train.steps": 2}, "train.steps = 2"), ({"model.layers": 50_000_000}, "model.layers = 50000000"), ({"model.dim": 64}, "model.dim"),
     ({"model.layers": 1}, "--yes"), ({"precision.compute": "float64"}, "precision.compute"), ({"optim.lr": 1e-3}, "nothing would change"),
-    ({"model.context": 10_000_000}, "model.context"), ({"exchange.kind": "topk"}, "exchange.kind"),
+    ({"model.context": 10_000_000}, "model.context"), ({"model.context": 5000}, "raise data.validation"), ({"exchange.kind": "topk"}, "exchange.kind"),
 ]  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from penstock.engine.agenda import COMMAND
 from penstock.engine.build import Core, Parts, batch_plan, build_core
 from penstock.engine.changes import ChangePlan, plan_change
 from penstock.engine.commands import Answer, Command
+from penstock.engine.evaluate import validation_windows
 from penstock.engine.exchange import apart_of
 from penstock.engine.grow_state import GrownState
 from penstock.engine.micro import free_bytes
@@ -147,6 +148,7 @@ def _progress(parts: Parts, config: Config) -> Progress:
     if (now.global_batch, now.context) != (then.global_batch, then.context):
         numbers.since, numbers.drawn = step, now.drawn_before(step, then)
     check_skipped(parts, config)
+    validation_windows(config, parts.corpus)  # refuses a context longer than the held-out text
     if parts.config.model.moe.experts != config.model.moe.experts or parts.config.model.layers != config.model.layers:
         numbers.slots = {}
     numbers.micro = parts.tuner.size

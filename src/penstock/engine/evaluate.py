@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from penstock.data import Batch, Tokenizer, ValidationPlan, validation_plan
+from penstock.config import Config
+from penstock.data import Batch, TokenCorpus, Tokenizer, ValidationPlan, validation_plan
 from penstock.data.batches import IGNORED
 from penstock.engine.exchange import consensus
 from penstock.engine.state import whole_model
@@ -30,9 +31,14 @@ def averaged_weights(parts: Parts) -> AbstractContextManager[object]:
     return parts.average.swapped_in() if parts.average is not None else consensus(parts)
 
 
+def validation_windows(config: Config, corpus: TokenCorpus) -> ValidationPlan:
+    """The windows of the held-out text that are scored. Raises `UserError` if it is shorter than one of them."""
+    return validation_plan(corpus.validation, config.model.context, config.eval.sequences, config.data.document_mask)
+
+
 def validation_loss(parts: Parts) -> float:
     """Mean cross-entropy over the validation windows, nats per token; every rank takes part."""
-    plan = validation_plan(parts.corpus.validation, parts.config.model.context, parts.config.eval.sequences, parts.config.data.document_mask)
+    plan = validation_windows(parts.config, parts.corpus)
     total, tokens = score_windows(parts, plan)
     loss_sum, n_tokens = parts.world.sum_(torch.tensor([total, tokens], dtype=torch.float64, device=parts.world.device), "eval").tolist()
     return loss_sum / n_tokens

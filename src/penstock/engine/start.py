@@ -22,6 +22,7 @@ from penstock.config import Config, ConfigError, EchoedError, UserError, flat, w
 from penstock.data import check_unread, parse_skip, prepare
 from penstock.engine.agenda import due_after, settings_at
 from penstock.engine.build import batch_plan
+from penstock.engine.evaluate import validation_windows
 from penstock.engine.launch import check_port, launch
 from penstock.engine.monitoring import monitored
 from penstock.engine.origin import record_origin
@@ -107,7 +108,8 @@ def make_run(config: Config, label: str, command: str, folder: Path | None, prog
     """Prepare the corpus, resolve the config, and create the run's folder; what is refused beforehand leaves none."""
     corpus = prepare(config.data, progress=progress)
     config = resolve(config, corpus, cores())
-    batch_plan(config, corpus, ProgressNumbers())  # refuses a text of less than one sequence
+    batch_plan(config, corpus, ProgressNumbers())  # refuses a text of less than one sequence, and
+    validation_windows(config, corpus)  # so does this
     identity = {"command": command, "data": corpus.summary, "data_digest": corpus.digest, "source": label}
     run = create_run(config, folder or new_run_folder(config, label), identity)
     record_origin(run)
