@@ -11,8 +11,8 @@ from types import TracebackType
 import numpy as np
 
 from penstock.config import load_config, to_toml
-from penstock.monitor.bus.catalogue import CATALOGUE
 from penstock.monitor.series import RowLog, write_kinds
+from penstock.monitor.series.catalogue import CATALOGUE
 from penstock.monitor.series.chunk import About, pack_chunk
 from penstock.monitor.series.coarse import Coarser, Rows
 from penstock.monitor.series.columns import ColumnWriter

@@ -34,7 +34,7 @@ def run(tmp_path):
 @pytest.mark.slow
 def test_alerts_are_told_acknowledged_and_silenced(run):
     said = penstock("alerts", run).stdout
-    for part in ("WARNING straggler (rank 1) since step 30, 90% sure, open [straggler-r1-s30]", "time/step of rank 1 2, not 1", "cause ", "do "):
+    for part in ("WARNING straggler (rank 1) since step 30, 90% sure, open [straggler-r1-s30]", "time/step of rank 1: 2 s, not 1 s", "cause ", "do "):
         assert part in said, said
     assert len(summary(penstock("alerts", run, "--json"))["alerts"]) == 2
     told = summary(penstock("alerts", run, "--ack", "straggler-r1-s30", "--silence", "plateau", "--json"))

@@ -17,9 +17,9 @@ from tests.dashboard.made_values import CONTEXT, GLOBAL, PARAMETERS, Faults, Mad
 
 from penstock.config import load_config, to_toml
 from penstock.monitor.alerts import Alert, Book, kind_of
-from penstock.monitor.bus.catalogue import CATALOGUE
 from penstock.monitor.detect import Moved
 from penstock.monitor.series import Gather, Grid, RowLog, read_grid, write_kinds
+from penstock.monitor.series.catalogue import CATALOGUE
 from penstock.monitor.series.grid_file import write_grid
 from penstock.monitor.series.keeper import Keeper
 from penstock.monitor.series.kinds import Kinds

@@ -12,10 +12,10 @@ from tests.dashboard.made_values import MadeValues
 from penstock.config import ConfigError, load_config
 from penstock.dashboard.standing import Standing
 from penstock.engine.start import resume_run, start_run
-from penstock.monitor.bus.catalogue import CATALOGUE
 from penstock.monitor.overview import overview
 from penstock.monitor.screen import frame
 from penstock.monitor.series import Kinds, Series
+from penstock.monitor.series.catalogue import CATALOGUE
 from penstock.store import Run
 
 

@@ -246,5 +246,5 @@ def test_every_kind_that_explains_others_names_kinds_that_exist_and_texts_say_wh
         assert set(kind.explains) <= KINDS.keys()
     desk.step(table(50, own=(1, 3)), [finding("straggler", 50, 44, rank=1, name="time/own", value=3.0, expected=1.0)])
     text = as_text(live(desk)[0])
-    for part in ("WARNING straggler (rank 1) since step 44", "90% sure", "time/own of rank 1 3, not 1, from step 44", "cause", "do "):
+    for part in ("WARNING straggler (rank 1) since step 44", "90% sure", "time/own of rank 1: 3 s, not 1 s, from step 44", "cause", "do "):
         assert part in text, text

@@ -13,7 +13,6 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from metric_runs import KINDS, NAMES, Ranks
 
 from penstock.config import UserError
-from penstock.monitor.bus.catalogue import CATALOGUE
 from penstock.monitor.export import Span, exposition, latest, read_spans, serve
 from penstock.monitor.export.bridges import by_step
 from penstock.monitor.export.grafana import dashboard
@@ -23,6 +22,7 @@ from penstock.monitor.export.spans import nested
 from penstock.monitor.export.table import csv_lines, json_pieces
 from penstock.monitor.export.tensorboard import write_events
 from penstock.monitor.series import Kind, RowLog, Series
+from penstock.monitor.series.catalogue import CATALOGUE
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from penstock.config import UserError
 from penstock.monitor import LiveLine, MetricStore, TensorBoardWriter
-from penstock.monitor.units import count, duration, size
+from penstock.monitor.units import count, duration, in_unit, size
 
 
 def train_row(step, **more):
@@ -151,4 +151,5 @@ def test_numbers_are_written_for_people():
     assert [count(v) for v in (999.4, 999.6, 999_600, 12e14, 0.00012)] == ["999", "1k", "1M", "1200T", "0.00012"]
     assert [size(v) for v in (10, 2048, 850 * 2**20, 3 * 2**30)] == ["10 B", "2 KiB", "850 MiB", "3 GiB"]
     assert [size(v) for v in (1010 * 2**20, 1023.9 * 2**20)] == ["1010 MiB", "1 GiB"]
+    assert [in_unit(*v) for v in ((5e8, "bytes"), (0.48123, "s"), (3.25, "1"), (1e-301, "1"))] == ["477 MiB", "0.4812 s", "3.25", "0"]
     assert [duration(v) for v in (0.5, 42, 80, 3725, 90000, float("inf"))] == ["0.5s", "42s", "1m 20s", "1h 02m", "1d 01h", "–"]

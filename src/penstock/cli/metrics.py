@@ -77,8 +77,8 @@ def metrics(
 
 def _kinds(run: str | None, runs_dir: str) -> Kinds:
     """The run's own catalogue, or this version's."""
-    from penstock.monitor.bus.catalogue import CATALOGUE
     from penstock.monitor.series import Kinds, read_kinds
+    from penstock.monitor.series.catalogue import CATALOGUE
     from penstock.store import find_run
 
     own = read_kinds(find_run(run, runs_dir).path / "metrics") if run else None

@@ -6,7 +6,7 @@
     end      the log is closed
 
 Training begins anew in every generation of ranks that watch over each other, and whenever a run is resumed; each time with a rank's number of that
-time. Names and units of all metrics are in the catalogue (`monitor/bus/catalogue.py`). The only exchange between ranks is one number at the start.
+time. Names and units of all metrics are in the catalogue (`monitor/series/catalogue.py`). The only exchange between ranks is one number at the start.
 
 Cost: some tens of µs of the training thread a step beyond reading what was measured (`benchmarks/monitor_cost.py`). A process that is killed may lose
 the row of the step that it has just finished, one that fails or is asked to stop loses none.
@@ -30,10 +30,10 @@ from penstock.engine.rows import Finished, RowBuilder, Taken
 from penstock.engine.step import NonFinite
 from penstock.models import flops_per_token
 from penstock.monitor.bus.aside import Aside
-from penstock.monitor.bus.catalogue import CATALOGUE
 from penstock.monitor.bus.host import HostGauge
 from penstock.monitor.bus.spans import SpanRing, spans_file
 from penstock.monitor.bus.tokens import TokenWatch
+from penstock.monitor.series.catalogue import CATALOGUE
 from penstock.monitor.series.kinds import write_kinds
 from penstock.monitor.series.rows import RowLog, next_generation
 from penstock.monitor.series.shots import PLAN, StepShots, is_shot, write_beside

@@ -1,4 +1,4 @@
-"""Numbers as people read them: 12.3k, 850 MiB, 1m 20s."""
+"""Numbers as people read them: 12.3k, 850 MiB, 1m 20s, 0.481 s."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ def duration(seconds: float) -> str:
         if whole >= big:
             return f"{whole // big}{names[0]} {whole % big // small:02d}{names[1]}"
     return f"{whole}s"
+
+
+def in_unit(value: float, unit: str) -> str:
+    """A metric's value in its unit (of the catalogue); what is no more than rounding of a mean that has sunk to nothing is 0."""
+    if unit == "bytes":
+        return size(value)
+    return f"{0.0 if abs(value) < 1e-30 else value:.4g}" + (f" {unit}" if unit not in ("", "1") else "")
 
 
 def money(amount: float, currency: str) -> str:

@@ -13,7 +13,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from penstock.monitor.detect import Moved
+from penstock.monitor.series.catalogue import CATALOGUE
+from penstock.monitor.series.kinds import Kinds
+from penstock.monitor.units import in_unit
 
+_METRICS = Kinds(CATALOGUE)
 State = Literal["open", "acknowledged", "silenced", "resolved"]
 Level = Literal["notice", "warning", "critical"]
 
@@ -77,8 +81,8 @@ def as_text(alert: Alert) -> str:
 
 def moved_text(moved: Moved) -> str:
     """One piece of evidence in words."""
-    rank = f" of rank {moved.rank}" if moved.rank is not None else ""
-    return f"{moved.name}{rank} {moved.value:.4g}, not {moved.expected:.4g}, from step {moved.since}"
+    rank, unit = f" of rank {moved.rank}" if moved.rank is not None else "", _METRICS.of(moved.name).unit
+    return f"{moved.name}{rank}: {in_unit(moved.value, unit)}, not {in_unit(moved.expected, unit)}, from step {moved.since}"
 
 
 def _plain(value: Any) -> Any:
