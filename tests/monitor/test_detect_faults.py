@@ -1,13 +1,20 @@
 """Faults put into made-up runs are found in time with their place, and runs without faults raise nothing."""
 
+import argparse
 import copy
 import dataclasses
 import functools
+import inspect
+import re
+import typing
 
 import numpy as np
 import pytest
 from tests.monitor.made_runs import MadeRun, after
 
+from penstock.data import Batch
+from penstock.monitor.bus import TokenWatch
+from penstock.monitor.bus.tokens import NAMES
 from penstock.monitor.detect import Watch
 from penstock.monitor.series.table import ABSENT, Names, StepTable
 
@@ -173,6 +180,21 @@ def test_a_rank_is_slow_when_it_is_so_for_longer_than_a_moment_however_short_the
     run, watch = MadeRun(19, faults=[after(0, quick), after(200, slow, steps)]), Watch()
     found = [one for step in range(1, 300) for one in watch.update(run.table(step))]
     assert [(one.kind, one.rank) for one in found] == told and all(one.since == 200 for one in found)
+
+
+@pytest.mark.parametrize("odd, told", [("-" * 80, False), ("\0" * 128, True)], ids=["a rule of dashes", "zeros"])
+def test_a_rule_in_the_text_is_no_damage_but_zeros_are(odd, told):
+    chance, look, watch = np.random.default_rng(20), TokenWatch(256), Watch()
+    lines = [line for module in (argparse, inspect, typing) for line in inspect.getsource(module).splitlines() if not re.search(r"(.)\1{15}", line)]
+    text = np.frombuffer("\n".join(lines).encode(), dtype=np.uint8).astype(np.int64)
+    names, found = Names(NAMES), []
+    for step in range(1, 260):
+        tokens_bt = text[chance.integers(len(text) - 128, size=8)[:, None] + np.arange(128)]
+        if step == 250:
+            tokens_bt[3, : len(odd)] = ord(odd[0])
+        values_m = look.look([Batch(tokens_bt, tokens_bt, None)])
+        found += watch.update(StepTable(step, 1.7e9 + step, names, (0,), values_m[None]))
+    assert [(one.kind, one.step) for one in found] == [("data_corruption", 250)] * told
 
 
 def test_a_hang_is_told_soon_after_the_longest_pause_once_and_not_during_one_that_is_allowed():

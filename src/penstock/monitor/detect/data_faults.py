@@ -16,8 +16,8 @@ from penstock.monitor.detect.finding import Finding, Moved
 from penstock.monitor.detect.reading import Silent, by_rank, number
 from penstock.monitor.series.table import StepTable
 
-#: What is looked at, and by how much it must change at least: the longest run is a small whole number of tokens, which a table of blanks doubles.
-MEASURES = {"data/entropy": 0.0, "data/unique": 0.0, "data/surprise": 0.0, "data/longest_run": 0.2}
+#: What is looked at, and by how much it must change at least: a rule of 80 dashes is most of a short sequence, but a damaged file fills whole ones.
+MEASURES = {"data/entropy": 0.0, "data/unique": 0.0, "data/surprise": 0.0, "data/longest_run": 0.7}
 
 #: Deviations, extremes, and the share of the usual value that damage must exceed; steps to learn before.
 DEVIATIONS, EXTREMES, SHARE, LEARN = 10.0, 2.0, 0.1, 30
