@@ -237,6 +237,15 @@ def test_metrics_that_come_later_and_infinite_ones_break_nothing():
     assert [one for step in range(1, 200) for one in watch.update(run.table(step))] == []
 
 
+def test_what_recording_costs_is_no_evidence():
+    def dear(values, since):
+        values["monitor/read_seconds"] = np.full(4, 3e-3 if since >= 95 else 3e-5)
+
+    run, watch = MadeRun(21, faults=[after(100, dear), after(200, slow_rank)]), Watch()
+    (found,) = [one for step in range(1, 220) for one in watch.update(run.table(step))]
+    assert found.kind == "straggler" and "monitor/read_seconds" not in {one.name for one in found.moved}
+
+
 def test_what_moved_first_is_the_evidence_of_a_step_in_which_much_moves():
     run, watch = MadeRun(12, faults=[after(300, many, 5)]), Watch()
     found = [one for step in range(1, 310) for one in watch.update(run.table(step))]

@@ -31,6 +31,8 @@ from penstock.monitor.detect.straggler import Straggler
 from penstock.monitor.detect.throughput import Throughput
 from penstock.monitor.series.table import StepTable
 
+#: What recording itself costs, which brings nothing about and is no evidence.
+OWN = "monitor/"
 #: Metrics of evidence in a finding.
 EVIDENCE = 8
 
@@ -73,5 +75,6 @@ class Watch:
         """What the detector looked at comes first, then what else left its expectation, then what behaves as never before, first movers first."""
         moved: dict[str, Moved] = {}
         for one in (*finding.moved, *self._whole.moved(table), *self._novel.moved(table)):
-            moved.setdefault(one.name, one)
+            if not one.name.startswith(OWN):
+                moved.setdefault(one.name, one)
         return dataclasses.replace(finding, moved=tuple(moved.values())[:EVIDENCE])
