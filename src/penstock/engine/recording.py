@@ -82,9 +82,10 @@ class Recording:
         """Record a finished step; the device has come to its end."""
         if self._aside is None:
             return
+        began = time.perf_counter()
         optim, clip, price = parts.config.optim, parts.config.optim.clip, parts.config.cost.per_device_hour
         hours = (parts.progress.device_s + taken.seconds * parts.world.size) / 3600
-        self._hand_over(parts, parts.progress.step, taken, {
+        self._hand_over(parts, parts.progress.step, began, taken, {
             "loss/total": result.loss,
             "grad_norm/total": result.grad_norm,
             "optim/lr": optim.lr * result.lr_factor,
@@ -131,9 +132,10 @@ class Recording:
         parts.probes.failed(step - 1)
         traffic = parts.world.meter.take()
         meter = parts.world.meter
-        seconds = time.perf_counter() - self._ended
+        began = time.perf_counter()
+        seconds = began - self._ended
         taken = Taken(self._ended, seconds, parts.timer.take(), traffic, meter.hidden, meter.outside, parts.notes)
-        self._hand_over(parts, step, taken, {"loss/total": error.loss, "grad_norm/total": error.grad_norm, "fault/non_finite": 1.0})
+        self._hand_over(parts, step, began, taken, {"loss/total": error.loss, "grad_norm/total": error.grad_norm, "fault/non_finite": 1.0})
 
     def _look_at(self, step: int, batches: Sequence[Batch]) -> None:
         """Have the tokens of a step looked at, which nobody changes any more."""
@@ -149,9 +151,9 @@ class Recording:
         self._looks -= 1
         builder.look_at(step, batches)
 
-    def _hand_over(self, parts: Parts, step: int, taken: Taken, known: dict[str, float]) -> None:
-        """Read what the probes measured of a step, and have its row written."""
-        began = time.perf_counter()
+    def _hand_over(self, parts: Parts, step: int, began: float, taken: Taken, known: dict[str, float]) -> None:
+        """Read what the probes measured of a step, and have its row written; recording it `began` then."""
+        reading_from = time.perf_counter()
         reading = parts.probes.read(step - 1)
         numbers = reading.fetch() if reading is not None else None
         read = time.perf_counter()
@@ -169,7 +171,7 @@ class Recording:
             "fault/recoveries": len(parts.progress.recoveries),
             "fault/batches_left_out": parts.progress.left_out,
             "monitor/seconds": self.own_s,
-            "monitor/read_seconds": read - began,
+            "monitor/read_seconds": read - reading_from,
             "monitor/rows_missed": self.missed_rows,
             "monitor/tokens_missed": self.missed_looks,
         }
@@ -184,7 +186,8 @@ class Recording:
         if parts.pipeline is not None and parts.world.is_lead and self._plan is not parts.pipeline.plan:
             self._plan = plan = parts.pipeline.plan
             self._aside.do(lambda: write_beside(parts.run.path / "metrics" / PLAN, told_plan(plan, step)))
-        self.read_s, self.own_s = read - began, time.perf_counter() - read
+        self.read_s = read - reading_from
+        self.own_s = time.perf_counter() - began - self.read_s
 
 
 def told_plan(plan: PipelinePlan, step: int) -> dict[str, Any]:
