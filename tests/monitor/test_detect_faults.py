@@ -182,8 +182,10 @@ def test_a_rank_is_slow_when_it_is_so_for_longer_than_a_moment_however_short_the
     assert [(one.kind, one.rank) for one in found] == told and all(one.since == 200 for one in found)
 
 
-@pytest.mark.parametrize("odd, told", [("-" * 80, False), ("\0" * 128, True)], ids=["a rule of dashes", "zeros"])
-def test_a_rule_in_the_text_is_no_damage_but_zeros_are(odd, told):
+@pytest.mark.parametrize(
+    "odd, told", [([45] * 80, False), (list(range(128, 198)), False), ([0] * 128, True)], ids=["a rule of dashes", "a table of characters", "zeros"]
+)
+def test_a_rule_or_a_table_in_the_text_is_no_damage_but_zeros_are(odd, told):
     chance, look, watch = np.random.default_rng(20), TokenWatch(256), Watch()
     lines = [line for module in (argparse, inspect, typing) for line in inspect.getsource(module).splitlines() if not re.search(r"(.)\1{15}", line)]
     text = np.frombuffer("\n".join(lines).encode(), dtype=np.uint8).astype(np.int64)
@@ -191,7 +193,7 @@ def test_a_rule_in_the_text_is_no_damage_but_zeros_are(odd, told):
     for step in range(1, 260):
         tokens_bt = text[chance.integers(len(text) - 128, size=8)[:, None] + np.arange(128)]
         if step == 250:
-            tokens_bt[3, : len(odd)] = ord(odd[0])
+            tokens_bt[3, : len(odd)] = odd
         values_m = look.look([Batch(tokens_bt, tokens_bt, None)])
         found += watch.update(StepTable(step, 1.7e9 + step, names, (0,), values_m[None]))
     assert [(one.kind, one.step) for one in found] == [("data_corruption", 250)] * told

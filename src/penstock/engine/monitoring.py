@@ -31,8 +31,8 @@ from penstock.store import Run, append_event, read_history
 
 #: Seconds until a monitor that died is started again, at first and at most; and the life after which that begins anew.
 FIRST_S, MOST_S, SOUND_S = 1.0, 60.0, 60.0
-#: Longest that the end of a run waits for its monitor, seconds.
-END_S = 5.0
+#: Longest that the end of a run waits for its monitor, and that of one that failed, of which the monitor is to tell; seconds.
+END_S, FAILED_S = 5.0, 20.0
 #: How long an action may take, seconds.
 ACT_S = 300.0
 
@@ -80,7 +80,7 @@ class MonitorKeeper:
                 process.stdin.write("end\n")
                 process.stdin.close()
             with suppress(subprocess.TimeoutExpired):
-                process.wait(END_S if self._ready or failed else 0.0)
+                process.wait(FAILED_S if failed else END_S if self._ready else 0.0)
             process.kill()
             process.wait()
         self._thread.join(END_S)

@@ -1,9 +1,9 @@
 """Data that repeats itself, or is damaged: what the tokens of a rank look like against what they looked like before.
 
 Repetition: `data/repeated` (share of a rank's sequences that it has read lately) above what was seen before by a quarter, in two of three steps.
-Corruption: entropy, distinct tokens, surprise or longest run of a rank's tokens at ten robust deviations and twice the largest recent residual from
-what is usual, and by a tenth of it. Cost: four values a rank in the shared baseline. When not to use it: on data sorted by source, whose sources look
-like corruption when they change.
+Corruption: entropy, surprise or longest run of a rank's tokens at ten robust deviations and twice the largest recent residual from what is usual, and
+by a tenth of it. How many distinct tokens there are says nothing by itself: a table of characters in a source file has many. Cost: three values
+a rank in the shared baseline. When not to use it: on data sorted by source, whose sources look like corruption when they change.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from penstock.monitor.detect.reading import Silent, by_rank, number
 from penstock.monitor.series.table import StepTable
 
 #: What is looked at, and by how much it must change at least: a rule of 80 dashes is most of a short sequence, but a damaged file fills whole ones.
-MEASURES = {"data/entropy": 0.0, "data/unique": 0.0, "data/surprise": 0.0, "data/longest_run": 0.7}
+MEASURES = {"data/entropy": 0.0, "data/surprise": 0.0, "data/longest_run": 0.7}
 
 #: Deviations, extremes, and the share of the usual value that damage must exceed; steps to learn before.
 DEVIATIONS, EXTREMES, SHARE, LEARN = 10.0, 2.0, 0.1, 30
