@@ -16,7 +16,8 @@ from penstock.engine.recording import way_of
 from penstock.engine.start import make_run
 from penstock.engine.step import NonFinite
 from penstock.engine.worker import run_rank
-from penstock.monitor.bus import CATALOGUE, aside
+from penstock.monitor.bus import aside
+from penstock.monitor.series import CATALOGUE
 from penstock.monitor.series.kinds import UNKNOWN, Kinds, read_kinds
 from penstock.monitor.series.rows import RowLog, rank_folders
 from penstock.monitor.series.table import ABSENT_BITS

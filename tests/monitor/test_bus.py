@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from penstock.data import Batch
-from penstock.monitor.bus import CATALOGUE, Aside, HostGauge, Recorder, SpanRing, TokenWatch, ask_for_spans, spans_file
+from penstock.monitor.bus import Aside, HostGauge, Recorder, SpanRing, TokenWatch, ask_for_spans, spans_file
 from penstock.monitor.bus.recorder import quantiles
 from penstock.monitor.bus.tokens import NAMES, longest_run
+from penstock.monitor.series import CATALOGUE
 from penstock.monitor.series.kinds import UNKNOWN, Kinds
 from penstock.monitor.series.table import ABSENT_BITS
 

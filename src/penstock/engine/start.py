@@ -108,8 +108,9 @@ def make_run(config: Config, label: str, command: str, folder: Path | None, prog
     """Prepare the corpus, resolve the config, and create the run's folder; what is refused beforehand leaves none."""
     corpus = prepare(config.data, progress=progress)
     config = resolve(config, corpus, cores())
-    batch_plan(config, corpus, ProgressNumbers())  # refuses a text of less than one sequence, and
-    validation_windows(config, corpus)  # so does this
+    # Both refuse a text of less than one sequence.
+    batch_plan(config, corpus, ProgressNumbers())
+    validation_windows(config, corpus)
     identity = {"command": command, "data": corpus.summary, "data_digest": corpus.digest, "source": label}
     run = create_run(config, folder or new_run_folder(config, label), identity)
     record_origin(run)

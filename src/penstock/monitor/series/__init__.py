@@ -1,5 +1,6 @@
 """Floor 4: what ranks measured, by step: rows as they come, put together, stored as columns, to be asked."""
 
+from penstock.monitor.series.catalogue import CATALOGUE
 from penstock.monitor.series.course import Course
 from penstock.monitor.series.gather import Gather
 from penstock.monitor.series.grid import Grid, grid_of_logs
@@ -13,6 +14,6 @@ from penstock.monitor.series.table import ABSENT, Names, StepTable
 from penstock.monitor.series.tail import Rows, RowTail
 
 __all__ = [
-    "ABSENT", "UNKNOWN", "Bound", "Course", "Gather", "Grid", "GridKeeper", "Keeper", "Kind", "Kinds", "Merged", "Names", "RowLog", "RowTail",
-    "Rows", "Series", "StepTable", "grid_of_logs", "next_generation", "read_grid", "read_kinds", "write_kinds",
+    "ABSENT", "CATALOGUE", "UNKNOWN", "Bound", "Course", "Gather", "Grid", "GridKeeper", "Keeper", "Kind", "Kinds", "Merged", "Names", "RowLog",
+    "RowTail", "Rows", "Series", "StepTable", "grid_of_logs", "next_generation", "read_grid", "read_kinds", "write_kinds",
 ]  # fmt: skip
