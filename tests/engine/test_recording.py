@@ -12,7 +12,7 @@ from small_runs import small_config
 
 from penstock.config import with_values
 from penstock.engine import Core, resume_run, start_run, trainer
-from penstock.engine.recording import way_of
+from penstock.engine.known import way_of
 from penstock.engine.start import make_run
 from penstock.engine.step import NonFinite
 from penstock.engine.worker import run_rank

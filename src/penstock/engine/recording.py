@@ -1,7 +1,7 @@
 """One row a step of everything that this rank has measured, from the start of training to its end.
 
     begin    the rank's log is opened, under the number that the rank has now and a generation that all agree on; a thread is started beside this one
-    step     the probes' numbers are read, the step's own are noted, and the thread makes a row of them (`rows.py`) and writes it
+    step     the probes' numbers are read, where training stands is noted, and the thread makes a row of it (`known.py`, `rows.py`) and writes it
     failed   a step that is not finite: its row too, with what the probes saw of it, before the run ends
     end      the log is closed
 
@@ -16,19 +16,15 @@ from __future__ import annotations
 
 import os
 import time
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from penstock.config import Config
 from penstock.data import Batch
-from penstock.engine.rows import Finished, RowBuilder, Taken
+from penstock.engine.known import at_step, held, of_failure, of_step
+from penstock.engine.rows import Finished, Overhead, RowBuilder, Taken
 from penstock.engine.step import NonFinite
-from penstock.models import flops_per_token
 from penstock.monitor.bus.aside import Aside
 from penstock.monitor.bus.host import HostGauge
 from penstock.monitor.bus.spans import SpanRing, spans_file
@@ -39,7 +35,7 @@ from penstock.monitor.series.rows import RowLog, next_generation
 from penstock.monitor.series.shots import PLAN, StepShots, is_shot, write_beside
 
 if TYPE_CHECKING:
-    from penstock.engine.build import Core, Parts
+    from penstock.engine.build import Parts
     from penstock.engine.step import StepResult
     from penstock.parallel.pipeline.plan import PipelinePlan
 
@@ -53,7 +49,7 @@ class Recording:
     def __init__(self) -> None:
         self._aside: Aside | None = None
         self._builder: RowBuilder | None = None
-        self._static: dict[str, float] = {}
+        self._held: dict[str, float] = {}
         self._model: object = None
         self._plan: object = None
         self._ended, self._looks = 0.0, 0
@@ -82,25 +78,10 @@ class Recording:
         """Record a finished step; the device has come to its end."""
         if self._aside is None:
             return
-        began = time.perf_counter()
-        optim, clip, price = parts.config.optim, parts.config.optim.clip, parts.config.cost.per_device_hour
-        hours = (parts.progress.device_s + taken.seconds * parts.world.size) / 3600
-        self._hand_over(parts, parts.progress.step, began, taken, {
-            "loss/total": result.loss,
-            "grad_norm/total": result.grad_norm,
-            "optim/lr": optim.lr * result.lr_factor,
-            "optim/lr_factor": result.lr_factor,
-            "optim/clip_scale": min(1.0, clip / (result.grad_norm + 1e-6)) if clip else 1.0,
-            "optim/clipped": float(bool(clip) and result.grad_norm > clip),
-            "snapshot/last": float(result.stop or parts.progress.step == parts.until),
-            "data/tokens": result.tokens,
-            "data/tokens_total": parts.progress.tokens,
-            "cost/tokens_per_s": result.tokens / taken.seconds,
-            "cost/mfu": parts.journal.utilisation(result.tokens / taken.seconds),
-            "cost/device_hours": hours,
-            **({"cost/money": hours * price} if price else {}),
-            **({"optim/muon_lr": optim.muon_lr * result.lr_factor} if optim.kind == "muon" else {}),
-        })  # fmt: skip
+        began, progress = time.perf_counter(), parts.progress
+        utilisation = parts.journal.utilisation(result.tokens / taken.seconds)
+        standing = at_step(parts, progress.step, taken.seconds)
+        self._hand_over(parts, progress.step, began, taken, partial(of_step, parts.config, result, standing, taken.seconds, utilisation))
 
     def _begin(self, parts: Parts, spans: SpanRing) -> None:
         config, world, folder = parts.config, parts.world, parts.run.path / "metrics"
@@ -135,7 +116,7 @@ class Recording:
         began = time.perf_counter()
         seconds = began - self._ended
         taken = Taken(self._ended, seconds, parts.timer.take(), traffic, meter.hidden, meter.outside, parts.notes)
-        self._hand_over(parts, step, began, taken, {"loss/total": error.loss, "grad_norm/total": error.grad_norm, "fault/non_finite": 1.0})
+        self._hand_over(parts, step, began, taken, partial(of_failure, error.loss, error.grad_norm, at_step(parts, step, seconds)))
 
     def _look_at(self, step: int, batches: Sequence[Batch]) -> None:
         """Have the tokens of a step looked at, which nobody changes any more."""
@@ -151,42 +132,25 @@ class Recording:
         self._looks -= 1
         builder.look_at(step, batches)
 
-    def _hand_over(self, parts: Parts, step: int, began: float, taken: Taken, known: dict[str, float]) -> None:
+    def _hand_over(self, parts: Parts, step: int, began: float, taken: Taken, known: Callable[[], dict[str, float]]) -> None:
         """Read what the probes measured of a step, and have its row written; recording it `began` then."""
+        assert self._aside is not None and self._builder is not None
         reading_from = time.perf_counter()
         reading = parts.probes.read(step - 1)
         numbers = reading.fetch() if reading is not None else None
-        read = time.perf_counter()
+        self.read_s = time.perf_counter() - reading_from
         if self._model is not parts.optimizer:  # built, or built anew
-            self._model, self._static = parts.optimizer, held(parts)
-        between, self._ended = max(0.0, began - self._ended - taken.seconds), began
-        piped = parts.pipeline is not None and parts.world.device.type == "cpu"
-        marks = parts.pipeline.marks if piped and parts.pipeline is not None else []
-        known |= self._static
-        known |= {
-            "optim/progress": step / max(1, parts.until),
-            "data/micro_batch": parts.micro,
-            "time/between": between,
-            "snapshot/age": step - max(0, parts.saving.step),
-            "fault/recoveries": len(parts.progress.recoveries),
-            "fault/batches_left_out": parts.progress.left_out,
-            "monitor/seconds": self.own_s,
-            "monitor/read_seconds": read - reading_from,
-            "monitor/rows_missed": self.missed_rows,
-            "monitor/tokens_missed": self.missed_looks,
-        }
-        if parts.pipeline is not None:
-            known["pipeline/planned_bubble"] = parts.pipeline.plan.bubble
-        shot = None
+            self._model, self._held = parts.optimizer, held(parts)
+        overhead = Overhead(max(0.0, began - self._ended - taken.seconds), self.own_s, self.read_s, self.missed_rows, self.missed_looks)
+        self._ended, pipeline, shot = began, parts.pipeline, None
+        marks = pipeline.marks if pipeline is not None and parts.world.device.type == "cpu" else ()
         if is_shot(step):
-            shot = parts.pipeline.host_spans() if parts.pipeline is not None else []
-        assert self._aside is not None and self._builder is not None
-        if not self._aside.do(partial(self._builder.write, Finished(step, time.time(), known, taken, numbers, marks, shot))):
+            shot = pipeline.host_spans() if pipeline is not None else []
+        if not self._aside.do(partial(self._builder.write, Finished(step, time.time(), self._held, known, overhead, taken, numbers, marks, shot))):
             self.missed_rows += 1
-        if parts.pipeline is not None and parts.world.is_lead and self._plan is not parts.pipeline.plan:
-            self._plan = plan = parts.pipeline.plan
+        if pipeline is not None and parts.world.is_lead and self._plan is not pipeline.plan:
+            self._plan = plan = pipeline.plan
             self._aside.do(lambda: write_beside(parts.run.path / "metrics" / PLAN, told_plan(plan, step)))
-        self.read_s = read - reading_from
         self.own_s = time.perf_counter() - began - self.read_s
 
 
@@ -197,36 +161,9 @@ def told_plan(plan: PipelinePlan, step: int) -> dict[str, Any]:
     return plan.as_dict() | {"step": step, "bubble": plan.bubble, "spans": spans}
 
 
-def held(parts: Core) -> dict[str, float]:
-    """What this rank holds of the state, by kind, and what the model costs."""
-    n_bytes = {name: tensor.numel() * tensor.element_size() for name, tensor in parts.tensors().items()}
-    own = sum(tensor.numel() * tensor.element_size() for tensor in parts.weights.locals.values())
-    flops = flops_per_token(parts.config.model)
-    return {
-        "memory/weights": own,
-        "memory/gradients": own,
-        "memory/moments": sum(n for name, n in n_bytes.items() if name.startswith("optim.")),
-        "memory/averages": sum(n for name, n in n_bytes.items() if name.startswith("ema.")),
-        "memory/state": sum(n_bytes.values()),
-        "cost/flops_per_token": flops,
-        "cost/flops": flops * parts.config.batch.global_ * parts.config.model.context,
-        "cost/parameters": parts.weights.n_total,
-        "cost/ranks": parts.world.size,
-        "cost/way": way_of(parts.config),
-        "host/torch_threads": torch.get_num_threads(),
-    }
-
-
-def way_of(config: Config) -> float:
-    """A checksum of the settings that say how a step is computed, without what it computes; up to 2³², which a float holds exactly."""
-    sections = [getattr(config, name).model_dump_json() for name in ("layout", "precision", "exchange", "pipeline", "compile", "balance")]
-    return float(zlib.crc32("".join(sections).encode()))
-
-
 def read_before(parts: Parts) -> Iterator[Batch]:
     """What this rank read in the steps before the coming one, as far as it takes to know the text; the data's order gives it again."""
     step, per_step = parts.progress.step, max(1, parts.config.batch.global_)
     first = max(parts.progress.since, step - max(1, KNOWN // per_step))
     for one in range(first, step):
         yield parts.own_tokens(parts.plan.fetch(parts.sequences_of(parts.plan.sample_ids(one), parts.world.rank)))
-

@@ -1,4 +1,5 @@
-"""A step's row, made of what the training thread has handed over (`recording.py`): the one place that knows which number becomes which metric.
+"""A step's row, made of what the training thread has handed over (`recording.py`): here and in
+`known.py` it is said which number becomes which metric.
 
 Runs in the thread beside the training thread (`monitor/bus/aside.py`), and touches nothing but what it is given. Cost: a fifth of a millisecond for
 600 metrics.
@@ -6,10 +7,10 @@ Runs in the thread beside the training thread (`monitor/bus/aside.py`), and touc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,16 +56,32 @@ class Taken:
     notes: Mapping[str, float]
 
 
+class Overhead(NamedTuple):
+    """Seconds between the end of the last step's recording and this step, those of the training thread that recording took, and what was left out.
+
+    `own_s` is of the step before, without reading what was measured; `read_s` is of this one.
+    """
+
+    between_s: float
+    own_s: float
+    read_s: float
+    missed_rows: int
+    missed_looks: int
+
+
 @dataclass(frozen=True)
 class Finished:
     """A step that is through, at `time` (unix seconds): known metrics, what it left behind, what probes measured, what a pipeline's stages did.
 
-    `shot` is there in steps of which all ranks keep what they did (`monitor/series/shots.py`): what a pipeline's stages did by the host's clock.
+    `held` are known metrics that stay as they are, `known` works out those of this step. `shot` is there in steps of which all ranks keep what they
+    did (`monitor/series/shots.py`): what a pipeline's stages did by the host's clock.
     """
 
     step: int
     time: float
-    known: Mapping[str, float]
+    held: Mapping[str, float]
+    known: Callable[[], Mapping[str, float]]
+    overhead: Overhead
     taken: Taken
     numbers: Numbers | None
     marks: Sequence[tuple[Any, float, float]] = ()
@@ -97,7 +114,8 @@ class RowBuilder:
             for names, values in done.numbers.values():
                 record.put_all(record.columns(names), values)
             record.put_each(done.numbers.known)
-        record.put_each(done.known)
+        record.put_each(done.held)
+        record.put_each(done.known())
         waited = self._of_traffic(taken) + self._of_pipeline(done)
         record.put_each({f"time/{name}": seconds for name, seconds in taken.phases.items()})
         record.put_each({
@@ -105,6 +123,7 @@ class RowBuilder:
             "time/step": taken.seconds,
             "time/other": max(0.0, taken.seconds - sum(taken.phases.values())),
             "time/own": max(0.0, taken.seconds - waited),
+            "time/between": done.overhead.between_s,
             "wait/total": waited,
         })  # fmt: skip
         for name, value in taken.notes.items():
@@ -118,6 +137,10 @@ class RowBuilder:
             "monitor/metrics": len(record.names),
             "monitor/rows_dropped": self._log.dropped,
             "monitor/values_dropped": record.dropped_values + record.dropped_observations,
+            "monitor/seconds": done.overhead.own_s,
+            "monitor/read_seconds": done.overhead.read_s,
+            "monitor/rows_missed": done.overhead.missed_rows,
+            "monitor/tokens_missed": done.overhead.missed_looks,
         })  # fmt: skip
         record.write(done.step, done.time)
         if done.shot is not None:
