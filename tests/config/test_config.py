@@ -98,7 +98,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         file.write_bytes(content)
         with pytest.raises(UserError, match=words):
             load_config(file)
-    with pytest.raises(UserError, match="does not exist; did you mean 'tiny'"):
+    with pytest.raises(UserError, match=r"does not exist \(did you mean 'tiny'\?\)"):
         load_config("tinny")
     with pytest.raises(UserError, match="is a folder"):
         load_config(tmp_path)

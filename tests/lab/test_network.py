@@ -295,7 +295,7 @@ def test_links_are_told_in_the_words_of_tc():
     ("arguments", "told"),
     [
         ((), "needs a command"),
-        (("trian", "tiny"), "'trian' is no command of Penstock's; did you mean 'train'?"),
+        (("trian", "tiny"), "'trian' is no command of Penstock's (did you mean 'train'?)"),
         (("lab", "network"), "does not run inside itself"),
         (("--nodes", 0, "train", "tiny"), "--nodes 0"),
         (("--nodes", 1000, "train", "tiny"), "2000 is above"),

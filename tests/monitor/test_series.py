@@ -263,6 +263,8 @@ def test_a_query_that_matches_nothing_names_the_nearest(tmp_path):
     assert series.find(["grad_norm/*", "loss/*"]) == ["grad_norm/total", "loss/total"]
     with pytest.raises(UserError, match=r"no metric matches 'los/total'.*loss/total"):
         series.find(["los/total"])
+    with pytest.raises(UserError, match=r"no metric matches 'gradnorm/\*' \(did you mean 'grad_norm/\*'\?\)"):
+        series.find(["gradnorm/*"])
     with pytest.raises(UserError, match="holds no metrics"):
         Series(tmp_path / "nowhere", KINDS).find(["*"])
 

@@ -36,6 +36,6 @@ class RankFailed(Exception):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the closest valid name, or an empty string."""
+    """Return `" (did you mean 'x'?)"` for the closest valid name, or an empty string."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -203,7 +203,7 @@ def _suggest(dotted: str, key: str, fields: dict[str, Any], prefix: str) -> str:
     for name, _ in walk_settings():
         likeness.setdefault(name, max(_likeness(key, name.rpartition(".")[2]), _likeness(dotted, name)))
     best = max(likeness, key=lambda name: likeness[name])
-    return f"; did you mean '{best}'?" if likeness[best] >= 0.6 else ""
+    return f" (did you mean '{best}'?)" if likeness[best] >= 0.6 else ""
 
 
 def _likeness(a: str, b: str) -> float:

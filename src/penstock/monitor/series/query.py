@@ -89,7 +89,7 @@ class Series:
             raise UserError(f"{self.folder} holds no metrics; they come with the run's first step")
         for glob in globs:
             if not any(fnmatchcase(name, glob) for name in names):
-                raise UserError(f"no metric matches '{glob}'{nearest(glob, names)}; `penstock metrics RUN --names` lists all {len(names)}")
+                raise UserError(f"no metric matches '{glob}'{_meant(glob, names)}; `penstock metrics RUN --names` lists all {len(names)}")
         return [name for name in names if any(fnmatchcase(name, glob) for glob in globs)]
 
     def courses(self, names: Sequence[str], since: Bound = Bound(), until: Bound = Bound(), points: int = 0) -> Iterator[Course]:
@@ -255,3 +255,10 @@ def _rows_in(folder: Path) -> int:
 
 def _shape(merged: Merged) -> tuple[tuple[int, ...], int]:
     return merged.table.ranks, merged.table.values_rm.shape[1]
+
+
+def _meant(glob: str, names: Sequence[str]) -> str:
+    """What may have been meant by a glob that matches nothing: the same one of another group, if that matches something, else the nearest metric."""
+    _, slash, rest = glob.partition("/")
+    others = {name.partition("/")[0] for name in names if fnmatchcase(name.partition("/")[2], rest)} if slash else set()
+    return nearest(glob, [f"{other}/{rest}" for other in sorted(others)]) or nearest(glob, names)
