@@ -52,6 +52,15 @@ def test_a_copy_that_cannot_be_written_is_read(run):
         os.chmod(run, 0o755)
 
 
+def test_a_run_without_alerts_says_how_far_it_was_watched(tmp_path):
+    run = create_run(load_config(None, []), tmp_path / "run", {}).path
+    assert "has no open alert; no monitor has watched it" in penstock("alerts", run).stdout
+    (run / "metrics").mkdir(exist_ok=True)
+    (run / "metrics" / "monitor.json").write_text(json.dumps({"step": 7, "time": 0.0}))
+    assert "has no alert; watched to step 7" in penstock("alerts", run, "--all").stdout
+    assert summary(penstock("alerts", run, "--json"))["watched_to"] == 7
+
+
 @pytest.mark.slow
 def test_follow_tells_what_comes_until_the_run_ends(run):
     def told():

@@ -33,6 +33,7 @@ def alerts(
     """Tell what is wrong with a run: what, where, since when, how sure, why, and what to do."""
     from penstock.config import disk_errors
     from penstock.monitor.alerts import as_text, read_alerts
+    from penstock.monitor.overview import watched_to
     from penstock.store import find_run
 
     found = find_run(run, runs_dir)
@@ -45,10 +46,12 @@ def alerts(
         return
     shown = [alert for alert in book.alerts.values() if all_ or alert.state != "resolved"]
     resolved = sum(alert.state == "resolved" for alert in book.alerts.values())
+    seen = watched_to(found.path / "metrics")
     told = {"run": str(found.path), "alerts": [alert.as_dict() for alert in shown], "resolved": resolved, "silenced": sorted(book.silenced)}
     rest = "" if all_ or not resolved else f"{resolved} resolved; --all shows them"
-    text = "\n\n".join([as_text(alert) for alert in shown] or [f"{found.path} has no open alert"])
-    output.show(told | {"damaged": book.damaged}, json, lambda _: text + (f"\n\n{rest}" if rest else ""))
+    none = f"{found.path} has no {'' if all_ else 'open '}alert; {'no monitor has watched it' if seen is None else f'watched to step {seen}'}"
+    text = "\n\n".join([as_text(alert) for alert in shown] or [none])
+    output.show(told | {"watched_to": seen, "damaged": book.damaged}, json, lambda _: text + (f"\n\n{rest}" if rest else ""))
 
 
 def _say(book: Book, ack: str | None, silence: str | None, hours: float) -> None:

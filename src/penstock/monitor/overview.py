@@ -166,6 +166,12 @@ def is_watched(folder: Path, now: float) -> bool:
     return now - _noted(folder).get("time", 0.0) < GONE_S
 
 
+def watched_to(folder: Path) -> int | None:
+    """The last step that a monitor of the run has looked at, None if no monitor has told of any; `folder` is the run's `metrics`."""
+    step = _noted(folder).get("step", 0.0)
+    return int(step) or None
+
+
 def _noted(folder: Path) -> dict[str, float]:
     """What the run's monitor noted last, of numbers; nothing if it never did."""
     with suppress(OSError, ValueError, TypeError, AttributeError):
