@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from penstock.data import Batch
-from penstock.monitor.bus import Aside, HostGauge, Recorder, SpanRing, TokenWatch, ask_for_spans, spans_file
+from penstock.monitor.bus import HostGauge, Recorder, SpanRing, TokenWatch, aside, ask_for_spans, spans_file
+from penstock.monitor.bus.aside import Aside
 from penstock.monitor.bus.recorder import quantiles
 from penstock.monitor.bus.tokens import NAMES, longest_run
 from penstock.monitor.series import CATALOGUE
@@ -164,6 +165,24 @@ def test_work_aside_is_done_in_order_and_neither_waits_nor_ends_with_a_fault():
     aside.do(lambda: done.append("after"))
     aside.close()
     assert done == [0, 1, 2, "after"] and aside.failures == 1
+
+
+def test_a_thread_aside_comes_by_itself_and_is_woken_where_much_waits(monkeypatch):
+    came = threading.Event()
+    thread = Aside(lambda: None)
+    thread.do(came.set)
+    assert came.wait(10), "nobody woke it"
+    monkeypatch.setattr(aside, "ROUND_S", 60.0)
+    time.sleep(0.2)
+    came.clear()
+    for _ in range(aside.HASTE - 1):
+        thread.do(came.set)
+    assert not came.wait(0.2)
+    thread.do(came.set)
+    assert came.wait(10)
+    thread.do(came.clear)
+    thread.close()
+    assert not came.is_set(), "what waits at the end is done"
 
 
 def test_the_host_is_read_and_its_figures_are_plausible(tmp_path):

@@ -11,6 +11,7 @@ Only `at_step` and `held` look at the run; the others may be worked out in anoth
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -47,8 +48,9 @@ def at_step(parts: Parts, step: int, seconds: float) -> Standing:
     )  # fmt: skip
 
 
-def of_step(config: Config, result: StepResult, at: Standing, seconds: float, utilisation: float) -> dict[str, float]:
-    """The metrics of a step that took `seconds`, at that share of the measured peak."""
+def of_step(config: Config, result: StepResult, at: Standing, seconds: float, utilisation: Callable[[float], float]) -> dict[str, float]:
+    """The metrics of a step that took `seconds`; `utilisation` tells the share of the measured peak that so many tokens a second use."""
+    speed = result.tokens / seconds
     optim, price, hours = config.optim, config.cost.per_device_hour, at.device_s / 3600
     return _standing(at) | {
         "loss/total": result.loss,
@@ -60,8 +62,8 @@ def of_step(config: Config, result: StepResult, at: Standing, seconds: float, ut
         "snapshot/last": float(result.stop or at.step == at.until),
         "data/tokens": result.tokens,
         "data/tokens_total": at.tokens,
-        "cost/tokens_per_s": result.tokens / seconds,
-        "cost/mfu": utilisation,
+        "cost/tokens_per_s": speed,
+        "cost/mfu": utilisation(speed),
         "cost/device_hours": hours,
         **({"cost/money": hours * price} if price else {}),
         **({"optim/muon_lr": optim.muon_lr * result.lr_factor} if optim.kind == "muon" else {}),

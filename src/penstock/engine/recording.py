@@ -9,7 +9,7 @@ Training begins anew in every generation of ranks that watch over each other, an
 time. Names and units of all metrics are in the catalogue (`monitor/series/catalogue.py`). The only exchange between ranks is one number at the start.
 
 Cost: some tens of µs of the training thread a step beyond reading what was measured (`benchmarks/monitor_cost.py`). A process that is killed may lose
-the row of the step that it has just finished, one that fails or is asked to stop loses none.
+the rows of the last tenth of a second, one that fails or is asked to stop loses none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.data import Batch
 from penstock.engine.known import at_step, held, of_failure, of_step
-from penstock.engine.rows import Finished, Overhead, RowBuilder, Taken
+from penstock.engine.rows import Finished, RowBuilder, Taken
 from penstock.engine.step import NonFinite
 from penstock.monitor.bus.aside import Aside
 from penstock.monitor.bus.host import HostGauge
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from penstock.parallel.pipeline.plan import PipelinePlan
 
 #: Steps whose batches may wait to be looked at, and sequences of all ranks by which a run that goes on knows what it read before.
-MOST_LOOKS, KNOWN = 2, 1024
+MOST_LOOKS, KNOWN = 8, 1024
 
 
 class Recording:
@@ -55,8 +55,8 @@ class Recording:
         self._ended, self._looks = 0.0, 0
         #: Rows, and looks at a step's tokens, for which the thread had no time.
         self.missed_rows, self.missed_looks = 0, 0
-        #: Seconds that the last step's recording took of this thread: reading what was measured, and all else.
-        self.read_s, self.own_s = 0.0, 0.0
+        #: Seconds that the last step's recording took of this thread: reading what was measured, and all else; of the latter, by handing over tokens.
+        self.read_s, self.own_s, self._look_s = 0.0, 0.0, 0.0
 
     @contextmanager
     def of(self, parts: Parts) -> Iterator[None]:
@@ -78,10 +78,9 @@ class Recording:
         """Record a finished step; the device has come to its end."""
         if self._aside is None:
             return
-        began, progress = time.perf_counter(), parts.progress
-        utilisation = parts.journal.utilisation(result.tokens / taken.seconds)
-        standing = at_step(parts, progress.step, taken.seconds)
-        self._hand_over(parts, progress.step, began, taken, partial(of_step, parts.config, result, standing, taken.seconds, utilisation))
+        began, step = time.perf_counter(), parts.progress.step
+        standing = at_step(parts, step, taken.seconds)
+        self._hand_over(parts, step, began, taken, partial(of_step, parts.config, result, standing, taken.seconds, parts.journal.utilisation))
 
     def _begin(self, parts: Parts, spans: SpanRing) -> None:
         config, world, folder = parts.config, parts.world, parts.run.path / "metrics"
@@ -122,10 +121,12 @@ class Recording:
         """Have the tokens of a step looked at, which nobody changes any more."""
         if self._aside is None or self._builder is None:
             return
+        began = time.perf_counter()
         if self._looks >= MOST_LOOKS or not self._aside.do(partial(self._look, self._builder, step, batches)):
             self.missed_looks += 1
         else:
             self._looks += 1
+        self._look_s += time.perf_counter() - began
 
     def _look(self, builder: RowBuilder, step: int, batches: Sequence[Batch]) -> None:
         """In the thread: look at the tokens of a step."""
@@ -141,17 +142,19 @@ class Recording:
         self.read_s = time.perf_counter() - reading_from
         if self._model is not parts.optimizer:  # built, or built anew
             self._model, self._held = parts.optimizer, held(parts)
-        overhead = Overhead(max(0.0, began - self._ended - taken.seconds), self.own_s, self.read_s, self.missed_rows, self.missed_looks)
-        self._ended, pipeline, shot = began, parts.pipeline, None
+        between, self._ended, pipeline, shot = max(0.0, began - self._ended - taken.seconds), began, parts.pipeline, None
         marks = pipeline.marks if pipeline is not None and parts.world.device.type == "cpu" else ()
         if is_shot(step):
             shot = pipeline.host_spans() if pipeline is not None else []
-        if not self._aside.do(partial(self._builder.write, Finished(step, time.time(), self._held, known, overhead, taken, numbers, marks, shot))):
+        done = Finished(
+            step, time.time(), self._held, known, taken, numbers, marks, shot, between, self.own_s, self.read_s, self.missed_rows, self.missed_looks
+        )
+        if not self._aside.do(partial(self._builder.write, done)):
             self.missed_rows += 1
         if pipeline is not None and parts.world.is_lead and self._plan is not pipeline.plan:
             self._plan = plan = pipeline.plan
             self._aside.do(lambda: write_beside(parts.run.path / "metrics" / PLAN, told_plan(plan, step)))
-        self.own_s = time.perf_counter() - began - self.read_s
+        self.own_s, self._look_s = time.perf_counter() - began - self.read_s + self._look_s, 0.0
 
 
 def told_plan(plan: PipelinePlan, step: int) -> dict[str, Any]:

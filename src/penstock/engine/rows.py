@@ -56,36 +56,28 @@ class Taken:
     notes: Mapping[str, float]
 
 
-class Overhead(NamedTuple):
-    """Seconds between the end of the last step's recording and this step, those of the training thread that recording took, and what was left out.
+class Finished(NamedTuple):
+    """A step that is through, at `time` (unix seconds), as the training thread leaves it; a plain tuple, as it makes one in each step.
 
-    `own_s` is of the step before, without reading what was measured; `read_s` is of this one.
-    """
-
-    between_s: float
-    own_s: float
-    read_s: float
-    missed_rows: int
-    missed_looks: int
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A step that is through, at `time` (unix seconds): known metrics, what it left behind, what probes measured, what a pipeline's stages did.
-
-    `held` are known metrics that stay as they are, `known` works out those of this step. `shot` is there in steps of which all ranks keep what they
-    did (`monitor/series/shots.py`): what a pipeline's stages did by the host's clock.
+    `held` are known metrics that stay as they are, `known` works out those of this step. `numbers` is what probes measured, `marks` what a pipeline's
+    stages did, and `shot` the same by the host's clock, in steps of which all ranks keep what they did (`monitor/series/shots.py`). Of recording
+    itself: `between_s` lay between the end of the last step and this one, `own_s` the last one took of the training thread besides reading what was
+    measured, which took `read_s` in this one; and so many rows and looks at tokens were missed.
     """
 
     step: int
     time: float
     held: Mapping[str, float]
     known: Callable[[], Mapping[str, float]]
-    overhead: Overhead
     taken: Taken
     numbers: Numbers | None
-    marks: Sequence[tuple[Any, float, float]] = ()
-    shot: Sequence[tuple[Any, float, float]] | None = None
+    marks: Sequence[tuple[Any, float, float]]
+    shot: Sequence[tuple[Any, float, float]] | None
+    between_s: float
+    own_s: float
+    read_s: float
+    missed_rows: int
+    missed_looks: int
 
 
 class RowBuilder:
@@ -123,7 +115,7 @@ class RowBuilder:
             "time/step": taken.seconds,
             "time/other": max(0.0, taken.seconds - sum(taken.phases.values())),
             "time/own": max(0.0, taken.seconds - waited),
-            "time/between": done.overhead.between_s,
+            "time/between": done.between_s,
             "wait/total": waited,
         })  # fmt: skip
         for name, value in taken.notes.items():
@@ -137,10 +129,10 @@ class RowBuilder:
             "monitor/metrics": len(record.names),
             "monitor/rows_dropped": self._log.dropped,
             "monitor/values_dropped": record.dropped_values + record.dropped_observations,
-            "monitor/seconds": done.overhead.own_s,
-            "monitor/read_seconds": done.overhead.read_s,
-            "monitor/rows_missed": done.overhead.missed_rows,
-            "monitor/tokens_missed": done.overhead.missed_looks,
+            "monitor/seconds": done.own_s,
+            "monitor/read_seconds": done.read_s,
+            "monitor/rows_missed": done.missed_rows,
+            "monitor/tokens_missed": done.missed_looks,
         })  # fmt: skip
         record.write(done.step, done.time)
         if done.shot is not None:
