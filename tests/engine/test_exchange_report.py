@@ -29,12 +29,12 @@ def results(tmp_path, ranks=2, **changes):
 
 @pytest.mark.slow
 def test_a_dense_run_over_two_nodes_sends_its_gradient_from_each_every_step_and_saves_nothing(tmp_path):
-    found, written, rows = results(tmp_path, exchange__topology="2x1")
+    found, written, rows = results(tmp_path, exchange__topology="2x1", snapshot__every=0)  # in which step a snapshot's report travels is the disk's affair
     told, gradient = found[0]["exchange"], 4 * found[0]["parameters"]
     assert told == found[1]["exchange"] == written["exchange"]
     assert (told["kind"], told["nodes"], told["steps"], told["saved"]) == ("dense", 2, STEPS, 0.0)
     assert told["exchange_bytes"] == told["dense_bytes"] == 2 * STEPS * gradient  # an all-reduce over two sends the whole once from each
-    assert 0 < told["bytes_between"] - told["exchange_bytes"] < 0.01 * told["exchange_bytes"] and told["bytes_inside"] < 100
+    assert 0 < told["bytes_between"] - told["exchange_bytes"] < 0.001 * told["exchange_bytes"] and told["bytes_inside"] < 100
     assert told["exposed_s"] > 0 and told["hidden_s"] >= 0 and 0 < told["exposed_share"] < 1
     assert told["exposed_share"] * sum(row["step_s"] for row in rows) == pytest.approx(told["exposed_s"], rel=0.2)  # mean of the ranks, and the lead's
 
