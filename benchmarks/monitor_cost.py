@@ -35,7 +35,7 @@ from penstock.monitor.series.table import ABSENT_BITS
 from penstock.monitor.series.tail import RowTail
 
 SETS = ["batch.global=8", "batch.micro=8", "compile.enabled=off", "optim.warmup=5", "snapshot.every=0", "eval.every=0"]
-TURNS = 8
+TURNS = 30
 #: Steps after which the weights are compared.
 STEPS = 3
 
