@@ -32,10 +32,11 @@ from torch import Tensor
 from penstock.comm import join_world, leave_world
 from penstock.config import load_config
 from penstock.data import Batch
-from penstock.engine import balance, start_ranks
+from penstock.engine import start_ranks
 from penstock.engine.build import Core, Parts
-from penstock.engine.start import make_run
-from penstock.engine.worker import run_rank
+from penstock.engine.starting.start import make_run
+from penstock.engine.starting.worker import run_rank
+from penstock.engine.tune import balance
 from penstock.monitor import MetricStore
 from penstock.parallel.shares import Rules, Shares
 from penstock.store import Run

@@ -18,8 +18,8 @@ from pathlib import Path
 from benchmarks.rigs import penstock_parts
 from benchmarks.timing import ratio, take_turns
 from penstock.engine.build import Parts
-from penstock.engine.micro import tune_micro
 from penstock.engine.step import take_step
+from penstock.engine.tune.micro import tune_micro
 
 COMMON = [
     "run.device=cpu", "precision.compute=float32", "compile.enabled=off", "batch.micro=auto", "data.max_bytes=4000000", "data.vocab=2048",

@@ -28,7 +28,7 @@ from benchmarks.rigs import penstock_parts
 from benchmarks.timing import ratio, take_turns
 from penstock.config import Config, with_values
 from penstock.engine.build import Parts
-from penstock.engine.rows import Taken
+from penstock.engine.record.rows import Taken
 from penstock.engine.state import weights_digest
 from penstock.engine.step import take_step
 from penstock.monitor.series.table import ABSENT_BITS

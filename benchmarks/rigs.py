@@ -12,9 +12,9 @@ from penstock.comm import World, choose_device
 from penstock.config import ModelSection, load_config
 from penstock.engine.build import Parts, build
 from penstock.engine.control import StopRequest
-from penstock.engine.start import make_run
+from penstock.engine.starting.start import make_run
+from penstock.engine.starting.worker import open_corpus, open_journal, use_threads
 from penstock.engine.step import take_step
-from penstock.engine.worker import open_corpus, open_journal, use_threads
 
 
 def penstock_parts(preset: str, sets: list[str], folder: Path) -> Parts:

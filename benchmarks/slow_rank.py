@@ -26,8 +26,8 @@ from penstock.comm import join_world, leave_world
 from penstock.config import load_config
 from penstock.engine import start_ranks
 from penstock.engine.pipeline import Pipeline
-from penstock.engine.start import make_run
-from penstock.engine.worker import run_rank
+from penstock.engine.starting.start import make_run
+from penstock.engine.starting.worker import run_rank
 from penstock.monitor import MetricStore
 from penstock.parallel.pipeline.stage import DecoderStage
 from penstock.store import Run

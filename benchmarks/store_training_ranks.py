@@ -26,7 +26,7 @@ from penstock.comm import World
 from penstock.config import load_config
 from penstock.engine import StopRequest, build_core
 from penstock.engine.build import Core
-from penstock.engine.resolve import outline
+from penstock.engine.starting.resolve import outline
 from penstock.engine.step import take_step
 from penstock.lab.equivalence import RandomPlan
 from penstock.store import LocalFolder, Saver, list_snapshots, load_snapshot

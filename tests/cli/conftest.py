@@ -10,8 +10,8 @@ from small_runs import small_config
 
 from penstock.cli import main
 from penstock.comm import World
-from penstock.engine.start import make_run
-from penstock.engine.worker import run_rank
+from penstock.engine.starting.start import make_run
+from penstock.engine.starting.worker import run_rank
 from penstock.store import current_writer
 
 

@@ -193,7 +193,7 @@ def test_training_brings_its_page_and_prints_the_link(tmp_path):
 
 
 def test_training_goes_on_where_no_server_can_be_started(tmp_path, monkeypatch, capsys):
-    from penstock.engine import showing
+    from penstock.engine.record import showing
     from penstock.store import Run
 
     monkeypatch.setattr(background, "_start", lambda runs_dir: 1 / 0)
@@ -212,7 +212,7 @@ def test_training_loads_nothing_of_the_server():
 
 
 def test_a_run_without_the_switch_starts_nothing(tmp_path, monkeypatch):
-    from penstock.engine import showing
+    from penstock.engine.record import showing
     from penstock.store import Run
 
     monkeypatch.setattr(showing, "page_of", lambda *_, **__: pytest.fail("a page was asked for"))

@@ -11,16 +11,18 @@ from small_runs import small_config
 
 from penstock.config import AlertsSection, UserError
 from penstock.data import BatchPlan, parse_skip
-from penstock.engine import resume_run, roll_back, trainer, worker
+from penstock.engine import resume_run, trainer
 from penstock.engine.build import Core
-from penstock.engine.commands import Command
-from penstock.engine.judge import LEARN, Judge
-from penstock.engine.obey import HANDLERS, obey
+from penstock.engine.guard import roll_back
+from penstock.engine.guard.judge import LEARN, Judge
 from penstock.engine.pipeline import Pipeline
-from penstock.engine.replay import replay
-from penstock.engine.start import make_run
+from penstock.engine.requests.commands import Command
+from penstock.engine.requests.obey import HANDLERS, obey
+from penstock.engine.starting import worker
+from penstock.engine.starting.start import make_run
+from penstock.engine.starting.worker import run_rank
 from penstock.engine.step import NonFinite
-from penstock.engine.worker import run_rank
+from penstock.engine.story.replay import replay
 from penstock.store import Run, list_snapshots, read_history, run_state
 
 STEPS, MARK = 14, 7

@@ -10,17 +10,17 @@ from small_runs import small_config
 from penstock.comm import World
 from penstock.config import UserError, walk_settings
 from penstock.engine import resume_run, trainer
-from penstock.engine.agenda import live_changes
-from penstock.engine.change import change_run
-from penstock.engine.changes import PLACES, place_of
-from penstock.engine.commands import Command
 from penstock.engine.evaluate import validation_loss
-from penstock.engine.obey import obey
-from penstock.engine.replay import replay
-from penstock.engine.samples import samples_of
-from penstock.engine.start import make_run
+from penstock.engine.requests.agenda import live_changes
+from penstock.engine.requests.change import change_run
+from penstock.engine.requests.changes import PLACES, place_of
+from penstock.engine.requests.commands import Command
+from penstock.engine.requests.obey import obey
+from penstock.engine.starting.start import make_run
+from penstock.engine.starting.worker import run_rank
+from penstock.engine.story.replay import replay
+from penstock.engine.story.samples import samples_of
 from penstock.engine.use import open_model
-from penstock.engine.worker import run_rank
 from penstock.monitor import MetricStore
 from penstock.store import Event, Run, list_snapshots, read_history, verify_run
 

@@ -6,13 +6,13 @@ import pytest
 from small_runs import penstock
 from test_elastic import Trains, until
 
-from penstock.engine.replay import replay
+from penstock.engine.story.replay import replay
 from penstock.store import Run, list_snapshots, read_history
 
 #: Where a rank is killed once: while the state is carried into the new parts, when the lead has written the config, or when a rank has committed.
 FAULTS = """
 import os, signal
-from penstock.engine import change
+from penstock.engine.requests import change
 place, rank = os.environ["KILL"].split()
 
 def strike(where):

@@ -10,10 +10,10 @@ from ranks import run_ranks
 from small_runs import small_config
 
 from penstock.config import UserError
-from penstock.engine.commands import FOLDER, Answer, Command, Inbox, pending, release, send
-from penstock.engine.obey import HANDLERS
-from penstock.engine.start import make_run
-from penstock.engine.worker import run_rank
+from penstock.engine.requests.commands import FOLDER, Answer, Command, Inbox, pending, release, send
+from penstock.engine.requests.obey import HANDLERS
+from penstock.engine.starting.start import make_run
+from penstock.engine.starting.worker import run_rank
 from penstock.store import Run, current_writer, read_history, writer_lock
 
 

@@ -11,9 +11,9 @@ from penstock.comm import World
 from penstock.config import UserError, with_values
 from penstock.engine import StopRequest, build_core
 from penstock.engine import compile as compiling
-from penstock.engine.replan import move_layers
-from penstock.engine.resolve import settle_machine
+from penstock.engine.starting.resolve import settle_machine
 from penstock.engine.step import take_step
+from penstock.engine.tune.replan import move_layers
 from penstock.lab.equivalence import RandomPlan
 from penstock.models import build_decoder
 from penstock.models.later import KEEP_BUFFERS, finish, later

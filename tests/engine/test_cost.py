@@ -11,7 +11,7 @@ from tests.dashboard.made_values import MadeValues
 
 from penstock.config import ConfigError, load_config
 from penstock.dashboard.standing import Standing
-from penstock.engine.start import resume_run, start_run
+from penstock.engine.starting.start import resume_run, start_run
 from penstock.monitor.overview import overview
 from penstock.monitor.screen import frame
 from penstock.monitor.series import Kinds, Series

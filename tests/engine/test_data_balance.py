@@ -17,12 +17,12 @@ from lab.test_equivalence import SWITCHES
 from penstock.comm import ByteMeter, World
 from penstock.config import ConfigError, load_config, with_values
 from penstock.engine import StopRequest, build_core, resume_run, start_run
-from penstock.engine.balance import DataBalancer
 from penstock.engine.build import Core
-from penstock.engine.own_time import Own, OwnTime
-from penstock.engine.start import make_run
+from penstock.engine.starting.start import make_run
+from penstock.engine.starting.worker import run_rank
 from penstock.engine.step import NonFinite, take_step
-from penstock.engine.worker import run_rank
+from penstock.engine.tune.balance import DataBalancer
+from penstock.engine.tune.own_time import Own, OwnTime
 from penstock.lab import Case, check
 from penstock.lab.equivalence import RandomPlan
 from penstock.monitor import MetricStore

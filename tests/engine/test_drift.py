@@ -10,7 +10,7 @@ from test_elastic import Trains
 from lab.models_to_verify import small_question
 from penstock.config import SharedError, with_values
 from penstock.engine import StopRequest, build_core
-from penstock.engine.drift import FINE, ODD, UNDECIDED, Corrupt, bit_sum, compare_replicas, verdict_of
+from penstock.engine.guard.drift import FINE, ODD, UNDECIDED, Corrupt, bit_sum, compare_replicas, verdict_of
 from penstock.engine.step import take_step
 from penstock.lab.equivalence import RandomPlan
 from penstock.store import read_history

@@ -15,7 +15,7 @@ from penstock.cli.app import main
 from penstock.comm import World
 from penstock.config import UserError, with_values
 from penstock.engine import outline
-from penstock.engine.monitoring import act
+from penstock.engine.record.monitoring import act
 from penstock.engine.survive import exclude_rank
 from penstock.engine.survive.fewer import config_for
 from penstock.engine.survive.parting import _check_memory

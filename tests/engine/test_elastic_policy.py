@@ -4,7 +4,7 @@ import pytest
 from small_runs import small_config
 
 from penstock.config import ConfigError, ElasticSection, UserError, with_values
-from penstock.engine.heart import Beat
+from penstock.engine.guard.heart import Beat
 from penstock.engine.survive.policy import Pilot, Policy
 from penstock.store import create_run, read_history
 

@@ -13,12 +13,12 @@ from penstock.comm import Axis, World, build_between, codec
 from penstock.comm.gradients import topk
 from penstock.config import ExchangeSection, SharedError, UserError, with_values
 from penstock.engine.build import Core, build_core
-from penstock.engine.choose_exchange import ExchangeChooser, rejoin
 from penstock.engine.control import StopRequest
 from penstock.engine.exchange import consensus
-from penstock.engine.start import make_run
+from penstock.engine.starting.start import make_run
+from penstock.engine.starting.worker import run_rank
 from penstock.engine.step import NonFinite, accumulate, take_step
-from penstock.engine.worker import run_rank
+from penstock.engine.tune.choose_exchange import ExchangeChooser, rejoin
 from penstock.lab import check, layout_cases
 from penstock.lab.equivalence import RandomPlan, drifted
 from penstock.monitor import MetricStore

@@ -6,9 +6,9 @@ from small_runs import small_config
 from test_exchange import core_of
 
 from penstock.comm import World
-from penstock.engine.exchange_report import ExchangeTotals, announcement
-from penstock.engine.start import make_run
-from penstock.engine.worker import run_rank
+from penstock.engine.record.exchange_report import ExchangeTotals, announcement
+from penstock.engine.starting.start import make_run
+from penstock.engine.starting.worker import run_rank
 from penstock.monitor import MetricStore
 from penstock.store import Run
 

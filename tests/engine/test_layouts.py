@@ -9,9 +9,9 @@ from small_runs import penstock, small_config, small_sets
 from lab.models_to_verify import small_question
 from penstock.config import ConfigError, with_values
 from penstock.engine import StopRequest, build_core, check_world, start_run
-from penstock.engine.start import make_run
+from penstock.engine.starting.start import make_run
+from penstock.engine.starting.worker import run_rank
 from penstock.engine.step import take_step
-from penstock.engine.worker import run_rank
 from penstock.lab.equivalence import RandomPlan
 from penstock.monitor import MetricStore
 from penstock.store import Run, save_config

@@ -11,11 +11,11 @@ from small_runs import small_config
 from penstock.comm import World
 from penstock.config import ConfigError, load_config
 from penstock.engine import build as building
-from penstock.engine import micro
 from penstock.engine.control import StopRequest
-from penstock.engine.micro import MicroTuner, build_tuner, out_of_memory, possible_sizes, skip_what_does_not_fit
-from penstock.engine.start import resume_run, start_run
+from penstock.engine.starting.start import resume_run, start_run
 from penstock.engine.step import take_step
+from penstock.engine.tune import micro
+from penstock.engine.tune.micro import MicroTuner, build_tuner, out_of_memory, possible_sizes, skip_what_does_not_fit
 from penstock.lab.equivalence import RandomPlan
 from penstock.models import resolve_model
 from penstock.monitor import MetricStore

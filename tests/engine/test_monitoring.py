@@ -18,10 +18,10 @@ from small_runs import penstock, small_config, small_sets, summary
 
 from penstock.config import UserError, load_config
 from penstock.engine.build import Core
-from penstock.engine.monitoring import MonitorKeeper, act, monitored
-from penstock.engine.start import make_run, start_run
+from penstock.engine.record.monitoring import MonitorKeeper, act, monitored
+from penstock.engine.starting.start import make_run, start_run
+from penstock.engine.starting.worker import run_rank
 from penstock.engine.step import NonFinite
-from penstock.engine.worker import run_rank
 from penstock.monitor.alerts import read_alerts
 from penstock.monitor.detect import Finding, Moved, Watch
 from penstock.monitor.detect.hang import AT_FIRST
@@ -234,7 +234,7 @@ def test_an_order_that_helps_no_more_is_not_repeated_for_ever(tmp_path, monkeypa
     run = create_run(load_config(None, ["train.steps=100"]), tmp_path / "run", {})
     monkeypatch.setattr(MonitorKeeper, "_keep", lambda self: None)
     asked, most = [], run.config().alerts.most
-    monkeypatch.setattr("penstock.engine.monitoring.act", lambda run, order: asked.append(order) or (_ for _ in ()).throw(UserError("no such run")))
+    monkeypatch.setattr("penstock.engine.record.monitoring.act", lambda run, order: asked.append(order) or (_ for _ in ()).throw(UserError("no such run")))
     keeper = MonitorKeeper(run)
     for number in range(most + 2):
         keeper._act({"act": "snapshot", "id": f"a{number}", "kind": "loss_spike", "since": 1, "what": "spike"})
@@ -246,7 +246,7 @@ def test_an_order_that_helps_no_more_is_not_repeated_for_ever(tmp_path, monkeypa
 def test_a_rank_that_an_alert_names_is_known_by_the_number_that_it_has_when_it_is_to_leave(tmp_path, monkeypatch):
     run = create_run(load_config(None, ["train.steps=100"]), tmp_path / "run", {})
     gone = []
-    monkeypatch.setattr("penstock.engine.monitoring.exclude_rank", lambda run, rank, wait_s, why: gone.append(rank) or {"text": why})
+    monkeypatch.setattr("penstock.engine.record.monitoring.exclude_rank", lambda run, rank, wait_s, why: gone.append(rank) or {"text": why})
 
     def exclude(rank, at):
         return act(run, {"act": "exclude", "id": f"straggler-r{rank}", "kind": "straggler", "since": 3, "rank": rank, "time": at, "what": ""})

@@ -6,8 +6,8 @@ from small_runs import small_config
 
 from penstock.config import UserError
 from penstock.engine.build import Parts
-from penstock.engine.start import make_run
-from penstock.engine.worker import run_rank
+from penstock.engine.starting.start import make_run
+from penstock.engine.starting.worker import run_rank
 from penstock.monitor import MetricStore
 from penstock.store import Run, list_snapshots
 

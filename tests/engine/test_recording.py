@@ -12,10 +12,10 @@ from small_runs import small_config
 
 from penstock.config import with_values
 from penstock.engine import Core, resume_run, start_run, trainer
-from penstock.engine.known import way_of
-from penstock.engine.start import make_run
+from penstock.engine.record.known import way_of
+from penstock.engine.starting.start import make_run
+from penstock.engine.starting.worker import run_rank
 from penstock.engine.step import NonFinite
-from penstock.engine.worker import run_rank
 from penstock.monitor.bus import aside
 from penstock.monitor.series import CATALOGUE
 from penstock.monitor.series.kinds import UNKNOWN, Kinds, read_kinds

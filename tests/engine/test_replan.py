@@ -9,13 +9,14 @@ from small_runs import small_config
 
 from lab.models_to_verify import small_question
 from penstock.config import with_values
-from penstock.engine import StopRequest, build_core, replan
+from penstock.engine import StopRequest, build_core
 from penstock.engine.pipeline import Pipeline
-from penstock.engine.replan import Watch, move_layers
-from penstock.engine.start import make_run
+from penstock.engine.starting.start import make_run
+from penstock.engine.starting.worker import run_rank
 from penstock.engine.state import weights_digest
 from penstock.engine.step import take_step
-from penstock.engine.worker import run_rank
+from penstock.engine.tune import replan
+from penstock.engine.tune.replan import Watch, move_layers
 from penstock.lab.equivalence import RandomPlan
 from penstock.monitor import MetricStore
 from penstock.plan.pipeline import make_plan

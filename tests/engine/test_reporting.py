@@ -10,8 +10,8 @@ from tests.dashboard.asking import thawed
 from penstock.config import UserError
 from penstock.dashboard import frozen
 from penstock.engine.build import Parts
-from penstock.engine.reporting import reported
-from penstock.engine.start import make_run, resume_run, start_run
+from penstock.engine.record.reporting import reported
+from penstock.engine.starting.start import make_run, resume_run, start_run
 from penstock.store import Run
 
 

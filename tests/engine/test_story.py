@@ -14,11 +14,11 @@ from penstock.comm import World
 from penstock.config import UserError, to_toml
 from penstock.data import prepare
 from penstock.engine import resume_run, start_run
-from penstock.engine.compare import compare_snapshots
-from penstock.engine.foreign import export_state, import_state
-from penstock.engine.fork import fork_run
-from penstock.engine.replay import replay
-from penstock.engine.samples import samples_of
+from penstock.engine.story.compare import compare_snapshots
+from penstock.engine.story.foreign import export_state, import_state
+from penstock.engine.story.fork import fork_run
+from penstock.engine.story.replay import replay
+from penstock.engine.story.samples import samples_of
 from penstock.store import Run, append_event, list_snapshots, read_history, read_manifest, save_snapshot
 from penstock.store.contents import Contents
 
@@ -203,14 +203,14 @@ def test_a_fork_is_made_whole_or_not_at_all(snaps, tmp_path, monkeypatch):
     (tmp_path / "full" / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="not an empty folder"):
         fork(snaps[4], tmp_path / "full")
-    monkeypatch.setattr("penstock.engine.fork.link_packs", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr("penstock.engine.story.fork.link_packs", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(UserError, match="is full while forking a run"):
         fork(snaps[4], tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
 def test_changes_that_a_crash_took_back_belong_to_the_leg_after_it(base, snaps, tmp_path):
-    from penstock.engine.legs import legs
+    from penstock.engine.story.legs import legs
 
     copy = Run(shutil.copytree(base.path, tmp_path / "copy"))
     layout = {"ranks": 1, "threads": 1, "device": "cpu"}

@@ -12,12 +12,12 @@ from small_runs import small_config
 
 from penstock.config import UserError
 from penstock.engine import resume_run, start_run
-from penstock.engine.compare import compare_snapshots
-from penstock.engine.foreign import export_state, import_state
-from penstock.engine.fork import fork_run
-from penstock.engine.replay import replay
-from penstock.engine.start import make_run
-from penstock.engine.worker import run_rank
+from penstock.engine.starting.start import make_run
+from penstock.engine.starting.worker import run_rank
+from penstock.engine.story.compare import compare_snapshots
+from penstock.engine.story.foreign import export_state, import_state
+from penstock.engine.story.fork import fork_run
+from penstock.engine.story.replay import replay
 from penstock.store import LocalFolder, Policy, Run, collect, find_snapshot, list_snapshots, transfer, verify_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]

@@ -7,7 +7,7 @@ import time
 import pytest
 from small_runs import penstock, small_sets, summary
 
-from penstock.engine.heart import PLACE, Beat, Heart, opened, read_beat
+from penstock.engine.guard.heart import PLACE, Beat, Heart, opened, read_beat
 from penstock.engine.survive.hangs import StepWatch, waits
 from penstock.monitor import MetricStore
 from penstock.monitor.series.rows import rank_folders
@@ -23,7 +23,8 @@ def hear(generation, step, phase):
     pass
 if orders:
     from penstock.comm import world as worlds
-    from penstock.engine import build, heart, step
+    from penstock.engine import build, step
+    from penstock.engine.guard import heart
     from penstock.engine.survive import take_up
     from penstock.optim import Optimizer
     from penstock.store import saver
@@ -202,7 +203,7 @@ def test_groups_that_were_left_while_they_were_made_are_named_like_a_newcomers()
     import torch.distributed as dist
     from torch._C._distributed_c10d import TCPStore
 
-    from penstock.engine.launch import HOST
+    from penstock.engine.starting.launch import HOST
     from penstock.engine.survive.groups import GenerationOver, Groups
     from penstock.engine.survive.wire import Generation, post
 
@@ -217,7 +218,7 @@ def test_groups_that_were_left_while_they_were_made_are_named_like_a_newcomers()
 
 
 def test_an_error_is_told_of_the_rank_that_a_process_has_come_to_be(tmp_path, monkeypatch):
-    from penstock.engine.failures import run_reporting, said_by
+    from penstock.engine.guard.failures import run_reporting, said_by
 
     def work():
         monkeypatch.setenv("RANK", "3")  # as a process does that has taken a lost rank's place

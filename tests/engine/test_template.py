@@ -9,7 +9,7 @@ import psutil
 import pytest
 from ranks import warm
 
-from penstock.engine.template import Child, wait_for_all, wait_for_end
+from penstock.engine.starting.template import Child, wait_for_all, wait_for_end
 
 
 def start(module, *arguments, **environment):
@@ -29,7 +29,7 @@ def started(out, thread):
     served.send_signal(signal.SIGTERM)
     assert wait_for_end([served], 60) == [served]
     (template,) = psutil.Process().children()
-    report = [well.exit_code(), badly.exit_code() not in (0, None), told.exit_code(), alive, served.exit_code(), "penstock.engine.template" in " ".join(template.cmdline())]
+    report = [well.exit_code(), badly.exit_code() not in (0, None), told.exit_code(), alive, served.exit_code(), "penstock.engine.starting.template" in " ".join(template.cmdline())]
     (out / "report").write_text(repr(report))
 
 

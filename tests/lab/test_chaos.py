@@ -56,7 +56,7 @@ def test_what_cannot_be_planted_is_skipped_with_the_reason(tmp_path):
 
 
 def test_every_kind_has_an_act_and_its_phases_are_beats():
-    from penstock.engine.heart import PHASES
+    from penstock.engine.guard.heart import PHASES
 
     assert {kind.act for kind in KINDS.values()} - {"slow"} == set(ACTS)
     assert all(set(kind.phases) <= set(PHASES) for kind in KINDS.values())

@@ -191,7 +191,7 @@ DIES = """
 import os, pathlib, sys, time
 if os.environ["RANK"] != sys.argv[2]:
     time.sleep(600)
-from penstock.engine.failures import run_reporting
+from penstock.engine.guard.failures import run_reporting
 def work():
     print("some words of mine", flush=True)
     raise ValueError("a fault of mine")

@@ -30,7 +30,7 @@ def _ask(run: str, kind: str, wait: float, runs_dir: str, json: bool) -> None:
     from penstock.store import find_run
 
     found = find_run(run, runs_dir)
-    from penstock.engine.commands import send
+    from penstock.engine.requests.commands import send
 
     answer = send(found.path, kind, {}, wait)
     if answer.state == "refused":

@@ -40,7 +40,7 @@ def change(
 
 def _ask(run: Run, values: dict[str, Any], wait: float, dry_run: bool, yes: bool) -> Any:
     from penstock.config import UserError
-    from penstock.engine.commands import send
+    from penstock.engine.requests.commands import send
 
     answer = send(run.path, "change", {"values": values, "dry_run": dry_run, "accept_loss": yes}, wait)
     if answer.state == "refused":

@@ -1,7 +1,7 @@
 """One rank of a command whose launcher is Penstock's own: `python -m penstock.cli.rank FOLDER COMMAND…`.
 
 As below torchrun, the environment says which rank this is. Instead of telling its failure itself, as `penstock` does, the rank leaves it in FOLDER
-for the launcher, which hears all ranks and tells the one that began (`engine/failures.py`).
+for the launcher, which hears all ranks and tells the one that began (`engine/guard/failures.py`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A configuration is a frozen tree of sections. It is read from TOML (`load.py`), changed with dotted
 `--set section.key=value`, checked here, and written back resolved into the run's folder, where it alone
 reproduces the run. A field is read somewhere or it does not exist. Values of "auto" are settled once, when
-the run starts (`engine/resolve.py`), and the settled value is what the run's `config.toml` holds.
+the run starts (`engine/starting/resolve.py`), and the settled value is what the run's `config.toml` holds.
 
 Field descriptions are the user's documentation (`penstock config --explain section.key`): units, allowed
 range, and when to change it. Checks that involve two fields live in `Config.check_pairs` and name both.

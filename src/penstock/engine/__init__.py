@@ -1,18 +1,18 @@
 """Floor 6: the training loop, starting and resuming runs, and using their models."""
 
 from penstock.engine.build import Core, build_core
-from penstock.engine.compare import compare_snapshots
 from penstock.engine.control import StopRequest
-from penstock.engine.failures import cause, die_with_parent, forget_failures, run_reporting
-from penstock.engine.foreign import export_state, import_state
-from penstock.engine.fork import fork_run
+from penstock.engine.guard.failures import cause, die_with_parent, forget_failures, run_reporting
 from penstock.engine.late import next_result
-from penstock.engine.launch import forwarded_signals, start_ranks
-from penstock.engine.replay import MEASURED, replay
-from penstock.engine.resolve import check_ranks, check_world, cores, outline
-from penstock.engine.samples import samples_of
-from penstock.engine.start import resume_run, start_run
+from penstock.engine.starting.launch import forwarded_signals, start_ranks
+from penstock.engine.starting.resolve import check_ranks, check_world, cores, outline
+from penstock.engine.starting.start import resume_run, start_run
 from penstock.engine.step import accumulate, apply_gradients, gradient_norm
+from penstock.engine.story.compare import compare_snapshots
+from penstock.engine.story.foreign import export_state, import_state
+from penstock.engine.story.fork import fork_run
+from penstock.engine.story.replay import MEASURED, replay
+from penstock.engine.story.samples import samples_of
 from penstock.engine.survive import scale_run
 from penstock.engine.use import export_model, import_model, open_model, score, speak
 

@@ -16,28 +16,28 @@ from torch import Tensor
 from penstock.comm import GradientReducer, World, build_between, measured_nodes
 from penstock.config import AlertsSection, Config
 from penstock.data import Batch, BatchPlan, SamplePlan, TokenCorpus, parse_skip
-from penstock.engine.agenda import Due, agreed_due, due_after, settings_at
-from penstock.engine.balance import DataBalancer
-from penstock.engine.choose_exchange import ExchangeChooser
-from penstock.engine.commands import Inbox
 from penstock.engine.compile import LossFunction, compile_model, sequence_loss
 from penstock.engine.control import StopRequest
 from penstock.engine.exchange import apart_of, check_exchange, check_rank, placements_apart, placements_of, room_for_locals, settle, state_apart
-from penstock.engine.experts import ExpertPlacer, first_slots
-from penstock.engine.heart import Heart
-from penstock.engine.journal import Journal
-from penstock.engine.judge import Judge
+from penstock.engine.guard.heart import Heart
+from penstock.engine.guard.judge import Judge
+from penstock.engine.guard.peers import Peers
 from penstock.engine.late import LateCheck
-from penstock.engine.micro import MicroTuner, build_tuner, skip_what_does_not_fit
-from penstock.engine.peers import Peers
 from penstock.engine.pipeline import Pipeline
 from penstock.engine.probes import Probes
-from penstock.engine.recording import Recording
-from penstock.engine.replan import Watch
+from penstock.engine.record.journal import Journal
+from penstock.engine.record.recording import Recording
+from penstock.engine.record.timer import PhaseTimer
+from penstock.engine.requests.agenda import Due, agreed_due, due_after, settings_at
+from penstock.engine.requests.commands import Inbox
 from penstock.engine.saving import Saving
 from penstock.engine.state import Progress, parameter_of, state_placements, state_tensors, when_nodes_change, withheld_placements, withheld_tensors
 from penstock.engine.step import device_batch
-from penstock.engine.timer import PhaseTimer
+from penstock.engine.tune.balance import DataBalancer
+from penstock.engine.tune.choose_exchange import ExchangeChooser
+from penstock.engine.tune.experts import ExpertPlacer, first_slots
+from penstock.engine.tune.micro import MicroTuner, build_tuner, skip_what_does_not_fit
+from penstock.engine.tune.replan import Watch
 from penstock.models import Decoder, balance_experts
 from penstock.optim import Optimizer, WeightAverage, build_optimizer
 from penstock.parallel import Formats, Laid, Layout, Mesh, Placement, Weights, build_layout, context_positions, lay_out, said_nodes, shared_matrices

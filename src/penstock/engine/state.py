@@ -46,7 +46,7 @@ class Progress:
     #: The step at which the size or the length of samples' batches changed last, and the samples drawn before it (`data/batches.py`).
     since: int = 0
     drawn: int = 0
-    #: Batches that were left out as their step was bad, and loss and norm of the last steps, where steps are judged by them (`judge.py`).
+    #: Batches that were left out as their step was bad, and loss and norm of the last steps, where steps are judged by them (`guard/judge.py`).
     left_out: int = 0
     judged: list[list[float]] = field(default_factory=list)
 

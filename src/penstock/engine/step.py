@@ -6,7 +6,7 @@ one small all-reduce (loss, tokens, stop, commands) and corrects the gradients w
 not depend on how the batch is cut into ranks and micro-batches.
 
 The step reads its loss and gradient norm before it updates: a value that is not finite stops the run with
-the weights still good, and names the sequences that gave it. A policy may have it look for steps far above the usual too (`judge.py`).
+the weights still good, and names the sequences that gave it. A policy may have it look for steps far above the usual too (`guard/judge.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from penstock.data import Batch
 from penstock.engine.exchange import Arrival, apart_of, meet
-from penstock.engine.judge import BadStep
+from penstock.engine.guard.judge import BadStep
 from penstock.optim import clip_grad_norm, lr_factor
 from penstock.parallel import sync_replicas
 

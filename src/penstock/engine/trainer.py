@@ -1,20 +1,20 @@
 """The training loop: take a step, write it down, evaluate and save when due, stop when asked.
 
     while step < until:
-        next_result      data → forward, backward → exchange → clip → update      (step.py, late.py)
-        compare          replicas bit for bit, if asked for                            (drift.py)
-        peers            a copy of the state with another rank, if asked for           (peers.py)
-        balancer         each replica's share of the next batch, where that is measured (balance.py)
-        journal          metrics store, TensorBoard, live line                     (journal.py)
-        tune_micro       how many sequences at a time, while that is being tried   (micro.py)
-        chooser          how gradients travel between nodes, if that is automatic  (choose_exchange.py)
-        watch            a pipeline's schedule and split of layers, when stages drift (replan.py)
-        evaluate         validation loss and a sample, when due                    (evaluate.py)
-        saving           the whole state, when due or when asked to stop           (saving.py)
-    obey             what the run was asked to do from outside                 (obey.py)
+        next_result      data → forward, backward → exchange → clip → update                (step.py, late.py)
+        compare          replicas bit for bit, if asked for                                 (guard/drift.py)
+        peers            a copy of the state with another rank, if asked for                (guard/peers.py)
+        balancer         each replica's share of the next batch, where that is measured     (tune/balance.py)
+        journal          metrics store, TensorBoard, live line                              (record/journal.py)
+        tune_micro       how many sequences at a time, while that is being tried            (tune/micro.py)
+        chooser          how gradients travel between nodes, if that is automatic           (tune/choose_exchange.py)
+        watch            a pipeline's schedule and split of layers, when stages drift       (tune/replan.py)
+        evaluate         validation loss and a sample, when due                             (evaluate.py)
+        saving           the whole state, when due or when asked to stop                    (saving.py)
+    obey             what the run was asked to do from outside                              (requests/obey.py)
 
 A step whose loss is not finite ends the run before its update, and the state it started from is saved first; or, where `alerts.act` says so, its
-batch is left out (leave_out.py), or the run goes on from an older snapshot (roll_back.py).
+batch is left out (guard/leave_out.py), or the run goes on from an older snapshot (guard/roll_back.py).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from __future__ import annotations
 import time
 
 from penstock.engine.build import Parts
-from penstock.engine.drift import compare_replicas
 from penstock.engine.evaluate import averaged_weights, sample_text, validation_loss
-from penstock.engine.judge import BadStep
+from penstock.engine.guard.drift import compare_replicas
+from penstock.engine.guard.judge import BadStep
+from penstock.engine.guard.leave_out import leave_out
+from penstock.engine.guard.roll_back import from_bad_step
 from penstock.engine.late import next_result
-from penstock.engine.leave_out import leave_out
-from penstock.engine.micro import tune_micro
-from penstock.engine.obey import begin, obey
-from penstock.engine.roll_back import from_bad_step
+from penstock.engine.requests.obey import begin, obey
+from penstock.engine.tune.micro import tune_micro
 
 
 def train(parts: Parts) -> bool:

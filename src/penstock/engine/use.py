@@ -17,12 +17,12 @@ import torch
 from penstock.comm import World, choose_device
 from penstock.config import Config, UserError, with_values
 from penstock.data import Tokenizer, load_tokenizer, text_stream, validation_plan
-from penstock.engine.agenda import due_after, settings_at
 from penstock.engine.build import DTYPES, batch_loss
 from penstock.engine.evaluate import continue_text, window_batch
-from penstock.engine.origin import origin_of, record_origin
-from penstock.engine.resolve import cores, settle_machine
+from penstock.engine.requests.agenda import due_after, settings_at
+from penstock.engine.starting.resolve import cores, settle_machine
 from penstock.engine.state import Progress, state_tensors
+from penstock.engine.story.origin import origin_of, record_origin
 from penstock.models import Decoder, build_decoder, export_hf, import_hf
 from penstock.optim import WeightAverage, build_optimizer
 from penstock.parallel import laid_whole

@@ -12,8 +12,8 @@ Each is KIND:RANK:STEP[:SIZE], with * for all ranks; what begins there and lasts
     stall      the network stands still for SIZE seconds, once        hang      computes nothing for SIZE seconds, once
     clock      the host's clock is SIZE seconds ahead
 
-They act where the heart tells of a phase (`engine/heart.py`), and in what the rank computes with (`lab/planting.py`); nothing of a run knows of them.
-Cost: none where the variable is not set. When not to use it: for ranks that die (`lab/chaos`).
+They act where the heart tells of a phase (`engine/guard/heart.py`), and in what the rank computes with (`lab/planting.py`); nothing of a run knows of
+them. Cost: none where the variable is not set. When not to use it: for ranks that die (`lab/chaos`).
 """
 
 from __future__ import annotations

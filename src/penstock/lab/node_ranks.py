@@ -4,8 +4,8 @@ Ranks find each other over the emulated network (MASTER_ADDR is node 0's address
 GROUP_RANK and by its hostname. They see no GPU: nodes share the machine's, and NCCL would not go through the emulated links.
 
 Rank 0 speaks live; what the others say is kept, and shown when one of them is what went wrong. When a rank dies the others are given a moment
-to say what they saw, then killed; the cause is told as it is for `--nproc` (`engine/failures.py`), for ranks that report to the folder. None outlives
-this process: the kernel kills them when it ends, however.
+to say what they saw, then killed; the cause is told as it is for `--nproc` (`engine/guard/failures.py`), for ranks that report to the folder. None
+outlives this process: the kernel kills them when it ends, however.
 """
 
 from __future__ import annotations

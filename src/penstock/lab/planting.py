@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from penstock.data import Batch, BatchPlan
-from penstock.engine import build, late, recording, step
+from penstock.engine import build, late, step
+from penstock.engine.record import recording
 from penstock.models import Decoder
 from penstock.models.moe import Router
 

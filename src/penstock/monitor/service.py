@@ -1,4 +1,4 @@
-"""The monitor of a run, a process of its own: `python -m penstock.monitor.service RUN`, started by the engine (`engine/monitoring.py`).
+"""The monitor of a run, a process of its own: `python -m penstock.monitor.service RUN`, started by the engine (`engine/record/monitoring.py`).
 
     tail the ranks' rows → steps' tables → store, grid of ranks, detectors → findings  ┐
     follow the history   → deaths, recoveries, snapshots that failed    ┴→ desk: one alert a fault → book, sinks, and orders on stdout for the engine
@@ -42,7 +42,7 @@ LOOK_S, NOTE_S, LAST_S = 0.1, 1.0, 3.0
 ALLOW_S, END_S = 60.0, 600.0
 #: Steps from which a monitor that is started again learns, and bytes of their tables, at most.
 LEARN_STEPS, LEARN_BYTES = 512, 64 << 20
-#: Where a run's commands are, and how the file of one ends that is being carried out (`engine/commands.py`).
+#: Where a run's commands are, and how the file of one ends that is being carried out (`engine/requests/commands.py`).
 COMMANDS, TAKEN = "commands", ".taken"
 #: File that says how far the monitor has come.
 STATUS = "monitor.json"

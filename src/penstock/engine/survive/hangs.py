@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
-from penstock.engine.heart import Beat
+from penstock.engine.guard.heart import Beat
 from penstock.engine.survive.processes import Member
 
 #: Steps of which the median is the usual time, steps of a generation before it counts, and how many usual steps are too long.

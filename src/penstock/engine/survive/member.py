@@ -8,7 +8,7 @@
 When the supervisor dies its ranks are asked to stop, as by Ctrl-C: they take their step to the end, save, and end; `penstock resume` goes on.
 
 A process that is no member waits, with everything imported and the corpus open: a warm standby. An error of its own ends the process, as in a rank
-that nobody supervises (`failures.py`); the others then see a lost rank.
+that nobody supervises (`guard/failures.py`); the others then see a lost rank.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from penstock.comm import World, join_world
 from penstock.config import Config, EchoedError, UserError, leave
 from penstock.engine.build import Parts, build
 from penstock.engine.control import StopRequest
-from penstock.engine.failures import die_with_parent, run_reporting
-from penstock.engine.heart import Heart
-from penstock.engine.journal import Journal
-from penstock.engine.obey import HANDLERS
-from penstock.engine.peers import Peers
-from penstock.engine.roll_back import RolledBack
+from penstock.engine.guard.failures import die_with_parent, run_reporting
+from penstock.engine.guard.heart import Heart
+from penstock.engine.guard.peers import Peers
+from penstock.engine.guard.roll_back import RolledBack
+from penstock.engine.record.journal import Journal
+from penstock.engine.requests.obey import HANDLERS
+from penstock.engine.starting.worker import announce, begun_again, finish, open_corpus, open_journal, train_or_tell, use_threads
 from penstock.engine.survive.fewer import config_for
 from penstock.engine.survive.groups import Groups, is_broken
 from penstock.engine.survive.hangs import stacks_file
@@ -42,7 +43,6 @@ from penstock.engine.survive.parting import Parted, Parting
 from penstock.engine.survive.take_up import Chosen, Held, choose, held_of, take_up
 from penstock.engine.survive.wire import Generation, Line, Status
 from penstock.engine.trainer import complete
-from penstock.engine.worker import announce, begun_again, finish, open_corpus, open_journal, train_or_tell, use_threads
 from penstock.store import Run, list_snapshots, writer_lock
 
 
@@ -162,7 +162,7 @@ class Life:
         return parts
 
     def _go_back(self, generation: Generation, before: Parts) -> Parts:
-        """This rank's parts from the run's newest snapshot, where all have agreed to go back to it (`roll_back.py`)."""
+        """This rank's parts from the run's newest snapshot, where all have agreed to go back to it (`guard/roll_back.py`)."""
         self._heart.begin(generation.number)
         self._parts, self._held = None, []  # a rank that is lost now leaves the others with the snapshot
         parts = begun_again(before, config_for(self._run.config(), before.world.size))

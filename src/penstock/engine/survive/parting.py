@@ -1,7 +1,7 @@
 """More or fewer ranks between two steps: the ranks' part of `penstock scale`.
 
-    the command comes (`obey.py`) → is there memory for it? → wait for snapshots that are being written → those that will leave hand over what only
-    they have (`parallel/peer_copies.py`) → all leave their groups in order, and wait for the next generation, which takes their state up
+    the command comes (`requests/obey.py`) → is there memory for it? → wait for snapshots that are being written → those that will leave hand over
+    what only they have (`parallel/peer_copies.py`) → all leave their groups in order, and wait for the next generation, which takes their state up
 
 No step is lost and none is taken again. What waits for the run to go on is answered, and told, after the first step of the new generation.
 
@@ -21,10 +21,10 @@ from torch import Tensor
 
 from penstock.config import UserError
 from penstock.engine.build import Parts
-from penstock.engine.commands import Answer, Command, answer
-from penstock.engine.journal import memory_bytes
-from penstock.engine.resolve import check_world
+from penstock.engine.record.journal import memory_bytes
+from penstock.engine.requests.commands import Answer, Command, answer
 from penstock.engine.saving import placed
+from penstock.engine.starting.resolve import check_world
 from penstock.engine.survive.fewer import config_for
 from penstock.engine.transition import StateMap
 from penstock.parallel import hand_over
@@ -32,7 +32,7 @@ from penstock.plan.layout import heaviest, workloads
 
 #: Bytes that a process takes before it holds a model.
 PROCESS = 300 << 20
-#: Copies that `survive.copies` keeps in a rank's memory, at most: two of its own state and two of its neighbour's (`peers.py`).
+#: Copies that `survive.copies` keeps in a rank's memory, at most: two of its own state and two of its neighbour's (`guard/peers.py`).
 COPIES = 4
 
 
@@ -65,7 +65,7 @@ class Parting:
         self.asked: Asked | None = None
 
     def scale(self, parts: Parts, command: Command) -> NoReturn:
-        """End this generation in order; raises `Parted`, or `UserError` where memory does not allow it. A handler of commands (`obey.py`)."""
+        """End this generation in order; raises `Parted`, or `UserError` where memory does not allow it. Handles a command (`requests/obey.py`)."""
         size = parts.world.size
         ranks, leaving = after(command, size)
         _check_memory(parts, ranks)

@@ -32,8 +32,8 @@ import torch
 
 from penstock.comm import choose_device
 from penstock.config import ElasticSection, UserError
-from penstock.engine.heart import Beat
-from penstock.engine.resolve import check_ranks, check_world, cores
+from penstock.engine.guard.heart import Beat
+from penstock.engine.starting.resolve import check_ranks, check_world, cores
 from penstock.engine.survive.fewer import config_for
 from penstock.engine.survive.scaling import scale_run
 from penstock.store import Run, append_event

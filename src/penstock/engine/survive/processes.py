@@ -6,7 +6,7 @@ import signal
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from penstock.engine.template import Child, wait_for_all
+from penstock.engine.starting.template import Child, wait_for_all
 
 #: Longest wait, seconds, for a process that was killed to be gone.
 GONE_S = 10.0

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.comm import choose_device
 from penstock.config import Config, UserError
-from penstock.engine.commands import FOLDER, HELD, TAKEN, Answer, Command, answer, pending, release, send
-from penstock.engine.resolve import check_ranks, check_world, cores
+from penstock.engine.requests.commands import FOLDER, HELD, TAKEN, Answer, Command, answer, pending, release, send
+from penstock.engine.starting.resolve import check_ranks, check_world, cores
 from penstock.engine.survive.fewer import config_for
 from penstock.engine.survive.parting import after
 from penstock.engine.survive.wire import Generation

@@ -25,17 +25,17 @@ from pathlib import Path
 from torch._C._distributed_c10d import TCPStore
 
 from penstock.config import RankFailed, UserError
-from penstock.engine.failures import cause, forget_failures, said_by
-from penstock.engine.heart import PLACE, Beat, opened, read_beat
-from penstock.engine.launch import HOST, check_port, forwarded_signals
-from penstock.engine.resolve import check_world, cores
+from penstock.engine.guard.failures import cause, forget_failures, said_by
+from penstock.engine.guard.heart import PLACE, Beat, opened, read_beat
+from penstock.engine.starting.launch import HOST, check_port, forwarded_signals
+from penstock.engine.starting.resolve import check_world, cores
+from penstock.engine.starting.template import wait_for_all, wait_for_end
 from penstock.engine.survive.fewer import config_for
 from penstock.engine.survive.hangs import StepWatch, blame
 from penstock.engine.survive.policy import Pilot, Policy
 from penstock.engine.survive.processes import Member
 from penstock.engine.survive.scaling import Scaling
 from penstock.engine.survive.wire import Generation, post
-from penstock.engine.template import wait_for_all, wait_for_end
 from penstock.store import Run, append_event
 
 #: Failures with no step between them after which the run ends.

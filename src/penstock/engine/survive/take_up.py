@@ -1,6 +1,6 @@
 """A state taken up from memory by the ranks of a new generation: the newest that is whole among what they have.
 
-    held_of    what a process keeps of the generation that has ended: its part of the last complete step, and copies of an earlier one (`peers.py`)
+    held_of    what a process keeps of the generation that has ended: its part of the last complete step, and copies of an earlier one
     choose     every member says which states it has a part of; the newest of which every piece is with somebody
     take_up    each rank builds itself anew for the layout and the number of ranks that there are now, and the state is carried to it
 
@@ -27,7 +27,7 @@ from penstock.config import Config
 from penstock.data import TokenCorpus
 from penstock.engine.build import Parts, batch_plan, build_core, whole_parts
 from penstock.engine.control import StopRequest
-from penstock.engine.journal import Journal
+from penstock.engine.record.journal import Journal
 from penstock.engine.saving import Saving, note_choices
 from penstock.engine.state import Progress
 from penstock.engine.survive.wire import Offer, Status

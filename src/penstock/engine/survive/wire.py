@@ -18,7 +18,7 @@ from typing import Any
 
 from torch._C._distributed_c10d import Store, TCPStore
 
-from penstock.engine.launch import HOST
+from penstock.engine.starting.launch import HOST
 
 #: Seconds between two looks at the store where several things are waited for.
 LOOK_S = 0.002

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Phases of a rank's heart (`engine/heart.py`) that every step has.
+#: Phases of a rank's heart (`engine/guard/heart.py`) that every step has.
 STEP = ("data", "forward_backward", "exchange", "optimizer")
 
 

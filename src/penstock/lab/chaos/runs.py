@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from penstock.engine.heart import LISTENER
+from penstock.engine.guard.heart import LISTENER
 from penstock.lab.chaos.desk import FOLDER, Desk
 from penstock.lab.chaos.plan import Fault
 from penstock.monitor import MetricStore

@@ -1,4 +1,4 @@
-"""In the ranks: hears every beat of the heart (`engine/heart.py`), and strikes where the plan has it.
+"""In the ranks: hears every beat of the heart (`engine/guard/heart.py`), and strikes where the plan has it.
 
 Imported by a rank whose environment names it, and by nobody else. Faults that are due at once strike in the main thread, at the very begin of their
 phase; those with a delay from a thread of their own, wherever the rank is by then.

@@ -3,7 +3,7 @@
     snapshot     save the state now
     lower_rate   multiply optim.lr (and optim.muon_lr) by alerts.rate_factor between two steps
     stop         stop after the next step, and save
-    skip         do not apply a step that is not finite or far above what was usual, and leave its batch out; decided in the step (`engine/judge.py`)
+    skip         do not apply a step that is not finite or far above what was usual, and leave its batch out (`engine/guard/judge.py`)
     roll_back    go on from the newest snapshot before the fault began, and leave out what was read since then
     exclude      go on without the rank that the alert names
 

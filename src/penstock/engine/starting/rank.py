@@ -1,4 +1,4 @@
-"""One rank below Penstock's launcher: `python -m penstock.engine.rank RUN`."""
+"""One rank below Penstock's launcher: `python -m penstock.engine.starting.rank RUN`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from penstock.comm import join_world, leave_world
 from penstock.config import leave
-from penstock.engine.failures import run_reporting
-from penstock.engine.worker import run_rank
+from penstock.engine.guard.failures import run_reporting
+from penstock.engine.starting.worker import run_rank
 from penstock.store import Run
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from penstock.config import Config, changed_settings, with_values
 from penstock.data import Tokenizer, load_tokenizer, prepare
-from penstock.engine.resolve import cores, resolve, settle_machine
-from penstock.engine.start import Progress
+from penstock.engine.starting.resolve import cores, resolve, settle_machine
+from penstock.engine.starting.start import Progress
 from penstock.models import resolve_model
 
 #: Settings of the data that change no tokens.

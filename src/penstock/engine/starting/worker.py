@@ -19,11 +19,11 @@ from penstock.data import TokenCorpus, prepare
 from penstock.engine.build import DTYPES, Parts, build
 from penstock.engine.control import StopRequest
 from penstock.engine.exchange import consensus
-from penstock.engine.exchange_report import announcement
-from penstock.engine.journal import Journal, summary
-from penstock.engine.resolve import check_world, cores
-from penstock.engine.roll_back import RolledBack
+from penstock.engine.guard.roll_back import RolledBack
+from penstock.engine.record.exchange_report import announcement
+from penstock.engine.record.journal import Journal, summary
 from penstock.engine.saving import placed
+from penstock.engine.starting.resolve import check_world, cores
 from penstock.engine.state import weights_digest
 from penstock.engine.trainer import train
 from penstock.plan import measure_peak

@@ -24,13 +24,13 @@ from torch import Tensor
 
 from penstock.config import Config, UserError, changed_settings, load_config, parse_config
 from penstock.data import load_tokenizer, prepare
-from penstock.engine.fit import Fit, first_values, fit_of, outline_state
-from penstock.engine.fork import said
-from penstock.engine.origin import record_origin
-from penstock.engine.resolve import cores, resolve
-from penstock.engine.settle import Settled, settle
-from penstock.engine.start import Progress as Report
+from penstock.engine.starting.resolve import cores, resolve
+from penstock.engine.starting.start import Progress as Report
 from penstock.engine.state import Progress
+from penstock.engine.story.fit import Fit, first_values, fit_of, outline_state
+from penstock.engine.story.fork import said
+from penstock.engine.story.origin import record_origin
+from penstock.engine.story.settle import Settled, settle
 from penstock.store import LocalFolder, Run, Snapshot, append_event, create_run, history_head, in_use, new_run_folder
 from penstock.store.code import diffs_of, keep_diff
 from penstock.store.contents import Contents

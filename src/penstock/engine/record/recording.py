@@ -22,8 +22,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from penstock.data import Batch
-from penstock.engine.known import at_step, held, of_failure, of_step
-from penstock.engine.rows import Finished, RowBuilder, Taken
+from penstock.engine.record.known import at_step, held, of_failure, of_step
+from penstock.engine.record.rows import Finished, RowBuilder, Taken
 from penstock.engine.step import NonFinite
 from penstock.monitor.bus.aside import Aside
 from penstock.monitor.bus.host import HostGauge

@@ -2,7 +2,7 @@
 
 A *leg* is a stretch of steps that one start of the run took. Where it begins, and which settings were changed there, the history tells; the last
 leg's settings are those that the later snapshot names, and those of earlier ones follow by undoing the changes. Steps that a crash took back belong
-to no leg. Changes that a leg took up between two steps (`agenda.py`) are not borders: whoever takes its steps again takes them up as it did.
+to no leg. Changes that a leg took up between two steps (`requests/agenda.py`) are not borders: whoever takes its steps again takes them up as it did.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.config import Config, flat, with_values
-from penstock.engine.agenda import Due, is_live, live_changes, recorded
+from penstock.engine.requests.agenda import Due, is_live, live_changes, recorded
 from penstock.store import Event, Manifest
 
 Changes = dict[str, list[Any]]

@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 from penstock.config import Config, ConfigError, UserError, changed_settings, with_values
 from penstock.engine.exchange import check_exchange
-from penstock.engine.fit import Shapes
-from penstock.engine.grow_state import GrownState, grow_state
-from penstock.engine.resolve import check_world, cores, settle_machine
+from penstock.engine.requests.grow_state import GrownState, grow_state
+from penstock.engine.starting.resolve import check_world, cores, settle_machine
 from penstock.engine.state import is_withheld
+from penstock.engine.story.fit import Shapes
 from penstock.models import count_parameters, resolve_model
 from penstock.parallel import build_layout
 from penstock.plan.footprint import Footprint

@@ -3,7 +3,7 @@
 A change between two steps stands in the history with its step and settings, and at once in the run's `config.toml`, which so always has the settings
 of the newest state, in memory or on disk. Whoever goes on from a snapshot begins with the settings that its step had, and takes the later changes
 up again after the same steps as before: what comes out is bit for bit what it was. That is how a run is resumed that died after a change and before
-its next snapshot, and how a replay goes through one (`legs.py`).
+its next snapshot, and how a replay goes through one (`story/legs.py`).
 
 A setting that a resume sets by itself is that from then on: it is left out of the changes that are due.
 """

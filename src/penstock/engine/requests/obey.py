@@ -19,11 +19,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from penstock.config import UserError, flat, nearest
-from penstock.engine.acting import snapshot_now, stop_soon
-from penstock.engine.agenda import agreed_due, due_from
-from penstock.engine.change import agreed_plan, apply, change_run
-from penstock.engine.commands import Answer, Command, answer
-from penstock.engine.roll_back import roll_back
+from penstock.engine.guard.roll_back import roll_back
+from penstock.engine.requests.acting import snapshot_now, stop_soon
+from penstock.engine.requests.agenda import agreed_due, due_from
+from penstock.engine.requests.change import agreed_plan, apply, change_run
+from penstock.engine.requests.commands import Answer, Command, answer
 from penstock.store import Event, read_history
 
 if TYPE_CHECKING:

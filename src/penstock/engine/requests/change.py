@@ -28,18 +28,18 @@ from torch import Tensor
 
 from penstock.config import Config, UserError, parse_config
 from penstock.data import check_unread
-from penstock.engine.agenda import COMMAND
 from penstock.engine.build import Core, Parts, batch_plan, build_core
-from penstock.engine.changes import ChangePlan, plan_change
-from penstock.engine.commands import Answer, Command
 from penstock.engine.evaluate import validation_windows
 from penstock.engine.exchange import apart_of
-from penstock.engine.grow_state import GrownState
-from penstock.engine.micro import free_bytes
-from penstock.engine.replan import Watch
+from penstock.engine.requests.agenda import COMMAND
+from penstock.engine.requests.changes import ChangePlan, plan_change
+from penstock.engine.requests.commands import Answer, Command
+from penstock.engine.requests.grow_state import GrownState
 from penstock.engine.saving import note_choices
 from penstock.engine.state import Progress
 from penstock.engine.transition import StateMap, carry_state
+from penstock.engine.tune.micro import free_bytes
+from penstock.engine.tune.replan import Watch
 from penstock.parallel.placement import Placement
 from penstock.parallel.weights import assemble, own_part
 from penstock.store import append_event, save_config

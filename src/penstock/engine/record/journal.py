@@ -15,8 +15,8 @@ import torch
 
 from penstock.comm import World
 from penstock.config import Config, UserError
-from penstock.engine.exchange_report import ExchangeTotals, exchange_summary
-from penstock.engine.rows import Taken
+from penstock.engine.record.exchange_report import ExchangeTotals, exchange_summary
+from penstock.engine.record.rows import Taken
 from penstock.engine.state import Progress
 from penstock.models import flops_per_token
 from penstock.monitor import LiveLine, MetricStore, TensorBoardWriter

@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from penstock.engine.micro import restart_micro
 from penstock.engine.pipeline import Pipeline
 from penstock.engine.state import Progress
 from penstock.engine.transition import StateMap, carry_state
+from penstock.engine.tune.micro import restart_micro
 from penstock.parallel.pipeline.plan import PipelinePlan, plan_pipeline
 from penstock.parallel.pipeline.schedule import Costs
 from penstock.parallel.pipeline.stage_times import measured_layer_costs

@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from penstock.data import parse_skip
-from penstock.engine.change import agreed_plan, apply
-from penstock.engine.judge import BadStep
+from penstock.engine.guard.judge import BadStep
+from penstock.engine.requests.change import agreed_plan, apply
 from penstock.models import forget_loads
 
 if TYPE_CHECKING:

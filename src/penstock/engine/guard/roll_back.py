@@ -6,8 +6,9 @@
     → all ranks have agreed: every one of them builds itself anew from that snapshot, as a resumed run does (`worker.begun_again`)
 
 It is what stopping, and resuming from an older snapshot with another `data.skip`, would come to; so it works on any layout, changes that came after
-the snapshot are taken up again at their steps (`agenda.py`), and a run that is resumed or replayed later finds everything in the history. Up to where
-the fault began the steps are bit for bit what they were. A rank that is lost meanwhile leaves the run at the newest snapshot, whichever that is then.
+the snapshot are taken up again at their steps (`requests/agenda.py`), and a run that is resumed or replayed later finds everything in the history.
+Up to where the fault began the steps are bit for bit what they were. A rank that is lost meanwhile leaves the run at the newest snapshot, whichever
+that is then.
 
 More than `alerts.most` times it does not go back to the same snapshot: then it is not the data, and the run stops.
 
@@ -24,9 +25,9 @@ from typing import TYPE_CHECKING
 
 from penstock.config import UserError, with_values
 from penstock.data import parse_skip
-from penstock.engine.commands import Answer, Command, answer
-from penstock.engine.judge import BadStep
-from penstock.engine.peers import Peers
+from penstock.engine.guard.judge import BadStep
+from penstock.engine.guard.peers import Peers
+from penstock.engine.requests.commands import Answer, Command, answer
 from penstock.store import Damaged, append_event, list_snapshots, read_history, read_manifest, save_config, tell_snapshot
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Way:
 
 
 def roll_back(parts: Parts, command: Command) -> Answer:
-    """Go back as an alert's policy says (`obey.py`); raises `RolledBack` on all ranks, or `UserError` on all where it cannot be.
+    """Go back as an alert's policy says (`requests/obey.py`); raises `RolledBack` on all ranks, or `UserError` on all where it cannot be.
 
     Returns where the run stops instead, as it went back there often enough.
     """

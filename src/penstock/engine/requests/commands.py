@@ -11,7 +11,7 @@ all ranks learn of it after the same step, without an exchange of its own; what 
 (or root's) are commands.
 
 Cost: reading an empty folder on the lead, some 10 microseconds a step, and 8 bytes in the sum. When not to use it: for what must reach a rank inside
-a step; a signal does that (`control.py`).
+a step; a signal does that (`engine/control.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Whether a stored state fits a config, and how what does not fit begins anew.
 
 The state that a config has is outlined without memory: names and full shapes. Tensors of the same name and shape fit, and so do those with other
-rows of nodes, which are taken up as they are on other nodes (`state.py`). What a tensor begins with is a function of seed and name, so one new
+rows of nodes, which are taken up as they are on other nodes (`engine/state.py`). What a tensor begins with is a function of seed and name, so one new
 layer or head begins as it would have in a new run.
 """
 

@@ -39,7 +39,7 @@ import psutil
 import torch
 
 from penstock.config import RankFailed
-from penstock.engine.failures import die_with_parent
+from penstock.engine.guard.failures import die_with_parent
 
 #: Longest wait, seconds, for a template to start a process, its own start included.
 START_S = 120.0
@@ -127,7 +127,7 @@ class Template:
         if _threads() <= _THREADS and threading.active_count() == 1:
             self._fork(theirs)
         else:
-            code = f"import socket; from penstock.engine.template import serve; serve(socket.socket(fileno={theirs.fileno()}))"
+            code = f"import socket; from penstock.engine.starting.template import serve; serve(socket.socket(fileno={theirs.fileno()}))"
             command = [sys.executable, "-c", code]
             subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()

@@ -1,13 +1,13 @@
 """Forking: a new run that begins at any snapshot of another, with any setting changed, and goes on by `penstock resume`.
 
 What may change where. A run that is *resumed* stays the run it was: its weights must be those that its model, optimizer, data and seed lead to, so
-only settings that leave these alone may change (`start.py`, CHANGEABLE), and its history tells them. A *fork* is another run, with a folder and a
-history of its own that begins with the snapshot it came from; the one it came from tells of it too. So every setting may change here, as long as
-the state still fits:
+only settings that leave these alone may change (`starting/start.py`, CHANGEABLE), and its history tells them. A *fork* is another run, with a folder
+and a history of its own that begins with the snapshot it came from; the one it came from tells of it too. So every setting may change here, as long
+as the state still fits:
 
 - Other data, seed or batch: what comes is drawn in the order of the new settings, from the present step on. Other text is cut by the run's own
   tokenizer, as the weights know its tokens, unless another is named.
-- Another structure of the model that the old one can grow into (`grow_state.py`): the fork's function is the run's, or what is lost is said.
+- Another structure of the model that the old one can grow into (`requests/grow_state.py`): the fork's function is the run's, or what is lost is said.
 - Other settings that change names or shapes of tensors (another model, optimizer or average), and another tokenizer, whose tokens mean something
   else to embedding and head: refused by the tensors' names, unless `partial`. Then what fits is kept, the rest begins anew (`fit.py`; nothing is
   grown), and what no longer has a place is left out; all of it is listed, in the histories too.
@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from penstock.config import Config, UserError, changed_settings
-from penstock.engine.agenda import recorded
-from penstock.engine.fit import Fit, first_values, fit_of
-from penstock.engine.grow_state import GrownState, grow_state
-from penstock.engine.origin import origin_of, record_origin
-from penstock.engine.resolve import check_world
-from penstock.engine.settle import Settled, settle
-from penstock.engine.start import Progress
+from penstock.engine.requests.agenda import recorded
+from penstock.engine.requests.grow_state import GrownState, grow_state
+from penstock.engine.starting.resolve import check_world
+from penstock.engine.starting.start import Progress
+from penstock.engine.story.fit import Fit, first_values, fit_of
+from penstock.engine.story.origin import origin_of, record_origin
+from penstock.engine.story.settle import Settled, settle
 from penstock.store import LocalFolder, Manifest, Run, Snapshot, append_event, create_run, history_head, in_use, new_run_folder
 from penstock.store.code import diffs_of
 from penstock.store.contents import Contents

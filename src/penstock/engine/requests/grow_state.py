@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from penstock.config import Config, UserError
-from penstock.engine.fit import Fit, Shapes, fit_of, outline_state
+from penstock.engine.story.fit import Fit, Shapes, fit_of, outline_state
 from penstock.models import Growth, grown_moment, grown_value, plan_growth
 
 Read = Callable[[str], Tensor]

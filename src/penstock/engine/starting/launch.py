@@ -20,9 +20,9 @@ from typing import Protocol
 from torch._C._distributed_c10d import TCPStore
 
 from penstock.config import RankFailed, UserError
-from penstock.engine.failures import cause, forget_failures
-from penstock.engine.resolve import cores
-from penstock.engine.template import Child, wait_for_all, wait_for_end
+from penstock.engine.guard.failures import cause, forget_failures
+from penstock.engine.starting.resolve import cores
+from penstock.engine.starting.template import Child, wait_for_all, wait_for_end
 from penstock.store import Run, append_event
 
 #: Where the store is, at which ranks meet.
@@ -44,7 +44,7 @@ def launch(run: Run, nproc: int, port: int) -> None:
     """Train `run` on `nproc` ranks of this host; raises `UserError` or `RankFailed` when one fails."""
     mend = f"the run is {run.path}, go on from its last snapshot with `penstock resume {run.path}`"
     try:
-        start_ranks("penstock.engine.rank", run.path, nproc, port, mend)
+        start_ranks("penstock.engine.starting.rank", run.path, nproc, port, mend)
     except RankFailed as error:
         with suppress(UserError, OSError):
             append_event(run.path, "failure", str(error).partition("; ")[0])
@@ -55,7 +55,7 @@ def start_ranks(module: str, folder: Path, nproc: int, port: int, mend: str) -> 
     """Run `python -m module folder` on `nproc` ranks of this host and wait for them.
 
     A user's mistake that a rank finds is raised as `UserError`, any other failure of a rank as `RankFailed` with `mend` as advice
-    (`failures.py`).
+    (`guard/failures.py`).
     """
     check_port(port)
     forget_failures(folder)

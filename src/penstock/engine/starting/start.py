@@ -20,19 +20,19 @@ import torch.distributed as dist
 from penstock.comm import World, join_world, leave_world, under_launcher
 from penstock.config import Config, ConfigError, EchoedError, UserError, flat, with_values
 from penstock.data import check_unread, parse_skip, prepare
-from penstock.engine.agenda import due_after, settings_at
 from penstock.engine.build import batch_plan
 from penstock.engine.evaluate import validation_windows
-from penstock.engine.launch import check_port, launch
-from penstock.engine.monitoring import monitored
-from penstock.engine.origin import record_origin
-from penstock.engine.reporting import reported
-from penstock.engine.resolve import check_ranks, check_world, cores, resolve
-from penstock.engine.showing import show_page
+from penstock.engine.record.monitoring import monitored
+from penstock.engine.record.reporting import reported
+from penstock.engine.record.showing import show_page
+from penstock.engine.requests.agenda import due_after, settings_at
+from penstock.engine.starting.launch import check_port, launch
+from penstock.engine.starting.resolve import check_ranks, check_world, cores, resolve
+from penstock.engine.starting.template import the_source
+from penstock.engine.starting.worker import run_rank
 from penstock.engine.state import Progress as ProgressNumbers
+from penstock.engine.story.origin import record_origin
 from penstock.engine.survive import supervise, survives
-from penstock.engine.template import the_source
-from penstock.engine.worker import run_rank
 from penstock.store import (
     Manifest,
     Run,
@@ -48,7 +48,7 @@ from penstock.store import (
 
 Progress = Callable[[float, str], None]
 
-#: Sections a resumed run may change; all else decides what the state means or what was already computed, and is a fork's to change (`fork.py`).
+#: Sections a resumed run may change; all else decides what the state means or what was already computed, and is a fork's to change (`story/fork.py`).
 CHANGEABLE = (
     "train.steps", "batch.micro", "data.skip", "eval.", "snapshot.", "survive.", "elastic.", "metrics.", "cost.", "alerts.", "layout.", "exchange.",
     "balance.", "compile.", "run.device", "run.threads", "optim.lr", "optim.muon_lr", "optim.weight_decay", "optim.clip", "optim.schedule",
@@ -153,7 +153,7 @@ def _first_unread(config: Config, manifest: Manifest) -> int:
 
 
 def tell_changes(run: Run, before: Config, after: Config, instead: Collection[str] = ()) -> None:
-    """Write the settings that a resumed run changes into its history, and those that it has `instead` of what was due (`agenda.py`)."""
+    """Write the settings that a resumed run changes into its history, and those that it has `instead` of what was due (`requests/agenda.py`)."""
     old, new = flat(before), flat(after)
     changes = {name: [old[name], value] for name, value in new.items() if value != old[name] or name in instead}
     if changes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from penstock.engine.commands import Answer, Command
+from penstock.engine.requests.commands import Answer, Command
 
 if TYPE_CHECKING:
     from penstock.engine.build import Parts

@@ -31,7 +31,7 @@ import torch
 
 from penstock.comm import World
 from penstock.config import Config, ConfigError
-from penstock.engine.own_time import Own, OwnTime
+from penstock.engine.tune.own_time import Own, OwnTime
 from penstock.parallel import Layout
 from penstock.parallel.layout import TENSOR
 from penstock.parallel.pace import WINDOW, Pace

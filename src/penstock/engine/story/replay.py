@@ -26,11 +26,11 @@ from typing import Any
 
 from penstock.comm import World, join_world, under_launcher
 from penstock.config import Config, UserError, flat, with_values
-from penstock.engine.launch import start_ranks
-from penstock.engine.legs import Leg, legs
-from penstock.engine.origin import record_origin
-from penstock.engine.resolve import check_ranks, check_world, cores
-from penstock.engine.worker import run_rank
+from penstock.engine.starting.launch import start_ranks
+from penstock.engine.starting.resolve import check_ranks, check_world, cores
+from penstock.engine.starting.worker import run_rank
+from penstock.engine.story.legs import Leg, legs
+from penstock.engine.story.origin import record_origin
 from penstock.store import LocalFolder, Run, Snapshot, create_run, in_use, list_snapshots, read_history, save_config
 from penstock.store.contents import Contents
 from penstock.store.diff import SnapshotDiff, compare
@@ -156,7 +156,8 @@ def _compute(run: Run, begin: Contents, end: Contents, parts: list[Leg], nproc: 
         if ranks == 1:
             run_rank(scratch, World(device=join_world(leg.config.run.device, 1).device), until=leg.last)
         else:
-            start_ranks("penstock.engine.replay_rank", scratch.path, ranks, leg.config.layout.port, "the replay ended there; the run is as it was")
+            ended = "the replay ended there; the run is as it was"
+            start_ranks("penstock.engine.story.replay_rank", scratch.path, ranks, leg.config.layout.port, ended)
     reached = list_snapshots(scratch.folder)[-1]
     if reached.step != end.manifest.step:
         raise UserError(f"the replay was stopped at step {reached.step}; the run is as it was")

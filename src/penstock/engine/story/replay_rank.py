@@ -1,11 +1,11 @@
-"""One rank of a replay below Penstock's launcher: `python -m penstock.engine.replay_rank RUN`, up to the step that RUN's `replay.json` names."""
+"""One rank of a replay below Penstock's launcher: `python -m penstock.engine.story.replay_rank RUN`, to the step that RUN's `replay.json` names."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from penstock.engine.rank import main
+from penstock.engine.starting.rank import main
 from penstock.store import Run
 
 if __name__ == "__main__":

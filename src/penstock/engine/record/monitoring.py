@@ -1,7 +1,7 @@
 """A run's monitor, kept by the process that runs the training: started with the run, started again when it dies, ended with the run.
 
     launcher, supervisor or the one rank ── stdin: "end" ──► monitor (`monitor/service.py`), a new Python of low priority
-                                         ◄── stdout: orders of the policy (`alerts.act`), carried out as commands (`commands.py`)
+                                         ◄── stdout: orders of the policy (`alerts.act`), carried out as commands (`requests/commands.py`)
 
 Nothing of the training waits for the monitor: two threads here sleep until it says something or ends. One that dies is started again, after a second
 at first and after a minute at most; one that is stopped is left so, and killed when the run has ended. What was done by itself stands in the run's
@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from penstock.config import UserError, flat, step_back
-from penstock.engine.commands import Answer, send
+from penstock.engine.requests.commands import Answer, send
 from penstock.engine.survive import exclude_rank
 from penstock.monitor.alerts import read_alerts
 from penstock.monitor.service import NICE
