@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from benchmarks.rigs import penstock_parts, penstock_step
 from penstock.models.moe import Router
-from penstock.parallel.balance import Slots, balanced_slots, eplb_slots, even_slots, place_loads
+from penstock.parallel.experts.balance import Slots, balanced_slots, eplb_slots, even_slots, place_loads
 
 PLACES, ROOM, EXPERTS, STEPS, WINDOW, RECENT = 8, 5, 32, 240, 40, 10
 SETS = [

@@ -26,9 +26,9 @@ from penstock.config import ModelSection, load_config
 from penstock.models import Decoder, build_decoder, resolve_model
 from penstock.models.layers import Linear
 from penstock.parallel import Formats, Laid, Layout, Mesh, lay_out
-from penstock.parallel.estimate import block_traffic
-from penstock.parallel.topology import layer_work, tensor_grids
-from penstock.parallel.traffic import bytes_sent
+from penstock.parallel.cost.estimate import block_traffic
+from penstock.parallel.cost.traffic import bytes_sent
+from penstock.parallel.tensor.topology import layer_work, tensor_grids
 
 TURNS = 30
 TIMED = ["model.layers=3", "model.dim=384", "model.heads=6", "model.context=128", "model.vocab=2048"]

@@ -31,9 +31,9 @@ from penstock.config import ModelSection, load_config
 from penstock.engine import start_ranks
 from penstock.models import resolve_model
 from penstock.parallel import Layout
-from penstock.parallel.estimate import block_traffic
-from penstock.parallel.topology import choose_topology, layer_bytes, layer_work, tensor_grids
-from penstock.parallel.traffic import Workload, bytes_sent
+from penstock.parallel.cost.estimate import block_traffic
+from penstock.parallel.cost.traffic import Workload, bytes_sent
+from penstock.parallel.tensor.topology import choose_topology, layer_bytes, layer_work, tensor_grids
 
 RANKS, TOKENS, WIDTHS = (4, 8, 16, 32, 64), (2048, 8192, 16384, 65536, 262144), (1024, 4096, 8192, 16384)
 CONTESTANTS = ("1d", "2d", "2.5d", "fsdp", "chosen")

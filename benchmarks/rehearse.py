@@ -17,9 +17,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from penstock.comm import GradientReducer, World
 from penstock.parallel.apply import Laid, shape_decoder
+from penstock.parallel.cost.traffic import Workload
 from penstock.parallel.mesh import Mesh
 from penstock.parallel.shard import Formats
-from penstock.parallel.traffic import Workload
 from penstock.parallel.weights import Weights
 
 FORMATS = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from penstock.store import LocalFolder, Manifest, PackWriter, Snapshot, TensorEntry, append_event, history_head, new_pack_name, write_manifest
-from penstock.store.cell_writer import digest_of
+from penstock.store.cells.cell_writer import digest_of
 from penstock.store.codec import encode
-from penstock.store.timeline import tell_snapshot
+from penstock.store.story.timeline import tell_snapshot
 
 CHAIN = 3
 

@@ -13,7 +13,7 @@ import pytest
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
 from tests.dashboard.made_runs import demo  # noqa: E402
 
-from penstock.store.locks import writer_lock  # noqa: E402
+from penstock.store.places.locks import writer_lock  # noqa: E402
 
 expect = sync_api.expect
 #: A busy machine takes its time.

@@ -25,12 +25,12 @@ from penstock.monitor.series.keeper import Keeper
 from penstock.monitor.series.kinds import Kinds
 from penstock.monitor.series.shots import PLAN, StepShots, write_beside
 from penstock.monitor.store import MetricStore
-from penstock.store.chunks import ChunkEntry
-from penstock.store.folder import LocalFolder
-from penstock.store.history import append_event, history_head
-from penstock.store.locks import writer_lock
-from penstock.store.manifest import Manifest, TensorEntry, write_manifest
-from penstock.store.timeline import tell_snapshot
+from penstock.store.cells.chunks import ChunkEntry
+from penstock.store.places.folder import LocalFolder
+from penstock.store.places.locks import writer_lock
+from penstock.store.snapshots.manifest import Manifest, TensorEntry, write_manifest
+from penstock.store.story.history import append_event, history_head
+from penstock.store.story.timeline import tell_snapshot
 
 #: Seconds of a made step.
 STEP_S = 0.45

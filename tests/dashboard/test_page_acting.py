@@ -8,8 +8,8 @@ import pytest
 from small_runs import Command, small_sets
 from tests.dashboard.browser import MARKS, TOKEN, Server, expect, looking, until
 
-from penstock.store.history import read_history
-from penstock.store.locks import current_writer
+from penstock.store.places.locks import current_writer
+from penstock.store.story.history import read_history
 
 pytestmark = MARKS
 HISTORY, DONE_MS = "/r/small/history", 150_000

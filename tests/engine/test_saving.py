@@ -9,7 +9,8 @@ from small_runs import small_config
 from penstock.config import UserError
 from penstock.engine import resume_run, start_run
 from penstock.monitor import MetricStore
-from penstock.store import LocalFolder, Run, attempt, find_run, list_snapshots, read_history, read_manifest, writer_lock
+from penstock.store import LocalFolder, Run, find_run, list_snapshots, read_history, read_manifest, writer_lock
+from penstock.store.snapshots import attempt
 
 
 def train(tmp_path, name, **changes):

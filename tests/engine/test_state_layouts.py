@@ -12,7 +12,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from ranks import run_ranks
 
-import penstock.store.grid as grids
+import penstock.store.cells.grid as grids
 from penstock.comm import World
 from penstock.config import load_config
 from penstock.engine.state import state_placements, state_tensors, weights_digest, whole_model

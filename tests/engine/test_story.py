@@ -20,7 +20,7 @@ from penstock.engine.story.fork import fork_run
 from penstock.engine.story.replay import replay
 from penstock.engine.story.samples import samples_of
 from penstock.store import Run, append_event, list_snapshots, read_history, read_manifest, save_snapshot
-from penstock.store.contents import Contents
+from penstock.store.cells.contents import Contents
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 

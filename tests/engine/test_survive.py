@@ -27,7 +27,7 @@ if orders:
     from penstock.engine.guard import heart
     from penstock.engine.survive import take_up
     from penstock.optim import Optimizer
-    from penstock.store import saver
+    from penstock.store.snapshots import saver
 
     def strike(place, at):
         for number, (where, rank, when, how) in enumerate(orders):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.config import ConfigError
-from penstock.parallel.balance import balanced_slots, eplb_slots, even_slots, place_loads
+from penstock.parallel.experts.balance import balanced_slots, eplb_slots, even_slots, place_loads
 
 
 @st.composite

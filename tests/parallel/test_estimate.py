@@ -9,11 +9,11 @@ from benchmarks.rehearse import FORMATS, counted_bytes, fake_mesh, rehearse_step
 from penstock.config import ConfigError, load_config
 from penstock.models import resolve_model
 from penstock.parallel import Formats, Layout, Mesh, build_layout, check_layout, lay_out
-from penstock.parallel.activations import layer_activations, layer_casts
 from penstock.parallel.apply import shape_decoder
-from penstock.parallel.estimate import step_traffic
-from penstock.parallel.topology import choose_topology, layer_bytes, layer_work
-from penstock.parallel.traffic import Workload, bytes_sent
+from penstock.parallel.cost.activations import layer_activations, layer_casts
+from penstock.parallel.cost.estimate import step_traffic
+from penstock.parallel.cost.traffic import Workload, bytes_sent
+from penstock.parallel.tensor.topology import choose_topology, layer_bytes, layer_work
 
 BASE = ["model.layers=2", "model.dim=24", "model.heads=4", "model.head_dim=6", "model.context=16", "model.ffn_dim=20"]
 ODD = ["model.heads=3", "model.ffn_dim=13"]

@@ -13,9 +13,9 @@ from penstock.config import ConfigError, load_config
 from penstock.models import balance_experts, build_decoder, resolve_model
 from penstock.models.moe import MixtureOfExperts
 from penstock.parallel import Layout, Mesh, plan_weights
-from penstock.parallel.balance import even_slots
-from penstock.parallel.expert import divide, spread_experts
-from penstock.parallel.slots import move_experts, sync_replicas
+from penstock.parallel.experts.balance import even_slots
+from penstock.parallel.experts.expert import divide, spread_experts
+from penstock.parallel.experts.slots import move_experts, sync_replicas
 from penstock.parallel.weights import own_part
 
 HOT = ((0, 3, 0), (1, 2, 4, 3))  # expert 0 twice in one place, 3 in both, places of different size

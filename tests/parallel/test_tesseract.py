@@ -12,9 +12,9 @@ from penstock.config import ModelSection
 from penstock.models import Decoder, resolve_model
 from penstock.models.moe import Router
 from penstock.parallel import Layout, Mesh, plan_weights
-from penstock.parallel.summa import Grid, linear, multiply_transposed, multiply_transposed_gradients
-from penstock.parallel.tesseract import apply_tesseract
-from penstock.parallel.vocabulary import split_softmax_gradient
+from penstock.parallel.tensor.summa import Grid, linear, multiply_transposed, multiply_transposed_gradients
+from penstock.parallel.tensor.tesseract import apply_tesseract
+from penstock.parallel.tensor.vocabulary import split_softmax_gradient
 from penstock.parallel.weights import assemble, own_part
 
 SMALL = {"layers": 2, "dim": 16, "heads": 4, "ffn_dim": 24, "vocab": 40, "context": 12}

@@ -7,7 +7,7 @@ import pytest
 from penstock.config import UserError
 from penstock.plan import code, describe_code
 from penstock.plan.code_between import code_between
-from penstock.store.code import keep_diff, read_diff
+from penstock.store.story.code import keep_diff, read_diff
 
 
 def git(folder, *arguments):

@@ -7,9 +7,9 @@ import torch
 
 from penstock.comm import World
 from penstock.store import read_manifest, save_snapshot
-from penstock.store.contents import Contents
-from penstock.store.diff import changes, compare
-from penstock.store.difference import difference
+from penstock.store.cells.contents import Contents
+from penstock.store.story.diff import changes, compare
+from penstock.store.story.difference import difference
 
 
 def about(lr, commit, threads=1, **code):

@@ -10,9 +10,9 @@ from faults import deaths
 from small_store import SmallStore
 
 from penstock.store import LocalFolder, Policy, collect, find_snapshot, list_snapshots, pin, read_history, read_manifest, transfer, verify_run
-from penstock.store.history import append_event
-from penstock.store.reading import read_content
-from penstock.store.retention import read_pins
+from penstock.store.cells.reading import read_content
+from penstock.store.snapshots.retention import read_pins
+from penstock.store.story.history import append_event
 
 
 @pytest.fixture

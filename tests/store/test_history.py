@@ -6,7 +6,7 @@ import pytest
 from small_store import SmallStore
 
 from penstock.store import append_event, history_head, read_history, verify_run
-from penstock.store.folder import LocalFolder
+from penstock.store.places.folder import LocalFolder
 
 
 def told(path, count=5):
@@ -83,7 +83,7 @@ def test_a_gap_stays_visible_when_more_is_told(tmp_path):
 
 
 def test_a_clock_that_jumps_back_changes_no_order(tmp_path, monkeypatch):
-    import penstock.store.history as module
+    import penstock.store.story.history as module
 
     times = iter(["2030-01-01T00:00:00+0000", "1970-01-01T00:00:00+0000", "2029-01-01T00:00:00+0000"])
     monkeypatch.setattr(module.time, "strftime", lambda *_: next(times))

@@ -13,8 +13,8 @@ from small_store import SmallStore
 from penstock.config import UserError
 from penstock.store import ChunkEntry, Damaged, LocalFolder, PackWriter, chunk_digest, list_snapshots, read_chunk, read_manifest, read_pack
 from penstock.store.canonical import canonical
-from penstock.store.manifest import manifest_file
-from penstock.store.reading import read_content
+from penstock.store.cells.reading import read_content
+from penstock.store.snapshots.manifest import manifest_file
 
 
 def test_chunks_and_manifests_are_given_back(tmp_path):

@@ -24,8 +24,8 @@ from penstock.store import (
     verify_run,
     writer_lock,
 )
-from penstock.store.locks import all_in_use, current_writer
-from penstock.store.retention import chosen
+from penstock.store.places.locks import all_in_use, current_writer
+from penstock.store.snapshots.retention import chosen
 
 
 def row(step, val_loss=None, wall_s=0.0):

@@ -10,10 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ranks import run_ranks
 
-import penstock.store.grid as grids
+import penstock.store.cells.grid as grids
 from penstock.comm import World
 from penstock.parallel import Layout, Placement, Split
-from penstock.store import Increments, LocalFolder, Saver, attempt, cell_writer, list_snapshots, load_snapshot, read_manifest, saver, staging
+from penstock.store import Increments, LocalFolder, Saver, list_snapshots, load_snapshot, read_manifest
+from penstock.store.cells import cell_writer
+from penstock.store.snapshots import attempt, saver, staging
 
 PLAIN = Layout()
 
@@ -168,7 +170,7 @@ def test_what_cannot_be_written_by_our_own_fault_is_raised_where_training_is(tmp
         raise ValueError("no such codec")
 
     writer = Saver(LocalFolder(tmp_path), World())
-    monkeypatch.setattr("penstock.store.cell_writer.encode", broken)
+    monkeypatch.setattr("penstock.store.cells.cell_writer.encode", broken)
     save(writer, 1, some_state())
     with pytest.raises(RuntimeError, match="rank 0: ValueError: no such codec"):
         writer.wait()

@@ -9,14 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from placements import layouts, placed
 
-import penstock.store.grid as grids
-import penstock.store.staging as stagings
+import penstock.store.cells.grid as grids
+import penstock.store.snapshots.staging as stagings
 from penstock.parallel import Layout
 from penstock.store import Increments, LocalFolder
-from penstock.store.cell_writer import CellWriter, Lineage
-from penstock.store.grid import StatePlan
-from penstock.store.publish import make_manifest, report
-from penstock.store.staging import Share, Staging
+from penstock.store.cells.cell_writer import CellWriter, Lineage
+from penstock.store.cells.grid import StatePlan
+from penstock.store.snapshots.publish import make_manifest, report
+from penstock.store.snapshots.staging import Share, Staging
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.uint8, torch.bool]
 

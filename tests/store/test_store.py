@@ -121,7 +121,7 @@ def test_a_full_disk_while_saving_is_said_and_leaves_nothing_half_written(tmp_pa
 @pytest.mark.slow
 def test_a_process_killed_while_saving_leaves_the_earlier_snapshot_alone(tmp_path):
     script = """
-import os, sys, torch, penstock.store.saver as s
+import os, sys, torch, penstock.store.snapshots.saver as s
 from penstock.comm import World
 folder = __import__("pathlib").Path(sys.argv[1])
 s.save_snapshot(folder, 1, {"model.a": torch.ones(4)}, {"step": 1}, World())

@@ -6,9 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from placements import layouts, placed
 
-import penstock.store.grid as grids
+import penstock.store.cells.grid as grids
 from penstock.parallel import Box, Layout, Placement, Split, common, inside
-from penstock.store.grid import CELL, LARGE_CELL, LARGE_TENSOR, grid, plan_cells, rounds
+from penstock.store.cells.grid import CELL, LARGE_CELL, LARGE_TENSOR, grid, plan_cells, rounds
 
 
 def count_of(shape, boxes):

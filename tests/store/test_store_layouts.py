@@ -6,7 +6,7 @@ import pytest
 import torch
 from ranks import run_ranks
 
-import penstock.store.grid as grids
+import penstock.store.cells.grid as grids
 from penstock.comm import World
 from penstock.config import UserError
 from penstock.parallel import Layout, Mesh, Placement, Split, own_part

@@ -8,9 +8,10 @@ import pytest
 from small_store import SmallStore
 
 from penstock.config import UserError
-from penstock.store import LocalFolder, append_event, collect, list_snapshots, locks, open_folder, transfer, verify_run, writer_lock
-from penstock.store.code import keep_diff
-from penstock.store.retention import Policy
+from penstock.store import LocalFolder, append_event, collect, list_snapshots, open_folder, transfer, verify_run, writer_lock
+from penstock.store.places import locks
+from penstock.store.snapshots.retention import Policy
+from penstock.store.story.code import keep_diff
 
 DIFF = b"--- a\n+++ b\n"
 

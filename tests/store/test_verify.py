@@ -11,7 +11,7 @@ from small_store import SmallStore
 
 from penstock.config import UserError
 from penstock.store import Damaged, LocalFolder, Policy, collect, indexed, list_snapshots, pin, read_history, read_manifest, run_timeline, verify_run
-from penstock.store.reading import read_content
+from penstock.store.cells.reading import read_content
 
 
 @pytest.fixture(scope="module")

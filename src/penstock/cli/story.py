@@ -151,7 +151,7 @@ def _packs(made: dict[str, Any]) -> str:
 
 def _made(made: dict[str, Any]) -> list[str]:
     """What was changed to make a run, and how to go on with it."""
-    from penstock.store.diff_text import shown
+    from penstock.store.story.diff_text import shown
 
     lines = [f"  {name}  {shown(before)} → {shown(after)}" for name, (before, after) in made["settings"].items()]
     lines += [f"  {what} {name}" for what, names in (("begins anew", made["anew"]), ("left out", made["left_out"])) for name in names]

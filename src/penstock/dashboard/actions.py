@@ -33,8 +33,8 @@ from penstock.config import UserError
 from penstock.dashboard.children import environment_of_children
 from penstock.dashboard.described import Action
 from penstock.dashboard.plain import Refusal
-from penstock.store.history import append_event
 from penstock.store.runs import Run
+from penstock.store.story.history import append_event
 
 #: Seconds that a run has to answer, and a command to end.
 WAIT_S, END_S, FORK_S = 60.0, 120.0, 400.0

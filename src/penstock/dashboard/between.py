@@ -2,7 +2,7 @@
 
     between(run, "3f2a…", "9c01…")       ids, or their first digits from 4 on
 
-All comes from the two manifests (`store/diff.py`), so neither the state nor torch is read. How far tensors are apart only the state tells:
+All comes from the two manifests (`store/story/diff.py`), so neither the state nor torch is read. How far tensors are apart only the state tells:
 `penstock runs diff … --weights`. Cost: reading two manifests, some 10 ms a megabyte; larger ones than `MOST_BYTES` are for the terminal.
 """
 
@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 from penstock.dashboard.plain import Refusal
-from penstock.store.diff import compare
-from penstock.store.folder import LocalFolder
-from penstock.store.manifest import Manifest, list_snapshots, read_manifest
+from penstock.store.places.folder import LocalFolder
 from penstock.store.runs import Run
+from penstock.store.snapshots.manifest import Manifest, list_snapshots, read_manifest
+from penstock.store.story.diff import compare
 
 #: Largest manifest that is read for a page, changed values of a part, and names of tensors of a kind, at most.
 MOST_BYTES, MOST_VALUES, MOST_NAMES = 64 << 20, 500, 200

@@ -1,7 +1,7 @@
 """A run's last events, as they come, and where its ranks are laid out, which events tell.
 
 Cost: a look at the file's size, and 20 µs a new line. When not to use it: to see whether the history was changed behind our back
-(`store/history.py` checks its seals, and so does the page of the history).
+(`store/story/history.py` checks its seals, and so does the page of the history).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from penstock.monitor.alerts import Book
 from penstock.monitor.alerts.lines import Following
 from penstock.monitor.store import MetricStore
 from penstock.store.runs import Run
-from penstock.store.timeline import run_timeline
+from penstock.store.story.timeline import run_timeline
 
 #: Samples, evaluations, and events of a history, that are shown; of more the newest.
 MOST_SAMPLES, MOST_EVALS, MOST_EVENTS = 50, 2000, 5000

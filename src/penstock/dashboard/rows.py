@@ -20,7 +20,7 @@ from penstock.config import UserError
 from penstock.monitor.alerts import BOOK, read_alerts
 from penstock.monitor.series.rows import parts_of, rank_folders
 from penstock.monitor.series.tail import first_about
-from penstock.store.locks import HOLDER, current_writer
+from penstock.store.places.locks import HOLDER, current_writer
 from penstock.store.runs import Run, run_state
 
 #: Files whose change makes a row old.

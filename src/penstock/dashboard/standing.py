@@ -23,8 +23,8 @@ from penstock.monitor.alerts import Book
 from penstock.monitor.alerts.lines import Following
 from penstock.monitor.cost import HOURS
 from penstock.monitor.overview import BEHIND, BESIDE, RECENT, Line, Overview, is_watched, overview
-from penstock.store.index import indexed
 from penstock.store.runs import Run, run_state
+from penstock.store.snapshots.index import indexed
 
 #: Seconds after which all is looked at anew, and between two looks at the state of the run and its monitor.
 WHOLE_S, STATE_S = 60.0, 1.0

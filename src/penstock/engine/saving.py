@@ -1,7 +1,7 @@
 """The run's snapshots as the loop sees them: what goes into one, when to wait for it, and what is told of how it went.
 
-A snapshot that is due is begun and left to the store's background thread (`store/saver.py`); what became of it is told at a later step. One that
-could not be written is a warning, and the run goes on to the next. The last one of a run is waited for, and its failure ends the run.
+A snapshot that is due is begun and left to the store's background thread (`store/snapshots/saver.py`); what became of it is told at a later step. One
+that could not be written is a warning, and the run goes on to the next. The last one of a run is waited for, and its failure ends the run.
 
 Its `about` says what made the state: settings, code and machine, the data with seed and step (the samples are a pure function of those), the layout,
 and what was measured at that step. The lead keeps the run's history beside it.

@@ -4,7 +4,7 @@
     carry_state    plans (`parallel/transition.py`), moves if nothing is missing, and deals with rows of nodes as snapshots do
 
 Rows of nodes: what the exchange between nodes withholds, and weights, moments and averages of nodes that train apart, are stacked by node. On another
-number of nodes each gets its part of the rows' sum, or their mean, or zeros (`state.when_nodes_change`, `store/node_rows.py`); so the whole
+number of nodes each gets its part of the rows' sum, or their mean, or zeros (`state.when_nodes_change`, `store/cells/node_rows.py`); so the whole
 stack of a box first goes to whoever holds a row of it. All else arrives bit for bit.
 
 Cost: what a rank lacks of its new state, once over the network, and both states in memory; for rows of nodes as many times that box as there were
@@ -25,7 +25,7 @@ from penstock.comm import World
 from penstock.engine.exchange import placements_of, room_for_locals, settle
 from penstock.engine.state import when_nodes_change
 from penstock.parallel import Copy, Layout, Missing, Placement, Split, carry, find_missing, placed, plan_transition
-from penstock.store.node_rows import fill_rows, has_other_rows, rows_placement
+from penstock.store.cells.node_rows import fill_rows, has_other_rows, rows_placement
 
 if TYPE_CHECKING:
     from penstock.engine.build import Core

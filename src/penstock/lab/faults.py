@@ -16,7 +16,8 @@ from torch import Tensor
 from penstock.comm import Axis, World, differentiable
 from penstock.engine import Core
 from penstock.optim import Optimizer
-from penstock.parallel import Layout, Placement, context, expert, shard
+from penstock.parallel import Layout, Placement, context, shard
+from penstock.parallel.experts import expert
 from penstock.parallel.pipeline.stage import DecoderStage
 
 Fault = Callable[[World], Any]

@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from penstock.comm import Route, World
 from penstock.config import ModelSection
 from penstock.models import Decoder, allocate, initial_value
-from penstock.parallel.balance import Slots
 from penstock.parallel.context import split_context
-from penstock.parallel.expert import spread_experts
-from penstock.parallel.grid import apply_grid
+from penstock.parallel.experts.balance import Slots
+from penstock.parallel.experts.expert import spread_experts
 from penstock.parallel.layout import Layout
 from penstock.parallel.mesh import Mesh
 from penstock.parallel.pipeline.stages import Stages, keep_stages
 from penstock.parallel.placement import Placement
 from penstock.parallel.plan import plan_weights
 from penstock.parallel.shard import Formats, Sharder, shard_weights
-from penstock.parallel.tesseract import apply_tesseract
+from penstock.parallel.tensor.grid import apply_grid
+from penstock.parallel.tensor.tesseract import apply_tesseract
 from penstock.parallel.weights import Weights, own_part
 
 

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from penstock.config import ConfigError, ModelSection
-from penstock.parallel.balance import Slots
+from penstock.parallel.experts.balance import Slots
 from penstock.parallel.layout import Layout
 from penstock.parallel.pipeline.stages import Stages
 from penstock.parallel.placement import Placement, Split

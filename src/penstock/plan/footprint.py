@@ -5,8 +5,8 @@
     moments              AdamW two and Muon one such number a weight, an average of the weights one more
     gathered             FSDP's whole weights: of two blocks (the next is fetched early) and of embedding, norm and head in ZeRO-3, of all else
     exchange             buckets of the replicas' gradients; a block's whole gradients and their copy in the weights' format while FSDP sums them
-    activations, casts   kept from forward to backward by all layers (`parallel/activations.py`), in a pipeline of all micro-batches that are under
-                         way on the rank at a time; FSDP's gathered blocks need no casts
+    activations, casts   kept from forward to backward by all layers (`parallel/cost/activations.py`), in a pipeline of all micro-batches that are
+                         under way on the rank at a time; FSDP's gathered blocks need no casts
     logits               a chunk of the loss
 
 `total` is their sum, an upper estimate: not all are at their most at once. The allocator's waste, workspaces of kernels, and the framework itself
@@ -22,10 +22,10 @@ import torch
 
 from penstock.config import OptimSection
 from penstock.optim.optimizer import is_block_matrix
-from penstock.parallel.activations import kept_activations, kept_casts, loss_chunk
-from penstock.parallel.estimate import gradient_traffic, grid_shape, placements, shard_groups
+from penstock.parallel.cost.activations import kept_activations, kept_casts, loss_chunk
+from penstock.parallel.cost.estimate import gradient_traffic, grid_shape, placements, shard_groups
+from penstock.parallel.cost.traffic import Workload
 from penstock.parallel.placement import Placement
-from penstock.parallel.traffic import Workload
 
 
 @dataclass(frozen=True)

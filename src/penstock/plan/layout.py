@@ -2,8 +2,8 @@
 
 Ranks are numbered node by node, `ranks_per_node` of them on each. An axis whose groups all lie inside a node talks over the node's own links; of one
 that crosses, the share of its ring's hops (of an all-to-all: of its pairs) that leave a node is counted as sent between nodes, on average over the
-ranks, rings being in order of rank. Figures come from `parallel/estimate.py` and `footprint.py`, for a rank whose parts are never the short ones: the
-first of all, or of a pipeline's ranks the one that holds most and the one that sends most.
+ranks, rings being in order of rank. Figures come from `parallel/cost/estimate.py` and `footprint.py`, for a rank whose parts are never the short
+ones: the first of all, or of a pipeline's ranks the one that holds most and the one that sends most.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from penstock.config import Config, ConfigError, OptimSection
 from penstock.models import count_parameters
 from penstock.parallel import Layout, build_layout, check_layout, said_nodes
-from penstock.parallel.estimate import muon_traffic, placements, step_traffic
+from penstock.parallel.cost.estimate import muon_traffic, placements, step_traffic
+from penstock.parallel.cost.traffic import Collective, Workload
 from penstock.parallel.layout import TENSOR
 from penstock.parallel.pipeline.plan import PipelinePlan
-from penstock.parallel.topology import Choice, tensor_grids
-from penstock.parallel.traffic import Collective, Workload
+from penstock.parallel.tensor.topology import Choice, tensor_grids
 from penstock.plan.footprint import Footprint, footprint, uses_muon
 from penstock.plan.pipeline import FORMATS, first_size, make_plan, micro_batches
 

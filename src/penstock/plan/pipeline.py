@@ -13,11 +13,11 @@ from dataclasses import replace
 from penstock.comm import World
 from penstock.config import Config, ConfigError
 from penstock.parallel import Layout
+from penstock.parallel.cost.traffic import Workload
 from penstock.parallel.layout import micro_batch, micro_sizes
 from penstock.parallel.pipeline.layer_costs import LayerCosts, estimated_costs
 from penstock.parallel.pipeline.plan import PipelinePlan, check_pipeline, plan_pipeline
 from penstock.parallel.pipeline.stages import Stages
-from penstock.parallel.traffic import Workload
 
 FORMATS = {"float32": (4, 4), "bfloat16": (2, 4), "float64": (8, 8)}  # bytes of an activation, of a weight
 

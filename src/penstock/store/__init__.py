@@ -6,32 +6,32 @@ What reads or writes tensors is imported when it is first asked for, so that who
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from penstock.store.chunks import ChunkEntry, Damaged, chunk_digest
-from penstock.store.folder import Folder, LocalFolder, open_folder
-from penstock.store.history import Event, History, append_event, history_head, read_history
-from penstock.store.index import Indexed, Row, indexed, row_of
-from penstock.store.locks import current_writer, in_use, writer_lock
-from penstock.store.manifest import Manifest, Snapshot, TensorEntry, list_snapshots, read_manifest, write_manifest
-from penstock.store.naming import find_snapshot, newest_snapshot
-from penstock.store.packs import PackWriter, new_pack_name, read_chunk, read_pack
-from penstock.store.retention import Collected, Policy, collect, pin, policy_of, read_pins
+from penstock.store.cells.chunks import ChunkEntry, Damaged, chunk_digest
+from penstock.store.cells.packs import PackWriter, new_pack_name, read_chunk, read_pack
+from penstock.store.places.folder import Folder, LocalFolder, open_folder
+from penstock.store.places.locks import current_writer, in_use, writer_lock
 from penstock.store.runs import Run, check_format, create_run, find_run, list_runs, new_run_folder, run_state, save_config
-from penstock.store.timeline import Entry, Timeline, Told, run_timeline, tell_snapshot
+from penstock.store.snapshots.index import Indexed, Row, indexed, row_of
+from penstock.store.snapshots.manifest import Manifest, Snapshot, TensorEntry, list_snapshots, read_manifest, write_manifest
+from penstock.store.snapshots.naming import find_snapshot, newest_snapshot
+from penstock.store.snapshots.retention import Collected, Policy, collect, pin, policy_of, read_pins
+from penstock.store.story.history import Event, History, append_event, history_head, read_history
+from penstock.store.story.timeline import Entry, Timeline, Told, run_timeline, tell_snapshot
 
 if TYPE_CHECKING:
-    from penstock.store.cell_writer import Increments
-    from penstock.store.loading import agreed_manifest, load_partial, load_snapshot, read_numbers
-    from penstock.store.saver import Outcome, Saver, published, save_snapshot
-    from penstock.store.sending import Sent, transfer
-    from penstock.store.verify import Damage, Verified, verify_run
+    from penstock.store.cells.cell_writer import Increments
+    from penstock.store.places.sending import Sent, transfer
+    from penstock.store.snapshots.loading import agreed_manifest, load_partial, load_snapshot, read_numbers
+    from penstock.store.snapshots.saver import Outcome, Saver, published, save_snapshot
+    from penstock.store.story.verify import Damage, Verified, verify_run
 
 #: Names that need torch, by the module that has them.
 _LATER = {
-    "cell_writer": ("Increments",),
-    "loading": ("agreed_manifest", "load_partial", "load_snapshot", "read_numbers"),
-    "saver": ("Outcome", "Saver", "published", "save_snapshot"),
-    "sending": ("Sent", "transfer"),
-    "verify": ("Damage", "Verified", "verify_run"),
+    "cells.cell_writer": ("Increments",),
+    "snapshots.loading": ("agreed_manifest", "load_partial", "load_snapshot", "read_numbers"),
+    "snapshots.saver": ("Outcome", "Saver", "published", "save_snapshot"),
+    "places.sending": ("Sent", "transfer"),
+    "story.verify": ("Damage", "Verified", "verify_run"),
 }
 
 __all__ = [

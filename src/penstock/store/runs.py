@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from penstock.config import Config, UserError, disk_errors, load_config, nearest, to_toml
-from penstock.store.folder import Folder, LocalFolder
-from penstock.store.history import last_event
-from penstock.store.locks import current_writer
-from penstock.store.manifest import list_snapshots
+from penstock.store.places.folder import Folder, LocalFolder
+from penstock.store.places.locks import current_writer
+from penstock.store.snapshots.manifest import list_snapshots
+from penstock.store.story.history import last_event
 
 
 @dataclass(frozen=True)

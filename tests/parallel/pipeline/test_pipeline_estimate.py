@@ -13,9 +13,9 @@ from penstock.engine.step import accumulate
 from penstock.lab.equivalence import RandomPlan
 from penstock.models import resolve_model
 from penstock.parallel import Layout, build_layout, check_layout
-from penstock.parallel.activations import kept_activations, kept_casts, layer_activations
-from penstock.parallel.estimate import placements, step_traffic
-from penstock.parallel.traffic import bytes_sent
+from penstock.parallel.cost.activations import kept_activations, kept_casts, layer_activations
+from penstock.parallel.cost.estimate import placements, step_traffic
+from penstock.parallel.cost.traffic import bytes_sent
 from penstock.plan.footprint import footprint
 from penstock.plan.layout import describe_layout, layout_text, workloads
 

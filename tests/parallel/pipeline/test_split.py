@@ -9,12 +9,12 @@ import pytest
 from penstock.config import ConfigError, ModelSection, load_config
 from penstock.models import flops_per_token, resolve_model
 from penstock.parallel import Layout
+from penstock.parallel.cost.traffic import Workload
 from penstock.parallel.pipeline.layer_costs import Cost, LayerCosts, estimated_costs, seen_tokens
 from penstock.parallel.pipeline.schedule import Costs, wire
 from penstock.parallel.pipeline.split import MemoryLimit, split_layers
 from penstock.parallel.pipeline.stage_times import measured_layer_costs, part_cost, stage_costs
 from penstock.parallel.pipeline.stages import Part
-from penstock.parallel.traffic import Workload
 
 RNG = np.random.default_rng()
 

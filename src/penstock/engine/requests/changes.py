@@ -27,7 +27,7 @@ from penstock.models import count_parameters, resolve_model
 from penstock.parallel import build_layout
 from penstock.plan.footprint import Footprint
 from penstock.plan.layout import heaviest, workloads
-from penstock.store.diff_text import shown
+from penstock.store.story.diff_text import shown
 
 Place = Literal["now", "optimizer", "build", "grow", "fixed"]
 

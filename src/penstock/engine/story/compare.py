@@ -1,4 +1,4 @@
-"""Two snapshots beside each other: what differs (`store/diff.py`), what they have in common, which samples each has seen, and if asked for, the
+"""Two snapshots beside each other: what differs (`store/story/diff.py`), what they have in common, which samples each has seen, and if asked for, the
 code's difference and how far each tensor is apart.
 """
 
@@ -11,12 +11,12 @@ from typing import Any
 from penstock.plan import Checkout, describe_code
 from penstock.plan.code_between import code_between
 from penstock.store import Manifest, Snapshot
-from penstock.store.code import read_diff
-from penstock.store.contents import Contents
-from penstock.store.diff import CodeChange, SnapshotDiff, compare
-from penstock.store.diff_text import diff_lines, weight_lines
-from penstock.store.difference import Difference, difference
-from penstock.store.lineage import Link, common_ancestor, lineage
+from penstock.store.cells.contents import Contents
+from penstock.store.snapshots.lineage import Link, common_ancestor, lineage
+from penstock.store.story.code import read_diff
+from penstock.store.story.diff import CodeChange, SnapshotDiff, compare
+from penstock.store.story.diff_text import diff_lines, weight_lines
+from penstock.store.story.difference import Difference, difference
 
 #: Settings and facts that decide which samples a step takes.
 DATA_KEYS = ("data.digest", "run.seed", "batch.global", "model.context")

@@ -17,7 +17,7 @@ from penstock.config import Config
 from penstock.engine.state import parameter_of, when_nodes_change
 from penstock.engine.use import plain_state
 from penstock.models import Decoder, drawn_parameter
-from penstock.store.node_rows import has_other_rows
+from penstock.store.cells.node_rows import has_other_rows
 
 #: Parameters with a row for each token.
 VOCABULARY = ("embedding.weight", "head.weight")

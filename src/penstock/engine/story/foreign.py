@@ -32,12 +32,12 @@ from penstock.engine.story.fork import said
 from penstock.engine.story.origin import record_origin
 from penstock.engine.story.settle import Settled, settle
 from penstock.store import LocalFolder, Run, Snapshot, append_event, create_run, history_head, in_use, new_run_folder
-from penstock.store.code import diffs_of, keep_diff
-from penstock.store.contents import Contents
+from penstock.store.cells.contents import Contents
 from penstock.store.formats import WRITERS, Foreign, open_foreign
-from penstock.store.manifest import ID
-from penstock.store.take_over import adopt, written_manifest
-from penstock.store.whole import whole_folder
+from penstock.store.places.take_over import adopt, written_manifest
+from penstock.store.places.whole import whole_folder
+from penstock.store.snapshots.manifest import ID
+from penstock.store.story.code import diffs_of, keep_diff
 
 NOTE = "penstock.json"
 

@@ -31,12 +31,12 @@ from penstock.engine.story.fit import Fit, first_values, fit_of
 from penstock.engine.story.origin import origin_of, record_origin
 from penstock.engine.story.settle import Settled, settle
 from penstock.store import LocalFolder, Manifest, Run, Snapshot, append_event, create_run, history_head, in_use, new_run_folder
-from penstock.store.code import diffs_of
-from penstock.store.contents import Contents
-from penstock.store.diff_text import named, shown
-from penstock.store.publish import closure
-from penstock.store.take_over import adopt, begin_from, link_or_copy, link_packs, remade
-from penstock.store.whole import whole_folder
+from penstock.store.cells.contents import Contents
+from penstock.store.places.take_over import adopt, begin_from, link_or_copy, link_packs, remade
+from penstock.store.places.whole import whole_folder
+from penstock.store.snapshots.publish import closure
+from penstock.store.story.code import diffs_of
+from penstock.store.story.diff_text import named, shown
 
 
 @dataclass(frozen=True)

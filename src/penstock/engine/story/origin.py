@@ -9,7 +9,7 @@ from typing import Any
 
 from penstock.plan import describe_code, describe_environment
 from penstock.store import Run
-from penstock.store.code import keep_diff
+from penstock.store.story.code import keep_diff
 
 
 def record_origin(run: Run) -> None:

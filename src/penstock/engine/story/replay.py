@@ -32,13 +32,13 @@ from penstock.engine.starting.worker import run_rank
 from penstock.engine.story.legs import Leg, legs
 from penstock.engine.story.origin import record_origin
 from penstock.store import LocalFolder, Run, Snapshot, create_run, in_use, list_snapshots, read_history, save_config
-from penstock.store.contents import Contents
-from penstock.store.diff import SnapshotDiff, compare
-from penstock.store.diff_text import shown
-from penstock.store.difference import Difference, difference
-from penstock.store.lineage import lineage
-from penstock.store.manifest import write_manifest
-from penstock.store.take_over import link_packs
+from penstock.store.cells.contents import Contents
+from penstock.store.places.take_over import link_packs
+from penstock.store.snapshots.lineage import lineage
+from penstock.store.snapshots.manifest import write_manifest
+from penstock.store.story.diff import SnapshotDiff, compare
+from penstock.store.story.diff_text import shown
+from penstock.store.story.difference import Difference, difference
 
 #: Settings under which a run follows measured times, by their values for which it does.
 MEASURED = {"balance.data": ("measured",), "batch.micro": ("auto",), "exchange.kind": ("auto",), "exchange.topology": ("measured",)}

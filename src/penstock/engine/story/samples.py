@@ -15,7 +15,7 @@ from penstock.data import Origins, SampleOrigin, prepare
 from penstock.engine.build import batch_plan
 from penstock.engine.state import Progress
 from penstock.store import Snapshot, in_use, read_manifest
-from penstock.store.lineage import Link, lineage
+from penstock.store.snapshots.lineage import Link, lineage
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 With `layout.expert_spare` every expert rank has so many slots more than its even share, which hold further replicas of the busiest experts. Every
 `layout.expert_every` steps the tokens that each expert of each layer got since the last time decide the placement of the next
-(`parallel/balance.py`), and weights, moments and averages travel to their new slots (`parallel/slots.py`), bit for bit. All ranks see the same
-loads, so all find the same placement. The placement is part of a run's state: a resumed run goes on with it.
+(`parallel/experts/balance.py`), and weights, moments and averages travel to their new slots (`parallel/experts/slots.py`), bit for bit. All ranks see
+the same loads, so all find the same placement. The placement is part of a run's state: a resumed run goes on with it.
 
 Cost: an all-reduce of the replicated experts' gradients each step; at a move the new slots' bytes. When not to use it: with routers that
 balance well by themselves the gain is smaller than the exchange of the replicas' gradients.

@@ -19,7 +19,7 @@ from penstock.lab.chaos.kinds import KINDS, STEP
 from penstock.lab.chaos.plan import Fault
 from penstock.lab.chaos.runs import Ended
 from penstock.store import Event, read_history
-from penstock.store.naming import newest_snapshot
+from penstock.store.snapshots.naming import newest_snapshot
 
 #: Largest relative difference of weights in float32 where sums are in another order.
 CLOSE = 1e-5

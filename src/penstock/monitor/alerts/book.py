@@ -5,7 +5,7 @@
 
 What stands in it is the last line of each alert, with an acknowledgement kept until it is resolved. The monitor and commands write it at the same
 time. A killed process or a full disk loses at most the line that it was writing. Cost: one flush a change. When not to use it: as history of the
-run, which is sealed (`store/history.py`) and says what was done because of an alert.
+run, which is sealed (`store/story/history.py`) and says what was done because of an alert.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a run's history tells of deaths, failures and recoveries, as findings; and what a recovery puts an end to.
 
 The history is written by whoever watches over the ranks, in the moment in which a death is noticed, so an alert follows within a look at the file.
-Cost: a look at the file's size ten times a second. When not to use it: to read the history with its seals (`store/history.py`).
+Cost: a look at the file's size ten times a second. When not to use it: to read the history with its seals (`store/story/history.py`).
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 from penstock.config import ModelSection
 from penstock.models.decoder import has_experts
-from penstock.parallel.activations import ends_activations, layer_activations, layer_casts, loss_chunk
-from penstock.parallel.estimate import placements
-from penstock.parallel.traffic import Workload
+from penstock.parallel.cost.activations import ends_activations, layer_activations, layer_casts, loss_chunk
+from penstock.parallel.cost.estimate import placements
+from penstock.parallel.cost.traffic import Workload
 
 
 class Cost(NamedTuple):

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from penstock.config import UserError
-from penstock.store.chunks import ITEM_BYTES
+from penstock.store.cells.chunks import ITEM_BYTES
 
 METADATA = ".metadata"
 MAX_BYTES = 1 << 30

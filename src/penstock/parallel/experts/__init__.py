@@ -1,0 +1,1 @@
+"""Expert parallelism: where experts live, how tokens travel to them, and what moves when they do."""
