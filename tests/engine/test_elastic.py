@@ -16,7 +16,7 @@ from penstock.comm import World
 from penstock.config import UserError, with_values
 from penstock.engine import outline
 from penstock.engine.record.monitoring import act
-from penstock.engine.survive import exclude_rank
+from penstock.engine.survive import exclude_rank, parting
 from penstock.engine.survive.fewer import config_for
 from penstock.engine.survive.parting import _check_memory
 from penstock.monitor import MetricStore
@@ -200,6 +200,7 @@ def test_another_number_of_ranks_changes_replicas_and_else_shards(tmp_path):
 def test_ranks_for_which_there_is_no_memory_are_refused(tmp_path, monkeypatch):
     config = outline(small_config(tmp_path))
     parts = SimpleNamespace(config=config, world=World(), tensors=dict)
+    monkeypatch.setattr(parting, "memory_bytes", lambda device: 500 << 20)
     _check_memory(parts, 4)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=200 << 20))
     with pytest.raises(UserError, match=r"there is no memory for 4 ranks: each needs about .* choose another number"):

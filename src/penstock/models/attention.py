@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 
 from penstock.config import ModelSection
 from penstock.models.cache import LayerCache
-from penstock.models.flex import flex_attend
 from penstock.models.layers import Linear, RMSNorm
 from penstock.models.mask import Mask
 from penstock.models.rope import rotate
@@ -25,9 +23,11 @@ class AttentionCore(nn.Module):
     def forward(self, q_bhtk: Tensor, k_bgsk: Tensor, v_bgsk: Tensor, mask: Mask) -> Tensor:
         """Attend under `mask`, or causally without one; (b, h, t, k)."""
         grouped = q_bhtk.shape[1] != k_bgsk.shape[1]
-        if isinstance(mask, BlockMask):
-            return flex_attend(q_bhtk, k_bgsk, v_bgsk, mask, grouped)
-        return F.scaled_dot_product_attention(q_bhtk, k_bgsk, v_bgsk, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+        if mask is None or isinstance(mask, Tensor):
+            return F.scaled_dot_product_attention(q_bhtk, k_bgsk, v_bgsk, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+        from penstock.models.flex import flex_attend  # imported by whoever made the mask
+
+        return flex_attend(q_bhtk, k_bgsk, v_bgsk, mask, grouped)
 
 
 class Attention(nn.Module):

@@ -1,4 +1,4 @@
-"""FlexAttention (He et al., PyTorch blog 2024), compiled when it is first used: importing the compiler takes longer than all else a command imports.
+"""FlexAttention (He et al., PyTorch blog 2024), compiled when it is first used: importing it takes longer than all else a command imports.
 
 Without the compiler it would hold the t x t matrix. Inside a compiled block both functions are taken as they are, into the block's own graph.
 """

@@ -8,16 +8,16 @@ short contexts that a CPU trains.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 
-from penstock.models.flex import block_mask
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 #: None is plain causal; a tensor is dense, true where a query may look.
-Mask: TypeAlias = Tensor | BlockMask | None
+Mask: TypeAlias = "Tensor | BlockMask | None"
 
 
 def training_mask(batch_tokens: tuple[int, int], window: int, documents_bt: Tensor | None, device: torch.device) -> Mask:
@@ -50,6 +50,7 @@ def dense_mask_at(query_t: Tensor, key_s: Tensor, window: int, query_documents_b
 
 def block_mask_at(query_t: Tensor, key_s: Tensor, window: int, query_documents_bt: Tensor | None, key_documents_bs: Tensor | None) -> BlockMask:
     """`dense_mask_at` for CUDA: FlexAttention's block mask."""
+    from penstock.models.flex import block_mask  # for those alone who need it: it takes longer to import than all else here
 
     def seen(b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         distance = query_t[query] - key_s[key]
@@ -65,6 +66,8 @@ def block_mask_at(query_t: Tensor, key_s: Tensor, window: int, query_documents_b
 
 
 def _block_mask(batch_tokens: tuple[int, int], window: int, documents_bt: Tensor | None, device: torch.device) -> BlockMask:
+    from penstock.models.flex import block_mask
+
     def seen(b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         allowed = query >= key
         if window:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 
 from penstock.models.layers import wide
 from penstock.models.mask import Mask
@@ -46,7 +45,7 @@ def _seen(mask: Mask, at_n: Tensor, keys: int) -> Tensor:
     if isinstance(mask, Tensor):
         return mask[0, 0, at_n]
     key_s = torch.arange(keys, device=at_n.device)
-    if isinstance(mask, BlockMask):
-        zero = at_n.new_zeros(())
-        return mask.mask_mod(zero, zero, at_n[:, None], key_s[None, :])
-    return key_s[None, :] <= at_n[:, None]
+    if mask is None:
+        return key_s[None, :] <= at_n[:, None]
+    zero = at_n.new_zeros(())
+    return mask.mask_mod(zero, zero, at_n[:, None], key_s[None, :])
