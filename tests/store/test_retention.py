@@ -18,12 +18,12 @@ from penstock.store import (
     in_use,
     indexed,
     list_snapshots,
-    locks,
     pin,
     read_history,
     verify_run,
     writer_lock,
 )
+from penstock.store.places import locks
 from penstock.store.places.locks import all_in_use, current_writer
 from penstock.store.snapshots.retention import chosen
 

@@ -12,7 +12,6 @@ from penstock.comm import World
 from penstock.config import UserError, load_config
 from penstock.store import (
     Damaged,
-    attempt,
     check_format,
     create_run,
     find_run,
@@ -24,6 +23,7 @@ from penstock.store import (
     read_numbers,
     save_snapshot,
 )  # fmt: skip
+from penstock.store.snapshots import attempt
 
 
 def some_state(seed=0):
