@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from ranks import run_ranks
+from torch.torch_version import TorchVersion
 
 from lab.models_to_verify import small_question
 from penstock.comm import World
@@ -18,8 +19,11 @@ from penstock.lab.equivalence import RandomPlan
 from penstock.models import build_decoder
 from penstock.models.later import KEEP_BUFFERS, finish, later
 
+#: Before 2.13 torch compiles no attention in float64 on a CPU (its backward pass finds a float32 where it wants float64).
+OLD = TorchVersion(torch.__version__) < (2, 13)
+FORMAT, TOLERANCE = ("float32", 2e-4) if OLD else ("float64", 1e-9)
 STEPS = 4
-SETTINGS = {"model__layers": 3, "layout__pipeline": 2, "batch__micro": 3, "pipeline__chunks": 1, "train__loss_chunk": 24}
+SETTINGS = {"model__layers": 3, "layout__pipeline": 2, "batch__micro": 3, "precision__compute": FORMAT, "pipeline__chunks": 1, "train__loss_chunk": 24}
 
 
 def learn(world, configs):
@@ -60,7 +64,7 @@ def test_compiled_stages_learn_what_eager_ones_do_before_and_after_layers_move(s
     configs = [small_question("model__moe__experts" in changes, pipeline__schedule=schedule, compile__enabled=switch, **settings) for switch in ("off", "on")]
     for (reference, layers, compiled, _), (figures, _, all_compiled, said) in run_ranks(learn, ranks, configs):
         assert layers in (1, 2) and not compiled and all_compiled and not said
-        assert figures == pytest.approx(reference, rel=1e-9)
+        assert figures == pytest.approx(reference, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize(("axis", "settled"), [("pipeline", "on"), ("shard", "on"), ("tensor", "off")])
@@ -128,6 +132,7 @@ def test_the_check_finds_memory_overwritten_that_was_left_for_later(monkeypatch,
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(OLD, reason="torch before 2.13 compiles no attention in float64 on a CPU")
 @pytest.mark.parametrize(("options", "wrong"), [(KEEP_BUFFERS, False), (None, True)], ids=["kept", "reused"])
 def test_what_a_compiled_backward_pass_leaves_stays_as_it_was_only_if_buffers_are_kept(options, wrong):
     model = small_question(False).model
@@ -144,5 +149,3 @@ def test_what_a_compiled_backward_pass_leaves_stays_as_it_was_only_if_buffers_ar
         assert results.keys() == reference.keys()
         worst = max(((results[name] - value).norm() / value.norm()).item() for name, value in reference.items())
         assert (worst > 1e-3) is wrong and (wrong or worst < 1e-12), worst
-
-
