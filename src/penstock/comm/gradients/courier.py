@@ -18,6 +18,7 @@ from queue import SimpleQueue
 
 import torch
 
+from penstock.comm.beside import compute_alone
 from penstock.comm.meter import ByteMeter
 
 
@@ -56,6 +57,7 @@ class Courier:
         on_cuda = self._device.type == "cuda"
         stream = torch.cuda.Stream(self._device) if on_cuda else None
         self._meter.run_aside()
+        compute_alone()
         while True:
             parcel = self._parcels.get()
             try:

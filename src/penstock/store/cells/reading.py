@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from penstock.comm import compute_alone
 from penstock.parallel import Box, Layout, Placement, inside
 from penstock.parallel.weights import box_views
 from penstock.store.cells.cell_writer import digest_of
@@ -61,7 +62,7 @@ def local_boxes(tensors: Mapping[str, Tensor], placements: Mapping[str, Placemen
 def read_boxes(folder: Folder, manifest: Manifest, wanted: Mapping[str, Local]) -> None:
     """Fill the views of `wanted`, whose names and shapes are the snapshot's; raises `Damaged`."""
     cells = [cell for name in sorted(wanted) for cell in _touched(manifest.tensors[name], wanted[name])]
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with ThreadPoolExecutor(torch.get_num_threads(), initializer=compute_alone) as pool:
         try:
             for _ in pool.map(lambda cell: _fill(folder, manifest, cell), cells):
                 pass

@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.comm import World
+from penstock.comm import World, compute_alone
 from penstock.config import SharedError, UserError
 from penstock.parallel import Layout, Placement
 from penstock.store.cells.cell_writer import CellWriter, Increments, Lineage
@@ -189,6 +189,7 @@ class Saver:
     def _do_all(self) -> None:
         lower_priority()
         self._meter.run_aside()
+        compute_alone()
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # pinned memory belongs to a device's context
         while (given := self._work.get()) is not None:
