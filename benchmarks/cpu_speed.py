@@ -4,7 +4,7 @@ Same shape, batch, float32, AdamW and clipping on both sides; the whole optimize
 of the time that is matrix products, which both sides have alike, grows with the size: `char` (0.8 M parameters, 4 × 64 tokens: the
 learning target's), `tiny` (1.1 M, 16 × 128: the preset's) and `mid` (11 M, 8 × 256). For each, `ratio` is the plain loop's seconds over
 Penstock's (compiled, as `compile.enabled = "on"`), with quartiles, `eager_ratio` the same without compilation, `tokens_per_s`
-Penstock's speed, and `products` the share of Penstock's step that its matrix products would take at this machine's measured peak.
+Penstock's speed, metrics included, and `products` the share of Penstock's step that its matrix products would take at this machine's measured peak.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MID = [
 ]  # fmt: skip
 SHAPES = {
     "char": [*COMMON, "data.tokenizer=bytes", "model.layers=4", "model.dim=128", "model.heads=4", "model.ffn_dim=344", "model.context=64",
-             "batch.global=4", "batch.micro=4"],
+             "batch.global=4", "batch.micro=4", "metrics.probe_every=32"],
     "tiny": [*COMMON, "data.vocab=2048", "model.layers=4", "model.dim=128", "model.heads=4", "model.ffn_dim=352", "model.context=128",
              "batch.global=16", "batch.micro=16"],
     "mid": MID,
