@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint import load as load_torchs
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from benchmarks.rank import answer
@@ -149,7 +150,7 @@ def restore(copy: Copy, folder: Path) -> dict[str, float]:
     ways: dict[str, Callable[[], object]] = {
         "full": lambda: load_snapshot(snapshots[0], copy.rooms),
         "increments": lambda: load_snapshot(snapshots[-1], copy.rooms),
-        "torch": lambda: load(copy.rooms, checkpoint_id=str(saved), no_dist=True),  # type: ignore[call-arg]
+        "torch": lambda: load_torchs(copy.rooms, checkpoint_id=str(saved), no_dist=True),
     }
     speeds: dict[str, list[float]] = {name: [] for name in (*ways, "disk")}
     for _ in range(READS):
