@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint import load as load_torchs
+from torch.distributed.checkpoint.state_dict_loader import load as load_torchs
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from benchmarks.rank import answer
