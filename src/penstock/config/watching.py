@@ -15,7 +15,7 @@ class MetricsSection(Section):
     every: Positive = Field(1, description="Steps between rows in the metrics store.")
     rows: bool = Field(True, description="Record what every rank measures, a row a step.")
     probe_every: Count = Field(
-        4, description="Steps between those in which the costlier probes of the model look too; 0: none ever looks. 32, say, if a step has few tokens."
+        4, description="Steps between those in which the costlier probes of the model look too; 0: never. More if a step has few tokens."
     )
     trace_s: Annotated[float, Field(ge=0.0)] = Field(0.0, description="Seconds between writings of each rank's last spans; 0: only when asked for.")
     tensorboard: bool = Field(True, description="Write TensorBoard event files too.")
