@@ -1,20 +1,23 @@
-"""What the metrics cost a step of the `small` preset: three ways of taking the next step of one run take turns in one process.
+"""What the metrics cost a step: three ways of taking the next step of one run take turns in one process.
 
     off       nothing is recorded
     plain     a step between two that the costlier probes look at: losses, gradients, activations of every layer, time, traffic, memory, host, data
     probed    one that they look at: weights, updates, dead units, attention, logits too
 
 Times are the process's own (its metrics thread among them), so that neighbours on the machine do not count; a ratio is taken within each turn, and
-its median over the turns reported. `cost` is what a step costs more with the default `metrics.probe_every`, as a share (aim: 0.01 or less),
+its median over the turns reported. `cost` is what a step costs more with the case's `metrics.probe_every`, as a share (aim: 0.01 or less),
 `cost_probed` in a probed step, `cost_plain` in the others; `cost_low` and `cost_high` are quartiles. `metrics` counts those that a probed step
 records (aim: 300 or more for four layers), `thread_us` what recording a probed step's row takes of the training thread beyond reading its values
 (aim: 50 or less), `read_us` the reading. `same_bits` is 1 if the weights after some steps with metrics and without are the same bit for bit.
 
-Batches are of 8 sequences, a quarter of the preset's, for which everything but activations costs four times as much by comparison.
+PENSTOCK_COST_CASE is the case: `small` (the default; batches of 8 sequences, a quarter of the preset's, for which everything but activations costs
+four times as much by comparison), `tiny` (the preset), `char` or `char-compiled` (`cpu_speed`'s smallest shape, 256 tokens a step, without
+compilation and with it).
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -24,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cpu_speed import SHAPES
 from benchmarks.rigs import penstock_parts
 from benchmarks.timing import ratio, take_turns
 from penstock.config import Config, with_values
@@ -34,7 +38,13 @@ from penstock.engine.step import take_step
 from penstock.monitor.series.table import ABSENT_BITS
 from penstock.monitor.series.tail import RowTail
 
-SETS = ["batch.global=8", "batch.micro=8", "compile.enabled=off", "optim.warmup=5", "snapshot.every=0", "eval.every=0"]
+CASES = {
+    "small": ("small", ["batch.global=8", "batch.micro=8", "compile.enabled=off"]),
+    "tiny": ("tiny", ["compile.enabled=off"]),
+    "char": ("tiny", [*SHAPES["char"], "compile.enabled=off"]),
+    "char-compiled": ("tiny", [*SHAPES["char"], "compile.enabled=on"]),
+}
+SETS = ["optim.warmup=5", "snapshot.every=0", "eval.every=0"]
 TURNS = 30
 #: Steps after which the weights are compared.
 STEPS = 3
@@ -42,8 +52,9 @@ STEPS = 3
 
 def run() -> dict[str, float | str]:
     """Measure the three in turns."""
+    preset, sets = CASES[os.environ.get("PENSTOCK_COST_CASE", "small")]
     with tempfile.TemporaryDirectory() as name:
-        parts = penstock_parts("small", SETS, Path(name))
+        parts = penstock_parts(preset, [*sets, *SETS], Path(name))
         every = parts.config.metrics.probe_every
         ways: dict[str, dict[str, Any]]
         ways = {"off": {"metrics.rows": False}, "plain": {"metrics.probe_every": 1 << 40}, "probed": {"metrics.probe_every": 1}}
@@ -103,7 +114,8 @@ def _rows(parts: Parts) -> tuple[float, float]:
 
 def _digest(folder: str, way: str, values: dict[str, Any]) -> str:
     """The weights of a run of its own after some steps."""
-    sets = [*SETS, "model.layers=4", "batch.global=2", "batch.micro=1", *(f"{name}={str(value).lower()}" for name, value in values.items())]
+    small = [*SETS, "model.layers=4", "batch.global=2", "batch.micro=1", "compile.enabled=off"]
+    sets = [*small, *(f"{name}={str(value).lower()}" for name, value in values.items())]
     parts = penstock_parts("small", sets, Path(folder))
     for step in range(STEPS):
         take_step(parts, step)

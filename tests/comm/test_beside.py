@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -56,6 +57,21 @@ def beside(world, alone):
 def test_a_thread_that_computes_alone_has_no_team_and_changes_nothing_for_others():
     assert run_ranks(beside, 1, False) == [(2, 2, 2, 2)], "or there is nothing to prevent"
     assert run_ranks(beside, 1, True) == [(1, 1, 2, 2)]
+
+
+def at_once(world):
+    """With how many threads each of many that compute alone computes, and one that begins later."""
+    begin(2)
+    with ThreadPoolExecutor(8, initializer=compute_alone) as pool:
+        gate = threading.Barrier(8)
+        seen = list(pool.map(lambda _: gate.wait(60) is not None and torch.get_num_threads(), range(8)))
+    with ThreadPoolExecutor(1) as pool:
+        return {*seen}, pool.submit(torch.get_num_threads).result()
+
+
+def test_many_that_begin_at_once_all_compute_alone_and_a_later_one_does_not():
+    for _ in range(5):
+        assert run_ranks(at_once, 1) == [({1}, 2)]
 
 
 def workers(world, folder):

@@ -1,4 +1,9 @@
-"""Floor 6: the training loop, starting and resuming runs, and using their models."""
+"""Floor 6: the training loop, starting and resuming runs, and using their models.
+
+The files here are the loop and what a step is made of. Around them: `starting` (config settled, ranks started), `record` (what a run tells), `guard`
+(what keeps its state sound), `requests` (what it is asked from outside), `tune` (what it adjusts by measuring), `survive` (ranks that are lost),
+`probes` (what is measured of the model), `story` (what is made of snapshots and history).
+"""
 
 from penstock.engine.build import Core, build_core
 from penstock.engine.control import StopRequest

@@ -1,6 +1,7 @@
-"""FlexAttention (He et al., PyTorch blog 2024), compiled when it is first used: importing it takes longer than all else a command imports.
+"""FlexAttention (He et al., PyTorch blog 2024), compiled when it is first used: importing the compiler takes longer than all else a command imports.
 
-Without the compiler it would hold the t x t matrix. Inside a compiled block both functions are taken as they are, into the block's own graph.
+From torch 2.14 on FlexAttention itself imports sympy, so this file is imported only where a block mask is made. Without the compiler it would hold
+the t x t matrix. Inside a compiled block both functions are taken as they are, into the block's own graph.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def dense_mask_at(query_t: Tensor, key_s: Tensor, window: int, query_documents_b
 
 def block_mask_at(query_t: Tensor, key_s: Tensor, window: int, query_documents_bt: Tensor | None, key_documents_bs: Tensor | None) -> BlockMask:
     """`dense_mask_at` for CUDA: FlexAttention's block mask."""
-    from penstock.models.flex import block_mask  # for those alone who need it: it takes longer to import than all else here
+    from penstock.models.flex import block_mask  # only where one is made (`flex.py`)
 
     def seen(b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         distance = query_t[query] - key_s[key]

@@ -1,4 +1,7 @@
-"""Floor 3: which axes the ranks form, where every tensor's pieces lie, and the layers that compute on pieces."""
+"""Floor 3: which axes the ranks form, where every tensor's pieces lie, and the layers that compute on pieces.
+
+`tensor`, `experts` and `pipeline` have what only these axes need, `cost` what a layout will cost.
+"""
 
 from penstock.parallel.apply import Laid, laid_whole, lay_out, saved_buffers
 from penstock.parallel.check import check_layout

@@ -1,5 +1,6 @@
 """Floor 4: runs as folders, and the snapshots in them.
 
+`cells` are what tensors are stored as, `snapshots` how they come and go, `story` what happened to a run, `places` where it lies.
 What reads or writes tensors is imported when it is first asked for, so that whoever only looks at runs (listing, the dashboard) needs no torch.
 """
 
